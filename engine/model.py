@@ -1,0 +1,174 @@
+"""The vocabulary, pure: what a job is, the states it passes through, and how an attempt can end."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+MAX_CRASHES = 3
+"""Lapses a job survives since its last redrive; the third one fails it."""
+
+DEFAULT_PRIORITY = 2
+
+
+class JobState(StrEnum):
+    """Where a job stands, as the audit trail records it. JSON shows it in lower case as `status`."""
+
+    PENDING = "PENDING"
+    PROCESSING = "PROCESSING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+TRANSITIONS: Mapping[JobState | None, frozenset[JobState]] = {
+    None: frozenset({JobState.PENDING}),
+    JobState.PENDING: frozenset({JobState.PROCESSING, JobState.CANCELLED}),
+    JobState.PROCESSING: TERMINAL | {JobState.PENDING},
+    JobState.COMPLETED: frozenset(),
+    JobState.FAILED: frozenset({JobState.PENDING}),
+    JobState.CANCELLED: frozenset({JobState.PENDING}),
+}
+"""Every legal edge; None is "not yet there". FAILED | CANCELLED → PENDING is a redrive."""
+
+
+_last_tick = 0
+
+
+def uuid7() -> UUID:
+    """A time-ordered id (RFC 9562 §5.7, method 3: sub-millisecond bits in rand_a), increasing in a process."""
+    global _last_tick
+    tick = max(time.time_ns() * 4096 // 1_000_000, _last_tick + 1)
+    _last_tick = tick
+    milliseconds, fraction = tick >> 12, tick & 0xFFF
+    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job to be enqueued. `max_attempts` and `timeout_seconds` of None mean the preset's own.
+
+    `run_at` must be timezone-aware; None, or a time that has passed, means at once.
+    """
+
+    user_id: str
+    preset: str
+    content: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    priority: int = DEFAULT_PRIORITY
+    run_at: datetime | None = None
+    max_attempts: int | None = None
+    timeout_seconds: int | None = None
+    traceparent: str | None = None
+    id: UUID = field(default_factory=uuid7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a pipeline is given. `metadata` is the pipeline's metadata model where it declares one, else a dict."""
+
+    id: UUID
+    user_id: str
+    preset: str
+    content: str
+    metadata: Any
+    priority: int
+    created_at: datetime
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One execution of a job: `(job.id, number, worker_id)` is the fence of everything it writes.
+
+    `errors` and `crashes` are what the job has spent of its budget before this attempt.
+    `undecodable` says why the stored metadata cannot be read, where it cannot.
+    """
+
+    job: Job
+    number: int
+    worker_id: int
+    errors: int
+    crashes: int
+    max_attempts: int | None
+    timeout_seconds: int | None
+    position: int
+    due_at: datetime
+    started_at: datetime
+    undecodable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """What went wrong, as clients see it: never a traceback."""
+
+    type: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException | str) -> JobError:
+        if isinstance(error, str):
+            return cls("Error", error)
+        return cls(type(error).__name__, str(error) or type(error).__name__)
+
+
+Effects = Callable[[AsyncConnection[Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """Done. `effects(conn)` runs in the completing transaction: exactly once per completed job."""
+
+    output: Any = None
+    effects: Effects | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """An error: try again after `delay` seconds, or after the pipeline's back-off when None. Spends budget."""
+
+    delay: float | None
+    error: BaseException | str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An error that another attempt would not mend."""
+
+    error: BaseException | str
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """Not now: run again after `delay` seconds. Spends no budget."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The attempt stopped because its owner asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Given back unfinished, at shutdown or because it was never run. Spends no budget."""
+
+    reason: str
+
+
+Outcome = Completed | Retry | Failed | Snoozed | Cancelled | Released

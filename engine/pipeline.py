@@ -1,0 +1,131 @@
+"""What authors write against: a pipeline is a function of (job, run), declared with its preset's name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from engine.errors import ConfigurationError
+from engine.model import Job
+
+PRESET = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+
+
+class Run(Protocol):
+    """The attempt as its pipeline sees it. Every member may be used from the pipeline's thread or task."""
+
+    attempt: int
+    cancelled: threading.Event
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        """Show `fraction` (0..1, clamped) and a message to the job's owner. Never blocks, never raises."""
+
+
+Function = Callable[[Job, Run], Any]
+
+
+class Metadata(BaseModel):
+    """Base of metadata models: frozen, and a misspelt member is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """Code under the name that the API knows it by.
+
+    `timeout` and `backoff` (the base of the exponential back-off) are in seconds. A plain `function` runs in a
+    thread, an `async` one on the worker's event loop, which it must not block.
+    """
+
+    preset: str
+    function: Function
+    description: str = ""
+    metadata: type[BaseModel] | None = None
+    timeout: float = 300.0
+    max_attempts: int = 5
+    backoff: float = 1.0
+
+    def __post_init__(self) -> None:
+        faults = [
+            message
+            for message, wrong in (
+                (f"preset {self.preset!r} is not {PRESET.pattern}", not PRESET.fullmatch(self.preset)),
+                ("timeout must be 1..86400 seconds", not 1 <= self.timeout <= 86_400),
+                ("max_attempts must be 1..25", not 1 <= self.max_attempts <= 25),
+                ("backoff must be 0..600 seconds", not 0 <= self.backoff <= 600),
+            )
+            if wrong
+        ]
+        if faults:
+            raise ConfigurationError([f"pipeline {self.preset!r}: {fault}" for fault in faults])
+
+    @property
+    def is_async(self) -> bool:
+        return inspect.iscoroutinefunction(self.function)
+
+
+def pipeline(
+    preset: str,
+    *,
+    description: str = "",
+    metadata: type[BaseModel] | None = None,
+    timeout: float = 300.0,
+    max_attempts: int = 5,
+    backoff: float = 1.0,
+) -> Callable[[Function], Pipeline]:
+    """Declare the decorated function as the pipeline behind `preset`; see Pipeline for the units."""
+
+    def declare(function: Function) -> Pipeline:
+        return Pipeline(
+            preset=preset,
+            function=function,
+            description=description or inspect.getdoc(function) or "",
+            metadata=metadata,
+            timeout=timeout,
+            max_attempts=max_attempts,
+            backoff=backoff,
+        )
+
+    return declare
+
+
+class Registry(Mapping[str, Pipeline]):
+    """The pipelines of a process, by preset. Two of one name are refused."""
+
+    def __init__(self, pipelines: Sequence[Pipeline]) -> None:
+        self._pipelines: dict[str, Pipeline] = {}
+        for each in pipelines:
+            if each.preset in self._pipelines:
+                raise ConfigurationError([f"preset {each.preset!r} is declared twice"])
+            self._pipelines[each.preset] = each
+
+    def __getitem__(self, preset: str) -> Pipeline:
+        return self._pipelines[preset]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pipelines)
+
+    def __len__(self) -> int:
+        return len(self._pipelines)
+
+
+def load(modules: Sequence[str]) -> Registry:
+    """The built-in pipelines and those of `modules` (dotted paths), each of which lists its own in `pipelines`."""
+    found: list[Pipeline] = []
+    for path in ("engine.pipelines", *modules):
+        try:
+            listed = import_module(path).pipelines
+        except Exception as error:  # noqa: BLE001 - an author's module may raise anything at import
+            raise ConfigurationError([f"OUTRIDER_PIPELINES: {path}: {type(error).__name__}: {error}"]) from error
+        if not isinstance(listed, list) or not all(isinstance(item, Pipeline) for item in listed):
+            raise ConfigurationError([f"OUTRIDER_PIPELINES: {path}.pipelines is not a list of Pipeline"])
+        found += listed
+    return Registry(found)

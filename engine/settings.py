@@ -1,0 +1,122 @@
+"""The environment, read once into a frozen value. Nothing else in the project reads OUTRIDER_* variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from engine.errors import ConfigurationError
+
+PREFIX = "OUTRIDER_"
+MIN_SECRET_BYTES = 32
+SYMMETRIC = "HS256"
+
+Transport = Literal["postgres", "pubsub"]
+Algorithm = Literal["HS256", "RS256", "ES256"]
+
+
+def _listed(value: Any) -> Any:
+    """'a, b' → ('a', 'b')."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+Listed = BeforeValidator(_listed)
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Settings(BaseModel):
+    """Every setting under its variable's name without the prefix, in lower case. Durations are in seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    database_url: SecretStr | None = None
+    transport: Transport = "postgres"
+    data_dir: Path = Path(".outrider")
+    http_host: str = "127.0.0.1"
+    http_port: Port = 8080
+    admin_host: str = "127.0.0.1"
+    admin_port: Port | None = None
+    pubsub_project: str | None = None
+    pubsub_jobs_topic: str = "pipeline-jobs"
+    pubsub_results_topic: str = "pipeline-results"
+    pubsub_dlq_topic: str = "pipeline-dlq"
+    jwt_secret: SecretStr | None = None
+    jwks_url: str | None = Field(default=None, pattern=r"^https?://")
+    jwks_file: Path | None = None
+    jwt_algorithms: Annotated[tuple[Algorithm, ...], Listed] = ()
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    pipelines: Annotated[tuple[str, ...], Listed] = ()
+    worker_concurrency: Annotated[int, Field(ge=1, le=1000)] = 10
+    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 25.0
+    log_format: Literal["json", "console"] | None = None
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    retention_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+
+    @model_validator(mode="after")
+    def _one_source_of_keys(self) -> Self:
+        keys = [
+            name
+            for name, value in (
+                ("JWT_SECRET", self.jwt_secret),
+                ("JWKS_URL", self.jwks_url),
+                ("JWKS_FILE", self.jwks_file),
+            )
+            if value is not None
+        ]
+        if len(keys) > 1:
+            raise ValueError(f"set one of {', '.join(PREFIX + key for key in keys)}, not several")
+        if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"{PREFIX}JWT_SECRET is shorter than {MIN_SECRET_BYTES} bytes")
+        symmetric = SYMMETRIC in self.jwt_algorithms
+        if self.jwt_secret and self.jwt_algorithms and self.jwt_algorithms != (SYMMETRIC,):
+            raise ValueError(f"{PREFIX}JWT_ALGORITHMS must be {SYMMETRIC} with a secret")
+        if (self.jwks_url or self.jwks_file) and symmetric:
+            raise ValueError(f"{PREFIX}JWT_ALGORITHMS must not hold {SYMMETRIC} with a JWKS")
+        return self
+
+    @property
+    def algorithms(self) -> tuple[Algorithm, ...]:
+        """The signature algorithms that are accepted: those named, else the ones that fit the kind of key."""
+        return self.jwt_algorithms or (("HS256",) if self.jwt_secret else ("RS256", "ES256"))
+
+    def database(self) -> str:
+        """The database URL. Raises ConfigurationError where none is set."""
+        if self.database_url is None:
+            raise ConfigurationError([f"{PREFIX}DATABASE_URL is not set (`outrider up` brings its own database)"])
+        return self.database_url.get_secret_value()
+
+
+def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read `environ` (the process's by default). An empty variable counts as unset.
+
+    Raises ConfigurationError with one line for each wrong value and each unknown OUTRIDER_* name.
+    """
+    source = os.environ if environ is None else environ
+    values: dict[str, Any] = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in source.items()
+        if name.startswith(PREFIX) and value
+    }
+    try:
+        return Settings.model_validate(values | overrides)
+    except ValidationError as error:
+        raise ConfigurationError([_line(fault) for fault in error.errors()]) from None
+
+
+def _line(fault: Any) -> str:
+    if not fault["loc"]:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    name = PREFIX + str(fault["loc"][0]).upper()
+    if fault["type"] == "extra_forbidden":
+        return f"{name}: no such setting"
+    return f"{name}: {fault['msg']}"
