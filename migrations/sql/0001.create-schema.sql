@@ -139,7 +139,8 @@ CREATE TABLE idempotency_keys (
 CREATE INDEX idempotency_keys_expiry ON idempotency_keys (expires_at);
 
 -- The conventional picture of a job, for people and for GET. Outbox and results are read in one statement,
--- or a job that finishes in between would seem to be in neither.
+-- or a job that finishes in between would seem to be in neither. The latest audit row gives updated_at; the latest
+-- one that carries an error gives the error that a waiting retry shows.
 CREATE VIEW job_status AS
 SELECT j.id AS job_id, j.user_id, j.preset, j.content, j.metadata, j.priority, j.max_attempts, j.timeout_seconds,
        j.traceparent, j.created_at,
@@ -151,16 +152,26 @@ SELECT j.id AS job_id, j.user_id, j.preset, j.content, j.metadata, j.priority, j
        coalesce(r.errors, o.errors) AS errors,
        coalesce(r.crashes, o.crashes) AS crashes,
        coalesce(r.run_at, o.run_at) AS run_at,
-       coalesce(r.started_at, o.claimed_at) AS started_at,
-       r.finished_at,
+       CASE WHEN r.job_id IS NOT NULL THEN r.started_at ELSE o.claimed_at END AS started_at,
+       latest.timestamp AS updated_at,
+       r.finished_at AS completed_at,
        r.output,
-       r.error AS final_error,
-       p.n AS progress_n, p.fraction, p.message,
-       o.status AS outbox_status, o.cancel_requested, o.worker_id
+       CASE WHEN r.state = 'COMPLETED' THEN NULL ELSE coalesce(r.error, failure.error) END AS error,
+       coalesce(p.n, 0) AS progress_n, p.fraction, p.message,
+       o.status AS outbox_status, o.ready_at, o.published_at, coalesce(o.cancel_requested, false) AS cancel_requested,
+       o.worker_id
 FROM jobs j
 LEFT JOIN outbox o ON o.job_id = j.id
 LEFT JOIN job_results r ON r.job_id = j.id
-LEFT JOIN job_progress p ON p.job_id = j.id AND p.attempt = o.attempt AND o.status = 'leased';
+LEFT JOIN job_progress p ON p.job_id = j.id AND p.attempt = o.attempt AND o.status = 'leased'
+LEFT JOIN LATERAL (
+    SELECT a.timestamp FROM job_state_records a WHERE a.job_id = j.id ORDER BY a.seq DESC LIMIT 1
+) latest ON true
+LEFT JOIN LATERAL (
+    SELECT a.metadata -> 'error' AS error FROM job_state_records a
+    WHERE a.job_id = j.id AND a.metadata ? 'error' AND r.state IS DISTINCT FROM 'COMPLETED'
+    ORDER BY a.seq DESC LIMIT 1
+) failure ON true;
 
 -- A job from any language, in the caller's own transaction: job, outbox row and first audit row.
 CREATE FUNCTION outrider_uuid7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS $$

@@ -1,0 +1,71 @@
+"""The admin server of each process: /metrics, /healthz and /readyz, on a port that clients do not reach."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+from engine.settings import Settings
+
+Check = Callable[[], Awaitable[None]]
+Checks = Mapping[str, Check]
+
+PORTS: Mapping[str, int] = {"web": 9191, "relay": 9192, "worker": 9193}
+CHECK_SECONDS = 3.0
+
+
+async def verdict(checks: Checks) -> tuple[bool, dict[str, str]]:
+    """Whether all `checks` pass, and what each said; a check fails by raising."""
+    said = dict(zip(checks, await asyncio.gather(*map(_said, checks.values())), strict=True))
+    return all(answer == "ok" for answer in said.values()), said
+
+
+async def health(checks: Checks) -> web.Response:
+    """200 or 503, `{"status", "checks"}`."""
+    good, said = await verdict(checks)
+    body = {"status": "ok" if good else "unavailable", "checks": said}
+    return web.json_response(body, status=200 if good else 503)
+
+
+@asynccontextmanager
+async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIterator[int]:
+    """Serve until the block ends; gives the port. `checks` decide /readyz; answering at all is /healthz."""
+
+    async def alive(_request: web.Request) -> web.Response:
+        return await health({})
+
+    async def ready(_request: web.Request) -> web.Response:
+        return await health(checks)
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/metrics", make_aiohttp_handler()),
+            web.get("/healthz", alive),
+            web.get("/readyz", ready),
+        ]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        port = PORTS[role] if settings.admin_port is None else settings.admin_port
+        site = web.TCPSite(runner, settings.admin_host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def _said(check: Check) -> str:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await check()
+    except TimeoutError:
+        return f"no answer within {CHECK_SECONDS:g} s"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to "are you well?"
+        return str(error) or type(error).__name__
+    return "ok"

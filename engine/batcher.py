@@ -1,0 +1,133 @@
+"""Coalesces concurrent calls: whatever arrived while the last group was written is the next group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from psycopg import DataError, IntegrityError
+
+from engine.db import transient
+from engine.errors import DatabaseUnavailable, Overloaded
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MAX_WAITING = 10_000
+TRIES = 5
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[T, R]):
+    item: T
+    weight: int
+    answer: asyncio.Future[R]
+
+
+class Batcher(Generic[T, R]):
+    """Groups the items of concurrent `submit` calls into calls of `flush`, one at a time and without a timer.
+
+    `flush` answers each item in order; an answer that is an exception is raised in its waiter alone. A data
+    error of a whole group is bisected down to the items that cause it; a deadlock or a lost connection sends
+    the same group again, so `flush` must be safe to repeat. `weigh` bounds a group beside its count.
+    """
+
+    def __init__(
+        self,
+        flush: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        *,
+        max_group: int = 500,
+        weigh: Callable[[T], int] = lambda _: 1,
+        max_weight: int = 8 << 20,
+        tries: int = TRIES,
+    ) -> None:
+        self._flush = flush
+        self._max_group = max_group
+        self._weigh = weigh
+        self._max_weight = max_weight
+        self._tries = tries
+        self._queue: deque[_Waiting[T, R]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Items not yet taken into a group."""
+        return len(self._queue)
+
+    async def submit(self, item: T) -> R:
+        """Wait for the group that holds `item` and return its answer.
+
+        Cancelled before its group is taken, the item is withdrawn; later it is still written and its answer
+        dropped. Raises Overloaded, or what `flush` raised for this item.
+        """
+        if len(self._queue) >= MAX_WAITING:
+            raise Overloaded(f"{MAX_WAITING} requests are waiting already")
+        waiting: _Waiting[T, R] = _Waiting(item, self._weigh(item), asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write(), name="batcher")
+        return await waiting.answer
+
+    async def drain(self) -> None:
+        """Wait until everything submitted so far has been answered."""
+        while self._writer is not None:
+            await asyncio.wait([self._writer])
+
+    async def _write(self) -> None:
+        try:
+            while self._queue:
+                if group := self._take():
+                    await self._answer(group)
+        finally:
+            self._writer = None
+
+    def _take(self) -> list[_Waiting[T, R]]:
+        group: list[_Waiting[T, R]] = []
+        weight = 0
+        while self._queue and len(group) < self._max_group:
+            if group and weight + self._queue[0].weight > self._max_weight:
+                break
+            waiting = self._queue.popleft()
+            if not waiting.answer.done():
+                group.append(waiting)
+                weight += waiting.weight
+        return group
+
+    async def _answer(self, group: list[_Waiting[T, R]]) -> None:
+        try:
+            answers = await self._flushed([waiting.item for waiting in group])
+        except (DataError, IntegrityError) as error:
+            if len(group) == 1:
+                _settle(group[0].answer, error)
+                return
+            half = len(group) // 2
+            await self._answer(group[:half])
+            await self._answer(group[half:])
+        except Exception as error:  # noqa: BLE001 - it belongs to the waiters, and must not end the writer
+            for waiting in group:
+                _settle(waiting.answer, error)
+        else:
+            for waiting, answer in zip(group, answers, strict=True):
+                _settle(waiting.answer, answer)
+
+    async def _flushed(self, items: Sequence[T]) -> Sequence[R | Exception]:
+        for attempt in range(1, self._tries + 1):
+            try:
+                return await self._flush(items)
+            except Exception as error:
+                if attempt == self._tries or not (transient(error) or isinstance(error, DatabaseUnavailable)):
+                    raise
+                await asyncio.sleep(0.02 * 2**attempt)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _settle(answer: asyncio.Future[R], value: R | Exception) -> None:
+    if answer.done():
+        return
+    if isinstance(value, Exception):
+        answer.set_exception(value)
+    else:
+        answer.set_result(value)

@@ -1,0 +1,216 @@
+"""Reading jobs: one by one, in pages, or only whether they changed. `owner` None is an operator: any owner's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, LiteralString, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+
+from engine.db import array
+from engine.model import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as it stands now. `metadata` and `output` are JSON text, unparsed.
+
+    `max_attempts` and `timeout_seconds` of None are the preset's own; `error` is {"type", "message", "attempt"}.
+    """
+
+    job_id: UUID
+    user_id: str
+    preset: str
+    content: str | None
+    metadata: str
+    priority: int
+    attempt: int
+    max_attempts: int | None
+    timeout_seconds: int | None
+    created_at: datetime
+    updated_at: datetime
+    run_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    state: JobState
+    version: int
+    progress_n: int
+    fraction: float | None
+    message: str | None
+    output: str | None
+    error: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", JobState(self.state))
+
+
+class Pulse(NamedTuple):
+    """What changes when a job does."""
+
+    version: int
+    progress_n: int
+    state: JobState
+
+
+READ: LiteralString = """
+SELECT s.job_id, s.user_id, s.preset, s.content, s.metadata::text AS metadata, s.priority, s.attempt, s.max_attempts,
+       s.timeout_seconds, s.created_at, s.updated_at, s.run_at, s.started_at, s.completed_at, s.state, s.version,
+       s.progress_n, s.fraction, s.message, s.output::text AS output, s.error
+FROM unnest(%s::uuid[], %s::text[]) AS ask(id, owner)
+JOIN job_status s ON s.job_id = ask.id AND (ask.owner IS NULL OR s.user_id = ask.owner)
+"""
+
+PULSE: LiteralString = """
+SELECT ask.id, coalesce(r.version, o.version), coalesce(p.n, 0),
+       coalesce(r.state, CASE WHEN o.status = 'leased' THEN 'PROCESSING' ELSE 'PENDING' END::job_state)
+FROM unnest(%s::uuid[]) AS ask(id)
+LEFT JOIN outbox o ON o.job_id = ask.id
+LEFT JOIN job_results r ON r.job_id = ask.id
+LEFT JOIN job_progress p ON p.job_id = ask.id AND p.attempt = o.attempt AND o.status = 'leased'
+WHERE o.job_id IS NOT NULL OR r.job_id IS NOT NULL
+"""
+
+_PAGE_HEAD: LiteralString = """
+SELECT s.job_id, s.user_id, s.preset, NULL AS content, s.metadata::text AS metadata, s.priority, s.attempt,
+       s.max_attempts, s.timeout_seconds, s.created_at, s.updated_at, s.run_at, s.started_at, s.completed_at,
+       s.state, s.version, s.progress_n, s.fraction, s.message, NULL AS output, s.error
+FROM (
+"""
+
+_PAGE_TAIL: LiteralString = """
+    LIMIT %(limit)s OFFSET %(offset)s
+) AS found(id)
+JOIN job_status s ON s.job_id = found.id
+ORDER BY s.job_id DESC
+"""
+
+# Row comparisons pin each owner's page to its index: with `user_id = …` the planner once walked the primary key.
+# They are written with both bounds, so that a page never reads past its owner or its state.
+_ZERO: LiteralString = "'00000000-0000-0000-0000-000000000000'::uuid"
+_LAST: Final = UUID(int=2**128 - 1)
+
+_OWNED: LiteralString = (
+    """
+    SELECT id FROM jobs
+    WHERE (user_id, id) < (%(owner)s, %(before)s) AND (user_id, id) >= (%(owner)s, """
+    + _ZERO
+    + """)
+      AND (%(preset)s::text IS NULL OR preset = %(preset)s)
+    ORDER BY user_id DESC, id DESC"""
+)
+_OWNED_RESULT: LiteralString = (
+    """
+    SELECT r.job_id FROM job_results r
+    WHERE (r.user_id, r.state, r.job_id) < (%(owner)s, %(state)s::job_state, %(before)s)
+      AND (r.user_id, r.state, r.job_id) >= (%(owner)s, %(state)s::job_state, """
+    + _ZERO
+    + """)
+      AND (%(preset)s::text IS NULL OR EXISTS (
+          SELECT FROM jobs j WHERE j.id = r.job_id AND j.preset = %(preset)s))
+    ORDER BY r.user_id DESC, r.state DESC, r.job_id DESC"""
+)
+_OWNED_LEASED: LiteralString = (
+    """
+    SELECT job_id FROM outbox
+    WHERE status = 'leased'
+      AND (user_id, job_id) < (%(owner)s, %(before)s) AND (user_id, job_id) >= (%(owner)s, """
+    + _ZERO
+    + """)
+      AND (%(preset)s::text IS NULL OR preset = %(preset)s)
+    ORDER BY user_id DESC, job_id DESC"""
+)
+_OWNED_PENDING: LiteralString = (
+    """
+    SELECT job_id FROM outbox
+    WHERE status <> 'leased'
+      AND (user_id, job_id) < (%(owner)s, %(before)s) AND (user_id, job_id) >= (%(owner)s, """
+    + _ZERO
+    + """)
+      AND (%(preset)s::text IS NULL OR preset = %(preset)s)
+    ORDER BY user_id DESC, job_id DESC"""
+)
+_ANY: LiteralString = """
+    SELECT id FROM jobs
+    WHERE id < %(before)s AND (%(preset)s::text IS NULL OR preset = %(preset)s)
+    ORDER BY id DESC"""
+_ANY_RESULT: LiteralString = """
+    SELECT r.job_id FROM job_results r
+    WHERE r.job_id < %(before)s AND r.state = %(state)s::job_state
+      AND (%(preset)s::text IS NULL OR EXISTS (
+          SELECT FROM jobs j WHERE j.id = r.job_id AND j.preset = %(preset)s))
+    ORDER BY r.job_id DESC"""
+_ANY_FAILED: LiteralString = """
+    SELECT r.job_id FROM job_results r
+    WHERE r.job_id < %(before)s AND r.state = 'FAILED'
+      AND (%(preset)s::text IS NULL OR EXISTS (
+          SELECT FROM jobs j WHERE j.id = r.job_id AND j.preset = %(preset)s))
+    ORDER BY r.job_id DESC"""
+_ANY_LEASED: LiteralString = """
+    SELECT job_id FROM outbox
+    WHERE status = 'leased' AND job_id < %(before)s AND (%(preset)s::text IS NULL OR preset = %(preset)s)
+    ORDER BY job_id DESC"""
+_ANY_PENDING: LiteralString = """
+    SELECT job_id FROM outbox
+    WHERE status <> 'leased' AND job_id < %(before)s AND (%(preset)s::text IS NULL OR preset = %(preset)s)
+    ORDER BY job_id DESC"""
+
+_FOUND_BY_OWNER: Final[Mapping[JobState | None, LiteralString]] = {
+    None: _OWNED,
+    JobState.PENDING: _OWNED_PENDING,
+    JobState.PROCESSING: _OWNED_LEASED,
+    JobState.COMPLETED: _OWNED_RESULT,
+    JobState.FAILED: _OWNED_RESULT,
+    JobState.CANCELLED: _OWNED_RESULT,
+}
+_FOUND: Final[Mapping[JobState | None, LiteralString]] = {
+    None: _ANY,
+    JobState.PENDING: _ANY_PENDING,
+    JobState.PROCESSING: _ANY_LEASED,
+    JobState.COMPLETED: _ANY_RESULT,
+    JobState.FAILED: _ANY_FAILED,
+    JobState.CANCELLED: _ANY_RESULT,
+}
+
+
+async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None]]) -> list[JobView | None]:
+    """The job of each (id, owner), in order; None where there is none or it is another owner's."""
+    async with conn.cursor(row_factory=class_row(JobView)) as cursor:
+        await cursor.execute(READ, [array(id for id, _ in asks), array(owner for _, owner in asks)])
+        found = {view.job_id: view for view in await cursor.fetchall()}
+    views = [(found.get(id), owner) for id, owner in asks]
+    return [view if view and owner in (None, view.user_id) else None for view, owner in views]
+
+
+async def page(
+    conn: AsyncConnection[Any],
+    *,
+    owner: str | None,
+    state: JobState | None = None,
+    preset: str | None = None,
+    before: UUID | None = None,
+    offset: int = 0,
+    limit: int = 20,
+) -> list[JobView]:
+    """Up to `limit` jobs with ids below `before`, newest first, without content and output."""
+    found = _FOUND[state] if owner is None else _FOUND_BY_OWNER[state]
+    parameters = {
+        "owner": owner,
+        "state": state,
+        "preset": preset,
+        "before": before or _LAST,
+        "offset": offset,
+        "limit": limit,
+    }
+    async with conn.cursor(row_factory=class_row(JobView)) as cursor:
+        await cursor.execute(_PAGE_HEAD + found + _PAGE_TAIL, parameters)
+        return await cursor.fetchall()
+
+
+async def pulse(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, Pulse]:
+    """Version, progress and state of each id that exists."""
+    rows = await (await conn.execute(PULSE, [array(ids)])).fetchall()
+    return {id: Pulse(version, n, JobState(state)) for id, version, n, state in rows}

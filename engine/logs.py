@@ -1,0 +1,77 @@
+"""structlog, set up once for a process: events are `noun.past_verb`, one canonical line a request and an attempt."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from engine.settings import Settings
+
+SECRET: Final = re.compile(r"(?i)(authorization|password|secret|token|api_?key|database_url)")
+CREDENTIALS: Final = re.compile(r"(?i)(\b\w+://[^\s:/@]*:)[^\s@]*@|(bearer\s+)[\w.~+/=-]+")
+HIDDEN: Final = "[redacted]"
+
+Event = MutableMapping[str, Any]
+
+
+def configure(settings: Settings, role: str) -> None:
+    """Log to standard error: for people on a terminal, else JSON lines (OUTRIDER_LOG_FORMAT decides if set)."""
+    form = settings.log_format or ("console" if sys.stderr.isatty() else "json")
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        redact,
+    ]
+    if form == "json":
+        factory: Any = structlog.BytesLoggerFactory(sys.stderr.buffer)
+        rendering: list[structlog.typing.Processor] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ]
+    else:
+        factory = structlog.PrintLoggerFactory(sys.stderr)
+        rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    structlog.configure(
+        processors=[*shared, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=factory,
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.bind_contextvars(role=role)
+    _adopt_foreign(level)
+
+
+def redact(_logger: Any, _method: str, event: Event) -> Event:
+    """Hide what a log must not hold: fields that are named like secrets, and credentials inside text."""
+    for name, value in event.items():
+        if SECRET.search(name):
+            event[name] = HIDDEN
+        elif isinstance(value, str):
+            event[name] = CREDENTIALS.sub(rf"\1\2{HIDDEN}", value)
+    return event
+
+
+class _Foreign(logging.Handler):
+    """Carries the records of libraries that log through the standard library."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger()
+        log.log(record.levelno, "library.logged", logger=record.name, message=record.getMessage())
+
+
+def _adopt_foreign(level: int) -> None:
+    root = logging.getLogger()
+    root.handlers = [_Foreign()]
+    root.setLevel(max(level, logging.WARNING))
+
+
+def _dumps(event: Any, **_: Any) -> bytes:
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)

@@ -1,0 +1,34 @@
+"""The tail that moves out of a lease, and out of the queue, share.
+
+It follows a CTE `held` of locked outbox rows, each with the state it goes to: PENDING puts the row back (waiting
+until `due_at`, or ready in its old place when that is NULL), a terminal state replaces it by a result. `held` is
+locked before anything is decided, so what it says of `cancel_requested` is the latest word.
+"""
+
+from typing import LiteralString
+
+SETTLE: LiteralString = """
+, back AS (
+    UPDATE outbox q
+    SET status = (CASE WHEN h.due_at IS NULL THEN 'ready' ELSE 'waiting' END)::outbox_status,
+        worker_id = NULL, version = h.version, errors = h.errors, crashes = h.crashes,
+        run_at = coalesce(h.due_at, q.run_at),
+        ready_at = CASE WHEN h.due_at IS NULL THEN clock_timestamp() END
+    FROM held h
+    WHERE q.job_id = h.job_id AND h.to_state = 'PENDING'
+), gone AS (
+    DELETE FROM outbox q USING held h WHERE q.job_id = h.job_id AND h.to_state NOT IN ('PENDING', 'PROCESSING')
+), result AS (
+    INSERT INTO job_results (job_id, user_id, state, error, error_fingerprint, attempt, errors, crashes, version,
+                             run_at, started_at)
+    SELECT job_id, user_id, to_state, error, fingerprint, attempt, errors, crashes, version, run_at, claimed_at
+    FROM held
+    WHERE to_state NOT IN ('PENDING', 'PROCESSING')
+), audit AS (
+    INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason, metadata)
+    SELECT job_id, version, from_state, to_state, attempt, reason,
+           CASE WHEN error IS NOT NULL THEN jsonb_build_object('error', error) END
+    FROM held
+    WHERE from_state <> to_state
+)
+"""

@@ -1,0 +1,86 @@
+"""What maintenance does for jobs: promote those that are due, take back those whose worker is gone."""
+
+from __future__ import annotations
+
+from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
+
+import orjson
+from psycopg import AsyncConnection
+
+from engine.model import MAX_CRASHES, JobState
+from engine.moves.settle import SETTLE
+
+PROMOTE: LiteralString = """
+UPDATE outbox
+SET status = 'ready', ready_at = clock_timestamp(), position = nextval('outbox_position')
+WHERE job_id = ANY (ARRAY(
+    SELECT job_id FROM outbox
+    WHERE status = 'waiting' AND run_at <= clock_timestamp()
+    ORDER BY run_at
+    LIMIT %s
+    FOR UPDATE SKIP LOCKED))
+"""
+
+# A row that a heartbeat is renewing is locked and skipped; a heartbeat that comes later waits and finds it gone.
+EXPIRE: LiteralString = """
+DELETE FROM workers
+WHERE id = ANY (ARRAY(SELECT id FROM workers WHERE expires_at < clock_timestamp() FOR UPDATE SKIP LOCKED))
+"""
+
+ABANDONED: LiteralString = """
+SELECT array_agg(DISTINCT q.worker_id)
+FROM outbox q
+WHERE q.status = 'leased' AND NOT EXISTS (SELECT FROM workers w WHERE w.id = q.worker_id)
+"""
+
+# Names the dead workers instead of asking for "no live worker" again: when a row changes hands while this waits,
+# PostgreSQL checks the new row against the old snapshot, where a worker that has just registered is missing.
+LAPSE: LiteralString = (
+    """
+WITH held AS MATERIALIZED (
+    SELECT q.job_id, q.user_id, q.attempt, q.version + 1 AS version, q.errors, q.crashes + 1 AS crashes, q.run_at,
+           q.claimed_at, 'PROCESSING'::job_state AS from_state,
+           (CASE WHEN q.cancel_requested THEN 'CANCELLED'
+                 WHEN q.crashes + 1 >= %(max_crashes)s THEN 'FAILED'
+                 ELSE 'PENDING' END)::job_state AS to_state,
+           NULL::timestamptz AS due_at, 'lapsed' AS reason,
+           %(error)s::jsonb || jsonb_build_object('attempt', q.attempt) AS error, 'WorkerLost' AS fingerprint
+    FROM outbox q
+    WHERE q.status = 'leased' AND q.worker_id = ANY (%(dead)s)
+    ORDER BY q.job_id
+    LIMIT %(limit)s
+    FOR UPDATE OF q SKIP LOCKED
+)"""
+    + SETTLE
+    + "SELECT job_id, attempt, to_state FROM held"
+)
+
+LOST = orjson.dumps({"type": "WorkerLost", "message": "the worker stopped without an answer"}).decode()
+
+
+class Lapsed(NamedTuple):
+    """An attempt taken from a worker that is gone, and where its job went."""
+
+    job_id: UUID
+    attempt: int
+    state: JobState
+
+
+async def promote(conn: AsyncConnection[Any], limit: int = 1000) -> int:
+    """Make up to `limit` jobs that are due ready, each at the end of its queue. Returns how many."""
+    return (await conn.execute(PROMOTE, [limit])).rowcount
+
+
+async def lapse(conn: AsyncConnection[Any], limit: int = 1000) -> list[Lapsed]:
+    """Remove workers whose lease has expired and take back up to `limit` of their jobs.
+
+    Three statements; needs no transaction around them, for a worker that is gone never comes back.
+    """
+    await conn.execute(EXPIRE)
+    row = await (await conn.execute(ABANDONED)).fetchone()
+    if row is None or row[0] is None:
+        return []
+    parameters = {"dead": row[0], "limit": limit, "max_crashes": MAX_CRASHES, "error": LOST}
+    rows = await (await conn.execute(LAPSE, parameters)).fetchall()
+    return [Lapsed(job_id, attempt, JobState(state)) for job_id, attempt, state in rows]

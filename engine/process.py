@@ -1,0 +1,64 @@
+"""How each of our processes starts and ends: settings, logs, signals, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from engine import logs
+from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
+from engine.settings import Settings, load
+
+Main = Callable[[Settings, asyncio.Event], Awaitable[int]]
+
+DONE, FAILED, USAGE, UNHEALTHY = 0, 1, 2, 3
+"""Exit codes of every command."""
+
+
+def run(role: str, main: Main, settings: Settings | None = None) -> int:
+    """Run `main(settings, stop)` to its end and return the exit code.
+
+    The first SIGTERM or SIGINT sets `stop`; a second one ends the process at once.
+    """
+    try:
+        settings = settings or load()
+        logs.configure(settings, role)
+        return asyncio.run(_signalled(main, settings))
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(f"outrider {role}: {problem}", file=sys.stderr)
+        return USAGE
+    except (DatabaseUnavailable, SchemaMismatch) as error:
+        print(f"outrider {role}: {error}", file=sys.stderr)
+        return FAILED
+
+
+async def _signalled(main: Main, settings: Settings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def asked(number: signal.Signals) -> None:
+        log = structlog.get_logger()
+        if stop.is_set():
+            log.warning("process.aborted", signal=number.name)
+            os._exit(128 + number)
+        log.info("process.stopping", signal=number.name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked, number)
+    return await main(settings, stop)
+
+
+async def pause(stop: asyncio.Event, seconds: float) -> None:
+    """Sleep, but no longer than until `stop`."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass  # nobody stopped us: the pause is over
