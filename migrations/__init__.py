@@ -1,17 +1,139 @@
-"""The schema's versions."""
+"""The schema's versions: `sql/NNNN.verb-noun.sql`, each with a `.rollback.sql` beside it.
+
+A file is sent whole and marked in the same transaction. One that begins `-- transactional: false` holds one
+statement that may be repeated (`CREATE INDEX CONCURRENTLY IF NOT EXISTS`), and is marked after it.
+"""
 
 from __future__ import annotations
 
+import glob
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from typing import Any, Literal, LiteralString
 
 import psycopg
+from psycopg import AsyncConnection, sql
+from yoyo import read_migrations
+
+from engine.errors import SchemaMismatch
+from migrations.backend import Backend, checksum, connection, session
 
 SQL = Path(__file__).with_name("sql")
+WAIT_SECONDS = 60.0
+
+APPLIED_IDS: LiteralString = "SELECT migration_id FROM _yoyo_migration"
+APPLIED: LiteralString = """
+SELECT migration_id, applied_at_utc, sha256
+FROM _yoyo_migration LEFT JOIN _migration_checksum USING (migration_id)
+ORDER BY applied_at_utc, migration_id"""
+INVALID_INDEXES: LiteralString = """
+SELECT n.nspname, c.relname FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT i.indisvalid AND n.nspname = current_schema()"""
 
 
-def up(url: str) -> list[str]:
-    with psycopg.connect(url) as conn:
-        for path in sorted(SQL.glob("*.sql")):
-            if not path.name.endswith(".rollback.sql"):
-                conn.execute(path.read_bytes())
-    return []
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One version. `changed`: its file is not the one that was applied; `unknown`: applied, but not ours."""
+
+    id: str
+    state: Literal["applied", "pending", "changed", "unknown"]
+    applied_at: datetime | None
+
+
+def up(url: str, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -> list[str]:
+    """Apply what is pending, and return its ids. A file that fails leaves nothing; those before it stay.
+
+    Raises SchemaMismatch when a file fails, DatabaseUnavailable when no session or no lock is to be had.
+    """
+    with session(url, wait_seconds) as backend:
+        pending = backend.to_apply(_read(directory))
+        for migration in pending:
+            _run(backend, migration, "apply", Path(migration.path))
+        return [migration.id for migration in pending]
+
+
+def down(url: str, count: int = 1, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -> list[str]:
+    """Roll the latest `count` versions back and return their ids. Raises as `up` does."""
+    with session(url, wait_seconds) as backend:
+        known = _read(directory)
+        if unknown := {id_ for (id_,) in backend.connection.execute(APPLIED_IDS)} - known.keys:
+            raise SchemaMismatch(f"only newer code can roll back {', '.join(sorted(unknown))}")
+        latest = backend.to_rollback(known)[:count]
+        for migration in latest:
+            _run(backend, migration, "rollback", Path(migration.path).with_suffix(".rollback.sql"))
+        return [migration.id for migration in latest]
+
+
+def status(url: str, *, directory: Path = SQL) -> list[Status]:
+    """Every version that this code or the database knows, in order. Writes nothing."""
+    with connection(url) as conn:
+        try:
+            applied = {id_: (at, sha256) for id_, at, sha256 in conn.execute(APPLIED)}
+        except psycopg.errors.UndefinedTable:
+            applied = {}
+    known = _read(directory)
+    ours = [_status(migration, *applied.get(migration.id, (None, None))) for migration in known]
+    foreign = [Status(id_, "unknown", _utc(at)) for id_, (at, _) in applied.items() if id_ not in known.keys]
+    return ours + foreign
+
+
+async def check(conn: AsyncConnection[Any]) -> None:
+    """Raise SchemaMismatch unless the database has exactly this code's versions. One query; autocommit."""
+    try:
+        applied = {id_ for (id_,) in await (await conn.execute(APPLIED_IDS)).fetchall()}
+    except psycopg.errors.UndefinedTable:
+        raise SchemaMismatch("the database has no schema yet: run `outrider migrate up`") from None
+    if missing := _ids() - applied:
+        raise SchemaMismatch(f"the schema lacks {', '.join(sorted(missing))}: run `outrider migrate up`")
+    if unknown := applied - _ids():
+        raise SchemaMismatch(f"the schema has {', '.join(sorted(unknown))}, which this code does not know")
+
+
+def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback"], path: Path) -> None:
+    conn = backend.connection
+    try:
+        # Whole, because yoyo's splitter joins and cuts statements in the wrong places.
+        script = path.read_bytes()
+        if migration.use_transactions:
+            with conn.transaction():
+                conn.execute(script)
+                backend.record(migration, operation)
+        else:
+            _drop_invalid_indexes(conn)
+            conn.execute(script)
+            with conn.transaction():
+                backend.record(migration, operation)
+    except FileNotFoundError:
+        raise SchemaMismatch(f"{migration.id} cannot be rolled back: there is no {path.name}") from None
+    except psycopg.Error as error:
+        raise SchemaMismatch(f"{operation} of {migration.id} failed: {error}") from error
+
+
+def _drop_invalid_indexes(conn: psycopg.Connection[Any]) -> None:
+    """What a CREATE INDEX CONCURRENTLY leaves when it dies, and IF NOT EXISTS would take for a real one."""
+    for name in conn.execute(INVALID_INDEXES).fetchall():
+        conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*name)))
+
+
+def _read(directory: Path) -> Any:
+    return read_migrations(glob.escape(str(directory)))
+
+
+@cache
+def _ids() -> frozenset[str]:
+    return frozenset(_read(SQL).keys)
+
+
+def _status(migration: Any, applied_at: datetime | None, sha256: str | None) -> Status:
+    if applied_at is None:
+        return Status(migration.id, "pending", None)
+    changed = sha256 is not None and sha256 != checksum(Path(migration.path))
+    return Status(migration.id, "changed" if changed else "applied", _utc(applied_at))
+
+
+def _utc(naive: datetime) -> datetime:
+    return naive.replace(tzinfo=UTC)

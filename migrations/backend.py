@@ -1,0 +1,109 @@
+"""yoyo's bookkeeping over a connection of our own, and what yoyo leaves out: a checksum of each file."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, LiteralString
+
+import psycopg
+from psycopg.rows import TupleRow
+from yoyo import internalmigrations
+from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+from yoyo.migrations import default_migration_table
+
+from engine.errors import DatabaseUnavailable
+
+LOCK_KEY = 0x6F757472_69646572  # "outrider" in ASCII, for whoever reads pg_locks
+POLL_SECONDS = 0.1
+
+CREATE_CHECKSUMS: LiteralString = """
+CREATE TABLE IF NOT EXISTS _migration_checksum (migration_id text PRIMARY KEY, sha256 text NOT NULL)"""
+KEEP_CHECKSUM: LiteralString = "INSERT INTO _migration_checksum (migration_id, sha256) VALUES (%s, %s)"
+DROP_CHECKSUM: LiteralString = "DELETE FROM _migration_checksum WHERE migration_id = %s"
+
+
+class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
+    """One session that may migrate: it holds the advisory lock and has the bookkeeping tables.
+
+    yoyo's own `get_backend` is not used: it reads URLs unlike libpq, and tries out DDL at each start.
+    """
+
+    connection: psycopg.Connection[TupleRow]
+
+    def __init__(self, conn: psycopg.Connection[TupleRow]) -> None:
+        self._given = conn
+        super().__init__(None, default_migration_table)
+        conn.execute(CREATE_CHECKSUMS)
+        if internalmigrations.needs_upgrading(self):
+            internalmigrations.upgrade(self)
+
+    def connect(self, _: None) -> psycopg.Connection[TupleRow]:
+        return self._given
+
+    def list_tables(self, **_: Any) -> list[str]:
+        tables = self.connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+        )
+        return [name for (name,) in tables]
+
+    def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
+        """yoyo's own asks for the user's name, which a bare uid does not have, and the DNS for the host's."""
+        return {
+            "id": str(uuid.uuid4()),
+            "migration_id": migration.id if migration else None,
+            "migration_hash": migration.hash if migration else None,
+            "username": self.connection.info.user,
+            "hostname": socket.gethostname(),
+            "created_at_utc": datetime.now(UTC).replace(tzinfo=None),
+            "operation": operation,
+        }
+
+    def record(self, migration: Any, operation: Literal["apply", "rollback"]) -> None:
+        """Mark or unmark `migration`, in the caller's transaction."""
+        if operation == "apply":
+            self.mark_one(migration, log=False)
+            self.connection.execute(KEEP_CHECKSUM, [migration.id, checksum(Path(migration.path))])
+        else:
+            self.unmark_one(migration, log=False)
+            self.connection.execute(DROP_CHECKSUM, [migration.id])
+        self.log_migration(migration, operation)
+
+
+@contextmanager
+def session(url: str, wait_seconds: float) -> Iterator[Backend]:
+    """Raises DatabaseUnavailable when the server does not answer, or another session migrates for so long."""
+    with connection(url) as conn:
+        deadline = time.monotonic() + wait_seconds
+        # Polled, because a session blocked in pg_advisory_lock keeps a snapshot for which the CREATE INDEX
+        # CONCURRENTLY of the session that holds the lock would wait. A dead session gives the lock back.
+        while not _locked(conn):
+            if time.monotonic() > deadline:
+                raise DatabaseUnavailable(f"another process has been migrating for {wait_seconds:g} s")
+            time.sleep(POLL_SECONDS)
+        yield Backend(conn)
+
+
+@contextmanager
+def connection(url: str) -> Iterator[psycopg.Connection[TupleRow]]:
+    try:
+        conn = psycopg.connect(url, autocommit=True, connect_timeout=10, application_name="outrider migrate")
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(str(error)) from error
+    with conn:
+        yield conn
+
+
+def _locked(conn: psycopg.Connection[TupleRow]) -> bool:
+    row = conn.execute("SELECT pg_try_advisory_lock(%s)", [LOCK_KEY]).fetchone()
+    return row == (True,)
+
+
+def checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+import migrations
+from engine.errors import DatabaseUnavailable, SchemaMismatch
+from migrations.backend import LOCK_KEY
+from tests.migrations.catalog import picture
+
+ROOT = Path(migrations.__file__).parents[1]
+WAITING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+)
+
+
+def write(directory: Path, name: str, script: str, rollback: str = "SELECT 1") -> None:
+    (directory / f"{name}.sql").write_text(script)
+    (directory / f"{name}.rollback.sql").write_text(rollback)
+
+
+def names(url: str) -> list[str]:
+    return [str(row[0]) for row in picture(url)["relations"]]
+
+
+def migrating(url: str, directory: Path, first: str = "pass") -> subprocess.Popen[bytes]:
+    """`up` in a process of its own, after the Python statement `first`."""
+    call = f"migrations.up({url!r}, directory=pathlib.Path({str(directory)!r}))"
+    program = f"import os, pathlib, migrations; {first}; {call}"
+    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def wait_for(url: str, query: str) -> None:
+    """Until the query's answer is 1."""
+    deadline = time.monotonic() + 20
+    with psycopg.connect(url, autocommit=True) as conn:
+        while conn.execute(query).fetchone() != (1,):
+            assert time.monotonic() < deadline, query
+            time.sleep(0.01)
+
+
+def test_up_from_nothing_applies_each_version_once(empty_database_url: str) -> None:
+    versions = sorted(path.stem for path in migrations.SQL.glob("*.sql") if ".rollback" not in path.name)
+    assert {one.state for one in migrations.status(empty_database_url)} == {"pending"}
+    assert migrations.up(empty_database_url) == versions
+    assert migrations.up(empty_database_url) == []
+    report = migrations.status(empty_database_url)
+    assert [one.id for one in report] == versions
+    assert all(one.state == "applied" and one.applied_at is not None for one in report)
+
+
+def test_every_version_has_a_rollback_that_leaves_no_trace(empty_database_url: str) -> None:
+    bare = picture(empty_database_url)
+    steps = migrations.status(empty_database_url)
+    pictures = []
+    applied = migrations.up(empty_database_url)
+    for id_ in reversed(applied):
+        pictures.append(picture(empty_database_url))
+        assert migrations.down(empty_database_url) == [id_]
+    assert picture(empty_database_url) == bare
+    assert migrations.down(empty_database_url) == []
+    assert migrations.status(empty_database_url) == steps
+    assert migrations.up(empty_database_url) == applied
+    assert picture(empty_database_url) == pictures[0] != bare
+
+
+def test_down_takes_back_the_latest_first(empty_database_url: str, tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        write(tmp_path, f"000{n}.t{n}", f"CREATE TABLE t{n} ()", f"DROP TABLE t{n}")
+    assert migrations.up(empty_database_url, directory=tmp_path) == ["0001.t1", "0002.t2", "0003.t3"]
+    assert migrations.down(empty_database_url, 2, directory=tmp_path) == ["0003.t3", "0002.t2"]
+    assert names(empty_database_url) == ["t1"]
+
+
+def test_a_file_that_fails_leaves_nothing_and_those_before_it_stay(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "0001.good", "CREATE TABLE good ()")
+    write(tmp_path, "0002.bad", "CREATE TABLE bad (); SELECT 1 / 0;")
+    with pytest.raises(SchemaMismatch, match=r"apply of 0002\.bad failed: division by zero"):
+        migrations.up(empty_database_url, directory=tmp_path)
+    assert names(empty_database_url) == ["good"]
+    states = [(one.id, one.state) for one in migrations.status(empty_database_url, directory=tmp_path)]
+    assert states == [("0001.good", "applied"), ("0002.bad", "pending")]
+
+
+def test_a_rollback_that_fails_leaves_its_version_applied(empty_database_url: str, tmp_path: Path) -> None:
+    write(tmp_path, "0001.table", "CREATE TABLE kept ()", "DROP TABLE kept; SELECT 1 / 0")
+    migrations.up(empty_database_url, directory=tmp_path)
+    with pytest.raises(SchemaMismatch, match=r"rollback of 0001\.table failed"):
+        migrations.down(empty_database_url, directory=tmp_path)
+    (tmp_path / "0001.table.rollback.sql").unlink()
+    with pytest.raises(SchemaMismatch, match=r"there is no 0001\.table\.rollback\.sql"):
+        migrations.down(empty_database_url, directory=tmp_path)
+    assert names(empty_database_url) == ["kept"]
+    assert [one.state for one in migrations.status(empty_database_url, directory=tmp_path)] == ["applied"]
+
+
+def test_a_process_killed_between_applying_and_marking_leaves_the_next_one_a_clean_start(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "0001.first", "CREATE TABLE first ()")
+    write(tmp_path, "0002.second", "CREATE TABLE second (); SELECT pg_advisory_xact_lock(7)")
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("SELECT pg_advisory_lock(7)")
+        with migrating(empty_database_url, tmp_path) as process:
+            wait_for(empty_database_url, WAITING)
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+    assert migrations.up(empty_database_url, directory=tmp_path, wait_seconds=20) == ["0002.second"]
+    assert names(empty_database_url) == ["first", "second"]
+
+
+def test_of_two_at_once_one_applies_and_the_other_finds_nothing_left(empty_database_url: str) -> None:
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        runs = list(pool.map(migrations.up, [empty_database_url] * 4))
+    applied = [run for run in runs if run]
+    assert len(applied) == 1
+    assert applied[0] == [one.id for one in migrations.status(empty_database_url)]
+
+
+def test_the_wait_for_another_session_is_bounded(empty_database_url: str) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("SELECT pg_advisory_lock(%s)", [LOCK_KEY])
+        with pytest.raises(DatabaseUnavailable, match=r"another process has been migrating for 0\.2 s"):
+            migrations.up(empty_database_url, wait_seconds=0.2)
+    assert names(empty_database_url) == []
+
+
+def test_a_server_that_does_not_answer_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnavailable, match="connection"):
+        migrations.up(f"postgresql:///none?host={tmp_path}")
+
+
+def test_an_edited_file_shows_as_changed(empty_database_url: str, tmp_path: Path) -> None:
+    write(tmp_path, "0001.table", "CREATE TABLE t ()")
+    migrations.up(empty_database_url, directory=tmp_path)
+    write(tmp_path, "0001.table", "CREATE TABLE t (id int)")
+    assert [one.state for one in migrations.status(empty_database_url, directory=tmp_path)] == ["changed"]
+    assert migrations.up(empty_database_url, directory=tmp_path) == []
+
+
+def test_a_version_of_newer_code_shows_as_unknown_and_is_not_rolled_back(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "0001.old", "CREATE TABLE old ()")
+    write(tmp_path, "0002.new", "CREATE TABLE new ()")
+    migrations.up(empty_database_url, directory=tmp_path)
+    for path in tmp_path.glob("0002*"):
+        path.unlink()
+    states = [one.state for one in migrations.status(empty_database_url, directory=tmp_path)]
+    assert states == ["applied", "unknown"]
+    with pytest.raises(SchemaMismatch, match=r"only newer code can roll back 0002\.new"):
+        migrations.down(empty_database_url, directory=tmp_path)
+
+
+def test_a_file_is_sent_whole(empty_database_url: str, tmp_path: Path) -> None:
+    body = "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ DECLARE x int; BEGIN RETURN 1; END $$;"
+    write(
+        tmp_path,
+        "0001.odd",
+        f"/* a /* nested; */ one; */ CREATE TABLE odd (begin int, declare int);\n{body}\nSELECT f();",
+    )
+    migrations.up(empty_database_url, directory=tmp_path)
+    assert names(empty_database_url) == ["odd"]
+
+
+def test_an_index_left_invalid_by_a_concurrent_build_is_built_again(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "0001.table", "CREATE TABLE t (id int); INSERT INTO t VALUES (1), (1)")
+    build = "-- transactional: false\nCREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS t_id ON t (id)"
+    write(tmp_path, "0002.index", build, "-- transactional: false\nDROP INDEX CONCURRENTLY t_id")
+    with pytest.raises(SchemaMismatch, match="could not create unique index"):
+        migrations.up(empty_database_url, directory=tmp_path)
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("DELETE FROM t")
+        assert migrations.up(empty_database_url, directory=tmp_path) == ["0002.index"]
+        assert conn.execute("SELECT bool_and(indisvalid) FROM pg_index").fetchone() == (True,)
+    assert migrations.down(empty_database_url, directory=tmp_path) == ["0002.index"]
+    assert names(empty_database_url) == ["t"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a foreign uid")
+def test_a_uid_without_a_name_may_migrate_where_root_can_become_one(empty_database_url: str) -> None:
+    become = (
+        "[os.environ.pop(n, 0) for n in ('USER', 'LOGNAME', 'LNAME', 'USERNAME')]; os.setresuid(54321, 0, 0)"
+    )
+    with migrating(empty_database_url, migrations.SQL, become) as process:
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors.decode()
+    assert {one.state for one in migrations.status(empty_database_url)} == {"applied"}
+
+
+async def test_check_passes_on_this_codes_schema_alone(
+    conn: AsyncConnection[TupleRow], empty_database_url: str
+) -> None:
+    await migrations.check(conn)
+    await conn.execute(
+        "INSERT INTO _yoyo_migration (migration_hash, migration_id) VALUES ('x', '9999.later')"
+    )
+    with pytest.raises(SchemaMismatch, match=r"the schema has 9999\.later, which this code does not know"):
+        await migrations.check(conn)
+    await conn.execute("DELETE FROM _yoyo_migration")
+    with pytest.raises(
+        SchemaMismatch, match=r"the schema lacks 0001\.create-schema.*run `outrider migrate up`"
+    ):
+        await migrations.check(conn)
+    async with await AsyncConnection.connect(empty_database_url, autocommit=True) as bare:
+        with pytest.raises(SchemaMismatch, match="no schema yet"):
+            await migrations.check(bare)
