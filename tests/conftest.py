@@ -6,7 +6,9 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -17,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 import migrations
-from tests.server import scratch_server
+from ops.local import local_postgres
 
 Connect = Callable[..., Awaitable[AsyncConnection[TupleRow]]]
 
@@ -67,9 +69,18 @@ class Databases:
             drop.result()
 
 
+@contextmanager
+def _own_server() -> Iterator[str]:
+    """Nothing of it outlives the session, so it need not reach the disk."""
+    with TemporaryDirectory(prefix="outrider-test-") as folder:
+        Path(folder).chmod(0o755)  # run by root, the server is another user's process
+        with local_postgres(Path(folder), {"fsync": "off", "full_page_writes": "off"}) as url:
+            yield url
+
+
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
-    with scratch_server(GIVEN_URL) as url:
+    with nullcontext(GIVEN_URL) if GIVEN_URL else _own_server() as url:
         made = Databases(url)
         try:
             yield made

@@ -1,0 +1,1 @@
+"""Running the engine: the commands, an embedded PostgreSQL, benchmarks."""

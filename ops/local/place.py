@@ -1,0 +1,178 @@
+"""Which programs run, as whom, and where their files are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import shutil
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+from urllib.parse import quote
+
+from engine.errors import ConfigurationError
+from ops.local.installs import Install, found
+
+# Where root's data goes when PostgreSQL, which refuses to run as root, could not enter the folder asked for.
+ROOTS_HOME = Path("/var/lib/outrider")
+UNPRIVILEGED = ("postgres", "nobody")
+SOCKET = ".s.PGSQL.5432"
+MAX_SOCKET_PATH = 100
+CLUSTERS = "postgres-*/cluster"
+
+ELSEWHERE = "set OUTRIDER_DATA_DIR to another directory"
+NO_PROGRAMS = (
+    "there is no PostgreSQL: install outrider[local], or PostgreSQL 15 or newer, or set OUTRIDER_DATABASE_URL"
+)
+NO_ENTRY = "has no entry in /etc/passwd, which initdb needs: add one, or set OUTRIDER_DATABASE_URL"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, entry: pwd.struct_passwd) -> Self:
+        return cls(entry.pw_uid, entry.pw_gid)
+
+    def can_enter(self, folder: Path) -> bool:
+        """Whether every folder down to `folder` lets this account through, groups aside."""
+        return all(self._may(part.stat(), stat.S_IXUSR, stat.S_IXOTH) for part in (folder, *folder.parents))
+
+    def can_run(self, program: Path) -> bool:
+        return self.can_enter(program.parent) and self._may(program.stat(), stat.S_IXUSR, stat.S_IXOTH)
+
+    def _may(self, entry: os.stat_result, owner: int, other: int) -> bool:
+        return bool(entry.st_mode & (owner if entry.st_uid == self.uid else other))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A home for one cluster. `account` is whom the server runs as; None: as ourselves."""
+
+    home: Path
+    install: Install
+    account: Account | None
+
+    @property
+    def cluster(self) -> Path:
+        return self.home / "cluster"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "server.log"
+
+    @property
+    def sockets(self) -> Path:
+        """A folder of the server's alone, whose path is short enough for a socket."""
+        folder = self.home / "sockets"
+        if len(os.fsencode(folder / SOCKET)) <= MAX_SOCKET_PATH:
+            return folder
+        return Path("/tmp") / f"outrider-{self._uid}-{_digest(self.home)}"  # noqa: S108  # checked when it is made
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://outrider@/outrider?host={quote(str(self.sockets), safe='')}"
+
+    @property
+    def _uid(self) -> int:
+        return self.account.uid if self.account else os.geteuid()
+
+    def prepare(self) -> None:
+        """Make the folders. Raises ConfigurationError when they belong to somebody else."""
+        try:
+            _make(self.home, self.account)
+            self.sockets.mkdir(mode=0o700, exist_ok=True)
+            if self.account and self.sockets.lstat().st_uid == 0:
+                os.chown(self.sockets, self.account.uid, self.account.gid)
+        except OSError as error:
+            raise ConfigurationError([f"the data directory cannot be made: {error}"]) from error
+        made = self.sockets.lstat()
+        if not stat.S_ISDIR(made.st_mode) or made.st_uid != self._uid or made.st_mode & 0o077:
+            raise ConfigurationError([f"{self.sockets} is another user's: {ELSEWHERE}"])
+
+    def with_reachable_programs(self) -> Place:
+        """Copies the programs home when the account cannot run them where they are.
+
+        The caller holds the server's lock, so what lies half-copied is nobody's.
+        """
+        if not self.account or self.account.can_run(self.install.binaries / "postgres"):
+            return self
+        copy = self.home / f"software-{self.install.version}"
+        if not copy.exists():
+            part = self.home / "software.new"
+            shutil.rmtree(part, ignore_errors=True)
+            # With its neighbours: the programs find their libraries relative to themselves.
+            shutil.copytree(self.install.binaries.parent, part, ignore=shutil.ignore_patterns("include"))
+            for path in (part, *part.rglob("*")):
+                path.chmod(path.stat().st_mode | (path.stat().st_mode & 0o500) >> 6)
+            part.rename(copy)
+        return replace(self, install=replace(self.install, binaries=copy / self.install.binaries.name))
+
+
+def choose(data_dir: Path) -> Place:
+    """The place of the first programs found, or of the first that have a cluster in `data_dir`.
+
+    Raises ConfigurationError when there are no programs, or only ones of another version than the data.
+    """
+    installs = found()
+    if not installs:
+        raise ConfigurationError([NO_PROGRAMS])
+    data_dir, account = _whose(data_dir.absolute())
+    places = [Place(data_dir / f"postgres-{one.major}", one, account) for one in installs]
+    used = [place for place in places if place.cluster.exists()]
+    clusters = [] if used else sorted(path.parent.name for path in data_dir.glob(CLUSTERS))
+    if clusters:
+        here = ", ".join(install.version for install in installs)
+        problem = f"{data_dir} holds {', '.join(clusters)}, and the PostgreSQL here is {here}"
+        raise ConfigurationError([f"{problem}: install that version, or {ELSEWHERE}"])
+    return (used or places)[0]
+
+
+def _whose(data_dir: Path) -> tuple[Path, Account | None]:
+    """Where the data really goes, and whom the server must run as."""
+    uid = os.geteuid()
+    if uid != 0:
+        try:
+            pwd.getpwuid(uid)
+        except KeyError:
+            raise ConfigurationError([f"uid {uid} {NO_ENTRY}"]) from None
+        return data_dir, None
+    account = _owner(data_dir) or _unprivileged()
+    existing = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
+    if account.can_enter(existing):
+        return data_dir, account
+    data_dir = ROOTS_HOME / _digest(data_dir)
+    return data_dir, _owner(data_dir) or account
+
+
+def _owner(data_dir: Path) -> Account | None:
+    """Whoever made a cluster here before."""
+    for cluster in data_dir.glob(CLUSTERS):
+        return Account(cluster.stat().st_uid, cluster.stat().st_gid)
+    return None
+
+
+def _unprivileged() -> Account:
+    for name in UNPRIVILEGED:
+        with suppress(KeyError):
+            return Account.of(pwd.getpwnam(name))
+    raise ConfigurationError(
+        [f"PostgreSQL refuses to run as root, and no user is {' or '.join(UNPRIVILEGED)}"]
+    )
+
+
+def _make(folder: Path, account: Account | None) -> None:
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    for part in reversed(missing):
+        part.mkdir(exist_ok=True)
+        if account:
+            part.chmod(0o755)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]

@@ -1,0 +1,171 @@
+"""The server's parent: a process of its own that runs PostgreSQL for as long as anyone holds `users.lock`.
+
+Started by path and with the standard library alone, so it needs no import path and is up in 50 ms. It
+inherits `server.lock` locked and hands it on to every program it starts: free again means that all of them
+are gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+POLL_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1
+# Loaded here: after privileges are dropped the library may be out of reach.
+LIBC = ctypes.CDLL(None)
+
+
+def dying_with_parent(signum: signal.Signals) -> Callable[[], None]:
+    """For `preexec_fn`: the new process gets `signum` when the thread that forks it ends, even by SIGKILL."""
+    parent = os.getpid()
+
+    def tie() -> None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signum)
+        if os.getppid() != parent:  # it died before the tie was made
+            os.kill(os.getpid(), signum)
+
+    return tie
+
+
+class Supervisor:
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.binaries = Path(plan["binaries"])
+        self.home = Path(plan["home"])
+        self.cluster = self.home / "cluster"
+        self.initdb: list[str] = plan["initdb"]
+        self.settings: dict[str, str] = plan["settings"]
+        self.account: list[int] | None = plan["account"]
+        self.lock: int = plan["lock"]
+        self.deadline = time.monotonic() + plan["seconds"]
+        self.stopped = False
+
+    def start(self) -> subprocess.Popen[bytes]:
+        if not self.cluster.exists():
+            self._make_cluster()
+        # Nobody else holds the lock, so the pid in the file is a zombie's or by now a stranger's; PostgreSQL
+        # would take either for a running server.
+        (self.cluster / "postmaster.pid").unlink(missing_ok=True)
+        options = [f"--{name}={value}" for name, value in self.settings.items()]
+        server = subprocess.Popen(
+            [self.binaries / "postgres", "-D", self.cluster, *options],
+            stdin=subprocess.DEVNULL,
+            **self._as_child(signal.SIGQUIT),
+        )
+        while not self._ready():
+            if server.poll() is not None or time.monotonic() > self.deadline:
+                stop(server)
+                raise ChildProcessError("PostgreSQL did not start")
+            time.sleep(0.01)
+        return server
+
+    def watch(self, server: subprocess.Popen[bytes]) -> None:
+        """Until the last user is gone, the server died, or we are asked to stop."""
+        # Once it is locked, it stays so until this process ends: whoever comes now waits for a fresh start.
+        with (self.home / "users.lock").open("rb") as users:
+            while server.poll() is None and not self.stopped and not try_lock(users.fileno(), fcntl.LOCK_EX):
+                with suppress(subprocess.TimeoutExpired):
+                    server.wait(POLL_SECONDS)
+            stop(server)
+
+    def _make_cluster(self) -> None:
+        """Whole or not at all: a name it has only once everything is on disk."""
+        part = self.home / "cluster.new"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(mode=0o700)
+        if self.account:
+            os.chown(part, *self.account)
+        self._run(b"", "initdb", "-D", str(part), *self.initdb)
+        create = b"CREATE DATABASE outrider;\n"
+        self._run(create, "postgres", "--single", "-D", str(part), "-c", "exit_on_error=true", "postgres")
+        part.rename(self.cluster)
+        home = os.open(self.home, os.O_RDONLY)
+        os.fsync(home)
+        os.close(home)
+
+    def _run(self, given: bytes, program: str, *arguments: str) -> None:
+        seconds = max(0.0, self.deadline - time.monotonic())
+        command = [str(self.binaries / program), *arguments]
+        child = self._as_child(signal.SIGKILL)
+        if subprocess.run(command, input=given, timeout=seconds, check=False, **child).returncode:
+            raise ChildProcessError(f"{program} failed")
+
+    def _as_child(self, at_parents_death: signal.Signals) -> dict[str, Any]:
+        """The environment is bare because the server would read the user's PGPORT, PGDATA and LC_* too."""
+        uid, gid = self.account or (None, None)
+        return {
+            "env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+            "cwd": self.home,
+            "pass_fds": [self.lock],
+            "user": uid,
+            "group": gid,
+            "extra_groups": [] if self.account else None,
+            "umask": 0o077,
+            "preexec_fn": dying_with_parent(at_parents_death),
+        }
+
+    def _ready(self) -> bool:
+        """As pg_ctl sees it: the eighth line of the pid file."""
+        with suppress(FileNotFoundError):
+            lines = (self.cluster / "postmaster.pid").read_text().splitlines()
+            return len(lines) >= 8 and lines[7].strip() == "ready"
+        return False
+
+
+def try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """Fast, then at once (the next start recovers), then by force."""
+    for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+        if server.poll() is not None:
+            return
+        server.send_signal(signum)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(3)
+
+
+def report(descriptor: int, line: str) -> None:
+    with suppress(BrokenPipeError):  # whoever started us is gone; the watch will see it
+        os.write(descriptor, line.encode())
+    os.close(descriptor)
+
+
+def main() -> int:
+    plan = json.loads(sys.argv[1])
+    if os.fork():
+        return 0
+    log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    supervisor = Supervisor(plan)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, lambda *_: setattr(supervisor, "stopped", True))
+    try:
+        server = supervisor.start()
+    except (OSError, subprocess.SubprocessError) as error:
+        report(plan["report"], str(error))
+        return 1
+    report(plan["report"], "ready")
+    supervisor.watch(server)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
