@@ -1,0 +1,60 @@
+"""The application on one page: every operation of the API, the documentation, and an answer to everything else."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from aiohttp import web
+
+from web import boundary, docs, openapi
+from web.handlers import OPERATIONS
+from web.operations import Api, Handler
+from web.problems import Refused
+
+
+def create_app(api: Api) -> web.Application:
+    """The application over `api`, which outlives it. Serve it with `web.server.serving`."""
+    app = web.Application(middlewares=[boundary.boundary(api)])
+    app.on_response_prepare.append(boundary.finish_headers)
+    paths: defaultdict[str, dict[str, Handler]] = defaultdict(dict)
+    for operation in OPERATIONS:
+        paths[operation.path][operation.method] = operation.bind(api)
+    for path, handler in docs.pages(openapi.document(OPERATIONS, api.registry)).items():
+        paths[path]["GET"] = handler
+    for path, by_method in paths.items():
+        _add(app, path, by_method)
+    app.router.add_route("*", "/{path:.*}", _unknown, expect_handler=_expected)
+
+    async def stop_waiting(_app: web.Application) -> None:
+        api.store.watcher.close()
+
+    app.on_shutdown.append(stop_waiting)
+    return app
+
+
+def _add(app: web.Application, path: str, by_method: Mapping[str, Handler]) -> None:
+    """GET answers HEAD too; any other method is refused, OPTIONS included: there is no CORS here."""
+    methods = dict(by_method)
+    if "GET" in methods:
+        methods["HEAD"] = methods["GET"]
+    for method, handler in methods.items():
+        app.router.add_route(method, path, handler, expect_handler=_expected)
+    allow = ", ".join(sorted(methods))
+
+    async def refuse(_request: web.Request) -> web.StreamResponse:
+        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"This answers {allow}.", headers={"Allow": allow})
+
+    app.router.add_route("*", path, refuse, expect_handler=_expected)
+
+
+async def _unknown(_request: web.Request) -> web.StreamResponse:
+    raise Refused(HTTPStatus.NOT_FOUND, "There is nothing at this path.")
+
+
+async def _expected(request: web.Request) -> None:
+    """Answer `Expect: 100-continue`; another expectation is ignored rather than refused (RFC 9110 §10.1.1)."""
+    if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # or aiohttp takes the final status line for sent

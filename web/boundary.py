@@ -1,0 +1,72 @@
+"""What surrounds every request: its id, its errors as problems, one log line, one observation."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from functools import cache
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+from prometheus_client import Histogram
+
+from engine import metrics
+from web import problems, requests
+from web.operations import Api, Handler
+
+log = structlog.get_logger()
+
+REQUEST_ID: Final = "X-Request-Id"
+UNKNOWN_ROUTE: Final = "unknown"
+
+
+def boundary(api: Api) -> Middleware:
+    """The one middleware. aiohttp calls its parameters by name."""
+
+    @web.middleware
+    async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        request[REQUEST_ID] = request_id = requests.request_id(request) or new_request_id()
+        with metrics.HTTP_IN_FLIGHT.track_inprogress():
+            try:
+                response = await handler(request)
+            except Exception as error:  # noqa: BLE001 - the boundary: nothing may pass it but an answer
+                refused = problems.refusal(error)
+                response = problems.render(refused, instance=request.path, request_id=request_id)
+            if api.draining.is_set() and not response.prepared:
+                response.force_close()
+        seconds = time.perf_counter() - started
+        _histogram(_route(request), request.method, response.status).observe(seconds)
+        log.info(
+            "request.answered",
+            method=request.method,
+            path=request.path,
+            status=response.status,
+            ms=round(seconds * 1000, 2),
+            request_id=request_id,
+        )
+        return response
+
+    return surround
+
+
+def new_request_id() -> str:
+    return secrets.token_hex(16)
+
+
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """An on_response_prepare signal: streams too send their headers through it."""
+    response.headers[REQUEST_ID] = request.get(REQUEST_ID) or new_request_id()
+    response.headers.popall("Server", None)
+
+
+def _route(request: web.Request) -> str:
+    resource: Any = request.match_info.route.resource
+    return UNKNOWN_ROUTE if resource is None or "{path" in resource.canonical else resource.canonical
+
+
+@cache  # finite: the routes, llhttp's methods, the statuses
+def _histogram(route: str, method: str, status: int) -> Histogram:
+    return metrics.HTTP_SECONDS.labels(route, method, str(status))

@@ -1,0 +1,148 @@
+"""One declaration for each call of the API: the routes, their checks and /openapi.json all come from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, get_type_hints
+
+from aiohttp import web
+from pydantic import BaseModel
+
+from engine.admin import Checks
+from engine.pipeline import Registry
+from web import requests
+from web.auth import ANYONE, Authenticator, Caller
+from web.store import Store
+
+MIB: Final = 1 << 20
+
+Function = Callable[..., Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """What the handlers work with. `checks` decide readiness; `draining` is set when the process is to stop."""
+
+    registry: Registry
+    auth: Authenticator
+    store: Store
+    checks: Checks
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, let in. `document` is its body where the operation takes one."""
+
+    request: web.Request
+    api: Api
+    caller: Caller
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A request header that an operation reads."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A success. `headers` maps names to descriptions."""
+
+    description: str
+    model: type[BaseModel] | None = None
+    media: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """A call of the API. `function(call, …)` is given those of `job_id`, `query` and `body` that it names."""
+
+    method: str
+    path: str
+    function: Function
+    summary: str
+    scope: str | None
+    answers: Mapping[int, Answer]
+    refuses: tuple[int, ...]
+    headers: tuple[Header, ...]
+    links: tuple[str, ...]
+    max_body: int
+    parts: Mapping[str, type[Any]]
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def query(self) -> type[BaseModel] | None:
+        return self.parts.get("query")
+
+    @property
+    def body(self) -> type[BaseModel] | None:
+        return self.parts.get("body")
+
+    def bind(self, api: Api) -> Handler:
+        """The aiohttp handler: who calls, may they, is the request in order; then `function`."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            caller = ANYONE
+            if self.scope is not None:
+                caller = await api.auth.caller(request.headers.getall("Authorization", ()))
+                caller.require(self.scope)
+            given: dict[str, Any] = {}
+            query = requests.query(request, self.query)
+            if query is not None:
+                given["query"] = query
+            if "job_id" in self.parts:
+                given["job_id"] = requests.job_id(request)
+            document = b""
+            if self.body is not None:
+                document = await requests.body(request, self.max_body)
+                given["body"] = requests.parsed(self.body, document)
+            return await self.function(Call(request, api, caller, document), **given)
+
+        return handle
+
+
+def operation(
+    method: str,
+    path: str,
+    *,
+    summary: str,
+    answers: Mapping[int, Answer],
+    scope: str | None = None,
+    refuses: tuple[int, ...] = (),
+    headers: tuple[Header, ...] = (),
+    links: tuple[str, ...] = (),
+    max_body: int = MIB,
+) -> Callable[[Function], Operation]:
+    """Declare the decorated function as an operation. `refuses` are statuses beyond those its parts imply;
+    `links` name the operations that take the `job_id` of its answer.
+    """
+
+    def declare(function: Function) -> Operation:
+        hints = get_type_hints(function)
+        return Operation(
+            method=method,
+            path=path,
+            function=function,
+            summary=summary,
+            scope=scope,
+            answers=answers,
+            refuses=refuses,
+            headers=headers,
+            links=links,
+            max_body=max_body,
+            parts={name: hints[name] for name in ("job_id", "query", "body") if name in hints},
+        )
+
+    return declare

@@ -1,0 +1,28 @@
+"""Cursors: where a list goes on, as text that clients hand back without looking into it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlencode
+from uuid import UUID
+
+CURSOR: Final = "^[A-Za-z0-9_-]{21}[AQgw]$"
+"""Exactly the texts that hold the 16 bytes of an id. Any of them is a place in the caller's own list."""
+
+
+def cursor_after(job_id: UUID) -> str:
+    """The cursor of the page that follows `job_id`."""
+    return base64.urlsafe_b64encode(job_id.bytes).decode().rstrip("=")
+
+
+def job_before(cursor: str) -> UUID:
+    """The job after which the page of a `cursor` (one that matches CURSOR) begins."""
+    return UUID(bytes=base64.urlsafe_b64decode(cursor + "=="))
+
+
+def next_link(path: str, parameters: Mapping[str, object]) -> str:
+    """A Link header (RFC 8288) to the next page."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    return f'<{path}?{urlencode(given)}>; rel="next"'

@@ -1,0 +1,119 @@
+"""Errors become HTTP here and nowhere else: every refusal is an `application/problem+json` (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+import psycopg
+import structlog
+from aiohttp import web
+from psycopg_pool import PoolTimeout
+
+from engine.errors import (
+    DatabaseUnavailable,
+    IdempotencyMismatch,
+    InvalidJob,
+    JobNotFound,
+    OutriderError,
+    Overloaded,
+    Problem,
+    StateConflict,
+)
+from web.keys import KeysUnavailable
+
+log = structlog.get_logger()
+
+CONTENT_TYPE: Final = "application/problem+json"
+RETRY_SECONDS: Final = "1"
+MAX_ERRORS: Final = 100
+"""Faults listed in one answer: a batch may have thousands."""
+
+
+class Refused(OutriderError):
+    """A request that HTTP itself refuses: `status`, a `detail` for people, and headers the status calls for."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: Sequence[Problem] = (),
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or {}
+        self.errors = errors
+
+
+STATUS: Final[Mapping[type[Exception], tuple[HTTPStatus, str]]] = {
+    JobNotFound: (HTTPStatus.NOT_FOUND, "There is no such job."),
+    StateConflict: (HTTPStatus.CONFLICT, "The job's state does not allow it."),
+    InvalidJob: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request is well-formed but invalid."),
+    IdempotencyMismatch: (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "This Idempotency-Key was used before, with another body.",
+    ),
+    Overloaded: (HTTPStatus.SERVICE_UNAVAILABLE, "Too much is waiting already. Try again shortly."),
+    KeysUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The token issuer's keys cannot be had at present."),
+    DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
+    PoolTimeout: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
+    psycopg.OperationalError: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
+    # What the checks at the door let through and PostgreSQL refuses is still the client's input.
+    psycopg.DataError: (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "The request holds something that cannot be stored.",
+    ),
+    psycopg.IntegrityError: (
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "The request holds something that cannot be stored.",
+    ),
+    Exception: (HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong on our side."),
+}
+
+
+def refusal(error: Exception) -> Refused:
+    """The answer that `error` deserves."""
+    match error:
+        case Refused():
+            return error
+        case web.HTTPException():
+            return Refused(error.status, error.reason + ".")
+        case StateConflict():
+            return Refused(HTTPStatus.CONFLICT, f"{str(error).capitalize()}.")
+    status, detail = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    errors: Sequence[Problem] = ()
+    headers: Mapping[str, str] = {}
+    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        errors = error.problems if isinstance(error, InvalidJob) else (Problem("", detail),)
+    elif status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = {"Retry-After": RETRY_SECONDS}
+    if isinstance(error, psycopg.Error) or status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request.failed", error=str(error), exc_info=error)
+    return Refused(status, detail, headers=headers, errors=errors)
+
+
+def render(refused: Refused, *, instance: str, request_id: str) -> web.Response:
+    """The response. Bytes, because the media type has no charset."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(refused.status).phrase,
+        "status": int(refused.status),
+        "detail": refused.detail,
+        "instance": instance,
+        "request_id": request_id,
+    }
+    if refused.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        body["errors"] = [
+            {"pointer": fault.pointer, "detail": fault.detail} for fault in refused.errors[:MAX_ERRORS]
+        ]
+    return web.Response(
+        status=refused.status,
+        body=orjson.dumps(body),
+        content_type=CONTENT_TYPE,
+        headers=refused.headers,
+    )

@@ -1,0 +1,312 @@
+"""The shapes of the API: what clients send (checked with these models) and what they get (described by them)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from engine.enqueue import MAX_CONTENT_BYTES
+from engine.errors import InvalidJob, Problem
+from engine.model import DEFAULT_PRIORITY, NewJob
+from engine.pipeline import PRESET, Registry
+from engine.text import escape, json_faults, text_fault
+from web.paging import CURSOR
+
+MAX_BATCH: Final = 1000
+MAX_DELAY_SECONDS: Final = 31_536_000
+MAX_OFFSET: Final = 10_000
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_RUN_AT: Final = datetime(9999, 1, 1, tzinfo=UTC)
+
+Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
+
+
+def _storable(text: str) -> str:
+    if fault := text_fault(text):
+        raise PydanticCustomError("unstorable", "{fault}", {"fault": fault})
+    return text
+
+
+def _sized(content: str) -> str:
+    # A character is 4 bytes at most: short texts need not be encoded to know that they fit.
+    if len(content) * 4 > MAX_CONTENT_BYTES and len(content.encode()) > MAX_CONTENT_BYTES:
+        raise PydanticCustomError("too_long", "more than {max} bytes as UTF-8", {"max": MAX_CONTENT_BYTES})
+    return _storable(content)
+
+
+def _in_range(moment: datetime) -> datetime | None:
+    if moment >= LAST_RUN_AT:
+        raise PydanticCustomError("too_late", "later than the year 9998")
+    return moment if moment >= EPOCH else None  # long past is simply "at once"
+
+
+class Asked(BaseModel):
+    """Base of what clients send: unknown members are refused and nothing is coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class JobToRun(Asked):
+    """A job to run."""
+
+    content: Annotated[str, Field(min_length=1, max_length=MAX_CONTENT_BYTES), AfterValidator(_sized)] = (
+        Field(
+            description="What the pipeline works on: 1 byte to 256 KiB as UTF-8, without NUL.",
+            json_schema_extra={"pattern": "^[^\\u0000]*$"},
+        )
+    )
+    preset: str = Field(description="Which pipeline runs it; see /pipeline/presets.")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="Checked against the preset's schema.")
+    priority: Annotated[int, Field(ge=1, le=4)] = Field(default=DEFAULT_PRIORITY, description="1 is first.")
+    run_at: Annotated[AwareDatetime, AfterValidator(_in_range)] | None = Field(
+        default=None, description="Not before this time. Not together with delay_seconds."
+    )
+    delay_seconds: Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS, allow_inf_nan=False)] | None = Field(
+        default=None, description="Not before so many seconds have passed. Not together with run_at."
+    )
+    max_attempts: Annotated[int, Field(ge=1, le=25)] | None = Field(
+        default=None, description="How many errors the job survives; the preset's own by default."
+    )
+    timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
+        default=None, description="How long one attempt may take; the preset's own by default."
+    )
+
+    @model_validator(mode="after")
+    def _one_time(self) -> JobToRun:
+        if {"run_at", "delay_seconds"} <= self.model_fields_set:
+            raise PydanticCustomError("two_times", "run_at and delay_seconds exclude each other")
+        return self
+
+    def new(self, *, owner: str, traceparent: str | None) -> NewJob:
+        run_at = self.run_at
+        if self.delay_seconds:
+            run_at = datetime.now(UTC) + timedelta(seconds=self.delay_seconds)
+        return NewJob(
+            user_id=owner,
+            preset=self.preset,
+            content=self.content,
+            metadata=self.metadata,
+            priority=self.priority,
+            run_at=run_at,
+            max_attempts=self.max_attempts,
+            timeout_seconds=self.timeout_seconds,
+            traceparent=traceparent,
+        )
+
+
+class Batch(Asked):
+    """Jobs to run, all or none."""
+
+    jobs: Annotated[list[JobToRun], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+class JobsQuery(BaseModel):
+    """Which jobs to list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET)] = 0
+    cursor: Annotated[str, Field(pattern=CURSOR)] | None = Field(
+        default=None, description="`next_cursor` of the page before. Not with offset."
+    )
+    status: Status | None = None
+    preset: Annotated[str, Field(pattern=f"^{PRESET.pattern}$")] | None = None
+    owner: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_storable)] | None = Field(
+        default=None, description="Whose jobs; needs the scope jobs:admin."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> JobsQuery:
+        if {"offset", "cursor"} <= self.model_fields_set:
+            raise PydanticCustomError("two_places", "offset and cursor exclude each other")
+        return self
+
+
+def preset_faults(job: JobToRun, registry: Registry, where: str) -> Iterator[Problem]:
+    """What is wrong with a job beyond its shape: an unknown preset, metadata that it does not take."""
+    if (pipeline := registry.get(job.preset)) is None:
+        yield Problem(f"{where}/preset", "not a preset of this installation; see /pipeline/presets")
+    if not job.metadata and (pipeline is None or pipeline.metadata is None):
+        return
+    unstorable = list(json_faults(job.metadata, f"{where}/metadata"))
+    yield from unstorable
+    if unstorable or pipeline is None or pipeline.metadata is None:
+        return
+    try:
+        pipeline.metadata.model_validate_json(orjson.dumps(job.metadata))
+    except ValidationError as error:
+        yield from faults(error, f"{where}/metadata")
+    except Exception as error:  # noqa: BLE001 - an author's validator may raise anything; it is about the input
+        yield Problem(f"{where}/metadata", f"refused by the preset: {type(error).__name__}")
+
+
+def faults(error: ValidationError, where: str = "") -> list[Problem]:
+    """Pydantic's findings as problems, each with its JSON pointer."""
+    return [
+        Problem(
+            where + "".join(f"/{escape(str(step))}" for step in fault["loc"]),
+            fault["msg"].removeprefix("Value error, "),
+        )
+        for fault in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+def check(jobs: list[JobToRun], registry: Registry, *, batch: bool) -> None:
+    """Raise InvalidJob with what is wrong with `jobs` beyond their shape."""
+    problems = [
+        problem
+        for index, job in enumerate(jobs)
+        for problem in preset_faults(job, registry, f"/jobs/{index}" if batch else "")
+    ]
+    if problems:
+        raise InvalidJob(problems)
+
+
+class Shown(BaseModel):
+    """Base of what clients get. The handlers render dicts; these describe them in /openapi.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Links(Shown):
+    self: str
+    history: str
+    events: str
+    cancel: str
+
+
+class Accepted(Shown):
+    job_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Literal["pending"]
+    links: Links
+
+
+class AcceptedBatch(Shown):
+    job_ids: list[Annotated[str, Field(json_schema_extra={"format": "uuid"})]]
+
+
+class Progress(Shown):
+    fraction: Annotated[float, Field(ge=0, le=1)]
+    message: str
+
+
+class LatestError(Shown):
+    type: str
+    message: str
+    attempt: int
+
+
+class ListedJob(Shown):
+    """A job in a list: everything but its content and result."""
+
+    job_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Status
+    preset: str
+    metadata: dict[str, JsonValue]
+    priority: int
+    attempt: int = Field(description="Starts so far; may exceed max_attempts, which limits errors.")
+    max_attempts: int
+    timeout_seconds: float
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+    run_at: AwareDatetime
+    started_at: AwareDatetime | None
+    completed_at: AwareDatetime | None
+    progress: Progress | None
+    error: LatestError | None
+    links: Links
+
+
+class JobObject(ListedJob):
+    """A job."""
+
+    content: str
+    result: JsonValue
+
+
+class JobsPage(Shown):
+    jobs: list[ListedJob]
+    next_cursor: str | None
+    limit: int
+    offset: int
+
+
+class Transition(Shown):
+    seq: int
+    from_status: Status | None
+    to_status: Status
+    timestamp: AwareDatetime
+    attempt: int
+    reason: str | None
+    metadata: dict[str, JsonValue] | None
+
+
+class History(Shown):
+    history: list[Transition]
+
+
+class Standing(Shown):
+    job_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+    status: Status
+    links: Links
+
+
+class FactShown(Shown):
+    code: str
+    detail: str
+
+
+class ExplanationShown(Shown):
+    status: Status
+    summary: str
+    facts: list[FactShown]
+    estimate_seconds: float | None
+
+
+class Preset(Shown):
+    preset: str
+    description: str
+    metadata_schema: dict[str, JsonValue] | None
+    timeout_seconds: float
+    max_attempts: int
+
+
+class Presets(Shown):
+    presets: list[Preset]
+
+
+class Health(Shown):
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str]
+
+
+class Fault(Shown):
+    pointer: str
+    detail: str
+
+
+class ProblemDetails(Shown):
+    """RFC 9457. `errors` is there when the status is 422."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[Fault] | None = None

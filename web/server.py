@@ -1,0 +1,86 @@
+"""The listening socket: aiohttp's runner, with its parser's own refusals made problems too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from web import problems
+from web.boundary import REQUEST_ID, new_request_id
+from web.problems import Refused
+
+KEEPALIVE_SECONDS: Final = 620.0
+"""Longer than Google's load balancers keep theirs (600 s), or they would send into closing connections."""
+MAX_HEADER_BYTES: Final = 16 * 1024
+"""Room for a token of the largest size: one that is too long is refused as a token, not as a header."""
+BACKLOG: Final = 1024
+
+
+class _Response(web.Response):
+    """A response without the Server header, for where no signal is sent."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall("Server", None)
+
+
+class _Protocol(RequestHandler):
+    """Answers what is not HTTP, which never reaches a middleware. It is the client's fault: nothing is logged."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it quotes the input; the signature is aiohttp's
+    ) -> web.StreamResponse:
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return super().handle_error(request, status, exc)
+        request_id = new_request_id()
+        rendered = problems.render(
+            Refused(status, "This is not a well-formed HTTP request."), instance="", request_id=request_id
+        )
+        response = _Response(
+            status=status,
+            body=rendered.body,
+            content_type=problems.CONTENT_TYPE,
+            headers={REQUEST_ID: request_id},
+        )
+        response.force_close()
+        return response
+
+
+class _Server(web.Server):
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class _Runner(web.AppRunner):
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(made.request_handler, request_factory=made.request_factory, **made._kwargs)
+
+
+@asynccontextmanager
+async def serving(app: web.Application, host: str, port: int, *, drain_seconds: float) -> AsyncIterator[int]:
+    """Serve `app` until the block ends; gives the port. Requests in flight have `drain_seconds` to end."""
+    options: dict[str, Any] = {
+        "access_log": None,
+        "keepalive_timeout": KEEPALIVE_SECONDS,
+        "max_field_size": MAX_HEADER_BYTES,
+        "shutdown_timeout": drain_seconds,
+    }
+    runner = _Runner(app, **options)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()

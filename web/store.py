@@ -1,0 +1,130 @@
+"""What the handlers ask of the database. Requests that come together share a statement and a commit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
+
+from engine import jobs, metrics
+from engine.batcher import Batcher
+from engine.db import Connection, HotConnection, Pool, deadline, open_pool
+from engine.enqueue import Accepted, Submission, enqueue_group
+from engine.errors import DatabaseUnavailable, JobNotFound
+from engine.jobs import JobView, Pulse
+from web.watcher import Watcher
+
+POOL_SIZE: Final = 10
+ANSWER_SECONDS: Final = 10.0
+"""How long a request waits for the database before it is told to come back."""
+MAX_READS: Final = 32
+"""Jobs read together: each may hold 256 KiB of content and 4 MiB of result."""
+ROW_BYTES: Final = 256
+"""What a job weighs in a group beside its content."""
+
+R = TypeVar("R")
+
+
+class Store(Protocol):
+    """The seam between HTTP and the database: the benchmark puts a stub here."""
+
+    watcher: Watcher
+    poke: Callable[[], None]
+
+    async def submit(self, submission: Submission) -> Accepted:
+        """Commit the submission, or replay the one that had its key. Raises IdempotencyMismatch, Overloaded."""
+
+    async def read(self, job_id: UUID, owner: str | None) -> JobView:
+        """The job as it stands. Raises JobNotFound."""
+
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        """An autocommit connection under a deadline, for what is not worth grouping."""
+
+
+class PostgresStore:
+    """The store on PostgreSQL: a connection each for writing, reading and watching, and a pool for the rest."""
+
+    def __init__(self, url: str, pool: Pool, poke: Callable[[], None]) -> None:
+        self._pool = pool
+        self.poke = poke
+        self._writing = HotConnection(url, name="web writing")
+        self._reading = HotConnection(url, name="web reading")
+        self._watching = HotConnection(url, name="web watching")
+        self._submissions = Batcher(self._write, weigh=_weight)
+        self._reads = Batcher(self._read, max_group=MAX_READS)
+        self.watcher = Watcher(self._pulse)
+        self._rows = metrics.BATCH_ROWS.labels("submissions")
+        self._seconds = metrics.BATCH_SECONDS.labels("submissions")
+
+    async def submit(self, submission: Submission) -> Accepted:
+        return await _bounded(self._submissions.submit(submission))
+
+    async def read(self, job_id: UUID, owner: str | None) -> JobView:
+        view = await _bounded(self._reads.submit((job_id, owner)))
+        if view is None:
+            raise JobNotFound(job_id)
+        return view
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        async with self._pool.connection() as conn, deadline(conn):
+            yield conn
+
+    async def aclose(self) -> None:
+        """Answer what was submitted, then let go of the connections."""
+        await self._submissions.drain()
+        await self._reads.drain()
+        for conn in (self._writing, self._reading, self._watching):
+            await conn.aclose()
+
+    async def _write(self, group: Sequence[Submission]) -> Sequence[Accepted | Exception]:
+        async with self._writing.use() as conn:
+            with self._seconds.time():
+                answers = await enqueue_group(conn, group)
+        self._rows.observe(len(group))
+        self.poke()
+        return answers
+
+    async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
+        async with self._reading.use() as conn:
+            return await jobs.read(conn, asks)
+
+    async def _pulse(self, ids: Sequence[UUID]) -> Mapping[UUID, Pulse]:
+        async with self._watching.use() as conn:
+            return await jobs.pulse(conn, ids)
+
+
+@asynccontextmanager
+async def open_store(url: str, poke: Callable[[], None]) -> AsyncIterator[PostgresStore]:
+    """The store, its watcher running. `poke` is called after each commit that added jobs."""
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(url, name="web", size=POOL_SIZE))
+        store = PostgresStore(url, pool, poke)
+        stack.push_async_callback(store.aclose)
+        await stack.enter_async_context(running(store.watcher.run()))
+        yield store
+
+
+@asynccontextmanager
+async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run an endless `loop` beside the block."""
+    task = asyncio.create_task(loop)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _bounded(answer: Awaitable[R]) -> R:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await answer
+    except TimeoutError:
+        raise DatabaseUnavailable(f"no answer within {ANSWER_SECONDS:g} s") from None
+
+
+def _weight(submission: Submission) -> int:
+    return sum(len(new.content) + ROW_BYTES for new in submission.jobs)

@@ -1,0 +1,120 @@
+"""Long polls and event streams wait here: one statement each 200 ms asks after every job that anyone watches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+import structlog
+from psycopg import Error
+
+from engine.errors import DatabaseUnavailable, Overloaded
+from engine.jobs import Pulse
+
+log = structlog.get_logger()
+
+LOOK_SECONDS: Final = 0.2
+RETRY_SECONDS: Final = 1.0
+MAX_WATCHES: Final = 10_000
+
+Seen = tuple[int, int]
+"""Version and progress number: what the watching request knows of its job."""
+
+
+class Watch:
+    """One request's interest in one job."""
+
+    def __init__(self, watcher: Watcher, job_id: UUID) -> None:
+        self._watcher = watcher
+        self.job_id = job_id
+        self.seen: Seen | None = None
+        self.changed = asyncio.Event()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the process is stopping, and with it all waiting."""
+        return self._watcher.closed
+
+    async def wait(self, seen: Seen, seconds: float) -> bool:
+        """Wait until the job is no longer as `seen`; False when it still is after `seconds`, or at closing.
+
+        What changed between the caller's read and this call is noticed too: the watcher compares with `seen`.
+        """
+        self.seen = seen
+        self.changed.clear()
+        if self.closed:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                await self.changed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.seen = None
+        return not self.closed
+
+
+class Watcher:
+    """Wakes the watches whose jobs changed. `pulse` gives what is known of each id; an unknown id is a change."""
+
+    def __init__(
+        self,
+        pulse: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, Pulse]]],
+        *,
+        look_seconds: float = LOOK_SECONDS,
+        max_watches: int = MAX_WATCHES,
+    ) -> None:
+        self._pulse = pulse
+        self._look_seconds = look_seconds
+        self._max_watches = max_watches
+        self._watches: set[Watch] = set()
+        self._watched = asyncio.Event()
+        self.closed = False
+
+    @contextmanager
+    def watch(self, job_id: UUID) -> Iterator[Watch]:
+        """Raises Overloaded where too many are watching."""
+        if len(self._watches) >= self._max_watches:
+            raise Overloaded(f"{self._max_watches} requests are waiting for jobs already")
+        watch = Watch(self, job_id)
+        self._watches.add(watch)
+        self._watched.set()
+        try:
+            yield watch
+        finally:
+            self._watches.discard(watch)
+
+    def close(self) -> None:
+        """End all waiting, now and from now on."""
+        self.closed = True
+        for watch in self._watches:
+            watch.changed.set()
+
+    async def run(self) -> None:
+        """Look until cancelled; without a watch, do nothing."""
+        while True:
+            await self._watched.wait()
+            pause = self._look_seconds
+            try:
+                await self._look()
+            except (DatabaseUnavailable, Error) as error:
+                log.warning(
+                    "watcher.look_failed", error=str(error)
+                )  # who waits gets what is known at time-out
+                pause = RETRY_SECONDS
+            await asyncio.sleep(pause)
+
+    async def _look(self) -> None:
+        waiting = [watch for watch in self._watches if watch.seen is not None]
+        if not waiting:
+            if not self._watches:
+                self._watched.clear()
+            return
+        pulses = await self._pulse(list({watch.job_id for watch in waiting}))
+        for watch in waiting:
+            pulse = pulses.get(watch.job_id)
+            if pulse is None or (pulse.version, pulse.progress_n) != watch.seen:
+                watch.changed.set()
