@@ -42,7 +42,9 @@ async def history(
     if not rows:
         return None
     return [
-        AuditRow(seq, from_state and JobState(from_state), JobState(to_state), timestamp, attempt, reason, metadata)
+        AuditRow(
+            seq, from_state and JobState(from_state), JobState(to_state), timestamp, attempt, reason, metadata
+        )
         for seq, from_state, to_state, timestamp, attempt, reason, metadata in rows
         if seq is not None
     ]

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from psycopg import DataError, IntegrityError
+from psycopg import Error
 
 from engine.db import transient
 from engine.errors import DatabaseUnavailable, Overloaded
@@ -30,9 +30,9 @@ class _Waiting(Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Groups the items of concurrent `submit` calls into calls of `flush`, one at a time and without a timer.
 
-    `flush` answers each item in order; an answer that is an exception is raised in its waiter alone. A data
-    error of a whole group is bisected down to the items that cause it; a deadlock or a lost connection sends
-    the same group again, so `flush` must be safe to repeat. `weigh` bounds a group beside its count.
+    `flush` answers each item in order; an answer that is an exception is raised in its waiter alone. An error
+    in a statement is bisected down to the items that cause it; a deadlock or a lost connection sends the same
+    group again, so `flush` must be safe to repeat. `weigh` bounds a group beside its count.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class Batcher(Generic[T, R]):
         """
         if len(self._queue) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} requests are waiting already")
-        waiting: _Waiting[T, R] = _Waiting(item, self._weigh(item), asyncio.get_running_loop().create_future())
+        waiting: _Waiting[T, R] = _Waiting(
+            item, self._weigh(item), asyncio.get_running_loop().create_future()
+        )
         self._queue.append(waiting)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write(), name="batcher")
@@ -99,7 +101,7 @@ class Batcher(Generic[T, R]):
     async def _answer(self, group: list[_Waiting[T, R]]) -> None:
         try:
             answers = await self._flushed([waiting.item for waiting in group])
-        except (DataError, IntegrityError) as error:
+        except (Error, UnicodeError) as error:
             if len(group) == 1:
                 _settle(group[0].answer, error)
                 return

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from psycopg import AsyncConnection, OperationalError, errors
+from psycopg import AsyncConnection, Error, OperationalError, errors
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from engine.errors import DatabaseUnavailable
 
@@ -61,7 +61,7 @@ async def open_pool(url: str, *, name: str, size: int) -> AsyncIterator[Pool]:
         max_size=size,
         open=False,
         timeout=CONNECT_SECONDS,
-        reconnect_timeout=0,
+        reconnect_timeout=CONNECT_SECONDS,
         kwargs={"autocommit": True, "application_name": f"outrider {name}", **LINK},
     )
     async with pool:
@@ -78,12 +78,26 @@ async def deadline(conn: Connection, seconds: float = STATEMENT_SECONDS) -> Asyn
     timer = asyncio.get_running_loop().call_later(seconds, sever, conn)
     try:
         yield
-    except OperationalError as error:
-        if transient(error) or not conn.closed:
-            raise
-        raise DatabaseUnavailable(str(error).strip()) from error
+    except Error as error:
+        if conn.closed or _unavailable(error):
+            raise DatabaseUnavailable(str(error).strip()) from error
+        raise
     finally:
         timer.cancel()
+
+
+@asynccontextmanager
+async def lent(pool: Pool, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[Connection]:
+    """A connection of the pool, under a deadline. Raises DatabaseUnavailable."""
+    try:
+        conn = await pool.getconn()
+    except (PoolTimeout, OperationalError) as error:
+        raise DatabaseUnavailable(str(error).strip()) from error
+    try:
+        async with deadline(conn, seconds):
+            yield conn
+    finally:
+        await pool.putconn(conn)
 
 
 def sever(conn: Connection) -> None:
@@ -100,6 +114,12 @@ def sever(conn: Connection) -> None:
 def transient(error: BaseException) -> bool:
     """Whether the same statements may simply be sent again: a deadlock or a serialization failure."""
     return isinstance(error, errors.DeadlockDetected | errors.SerializationFailure)
+
+
+def _unavailable(error: Error) -> bool:
+    """Whether the server, not the statement, is at fault: out of disk or memory, shutting down, or read-only."""
+    state = error.sqlstate or ""
+    return state.startswith(("53", "57P", "58")) or state == errors.ReadOnlySqlTransaction.sqlstate
 
 
 class HotConnection:

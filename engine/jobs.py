@@ -90,49 +90,33 @@ ORDER BY s.job_id DESC
 
 # Row comparisons pin each owner's page to its index: with `user_id = …` the planner once walked the primary key.
 # They are written with both bounds, so that a page never reads past its owner or its state.
-_ZERO: LiteralString = "'00000000-0000-0000-0000-000000000000'::uuid"
+_ZERO: Final = UUID(int=0)
 _LAST: Final = UUID(int=2**128 - 1)
 
-_OWNED: LiteralString = (
-    """
+_OWNED: LiteralString = """
     SELECT id FROM jobs
-    WHERE (user_id, id) < (%(owner)s, %(before)s) AND (user_id, id) >= (%(owner)s, """
-    + _ZERO
-    + """)
+    WHERE (user_id, id) < (%(owner)s, %(before)s) AND (user_id, id) >= (%(owner)s, %(zero)s)
       AND (%(preset)s::text IS NULL OR preset = %(preset)s)
     ORDER BY user_id DESC, id DESC"""
-)
-_OWNED_RESULT: LiteralString = (
-    """
+_OWNED_RESULT: LiteralString = """
     SELECT r.job_id FROM job_results r
     WHERE (r.user_id, r.state, r.job_id) < (%(owner)s, %(state)s::job_state, %(before)s)
-      AND (r.user_id, r.state, r.job_id) >= (%(owner)s, %(state)s::job_state, """
-    + _ZERO
-    + """)
+      AND (r.user_id, r.state, r.job_id) >= (%(owner)s, %(state)s::job_state, %(zero)s)
       AND (%(preset)s::text IS NULL OR EXISTS (
           SELECT FROM jobs j WHERE j.id = r.job_id AND j.preset = %(preset)s))
     ORDER BY r.user_id DESC, r.state DESC, r.job_id DESC"""
-)
-_OWNED_LEASED: LiteralString = (
-    """
+_OWNED_LEASED: LiteralString = """
     SELECT job_id FROM outbox
     WHERE status = 'leased'
-      AND (user_id, job_id) < (%(owner)s, %(before)s) AND (user_id, job_id) >= (%(owner)s, """
-    + _ZERO
-    + """)
+      AND (user_id, job_id) < (%(owner)s, %(before)s) AND (user_id, job_id) >= (%(owner)s, %(zero)s)
       AND (%(preset)s::text IS NULL OR preset = %(preset)s)
     ORDER BY user_id DESC, job_id DESC"""
-)
-_OWNED_PENDING: LiteralString = (
-    """
+_OWNED_PENDING: LiteralString = """
     SELECT job_id FROM outbox
     WHERE status <> 'leased'
-      AND (user_id, job_id) < (%(owner)s, %(before)s) AND (user_id, job_id) >= (%(owner)s, """
-    + _ZERO
-    + """)
+      AND (user_id, job_id) < (%(owner)s, %(before)s) AND (user_id, job_id) >= (%(owner)s, %(zero)s)
       AND (%(preset)s::text IS NULL OR preset = %(preset)s)
     ORDER BY user_id DESC, job_id DESC"""
-)
 _ANY: LiteralString = """
     SELECT id FROM jobs
     WHERE id < %(before)s AND (%(preset)s::text IS NULL OR preset = %(preset)s)
@@ -179,9 +163,9 @@ _FOUND: Final[Mapping[JobState | None, LiteralString]] = {
 async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None]]) -> list[JobView | None]:
     """The job of each (id, owner), in order; None where there is none or it is another owner's."""
     async with conn.cursor(row_factory=class_row(JobView)) as cursor:
-        await cursor.execute(READ, [array(id for id, _ in asks), array(owner for _, owner in asks)])
+        await cursor.execute(READ, [array(job_id for job_id, _ in asks), array(owner for _, owner in asks)])
         found = {view.job_id: view for view in await cursor.fetchall()}
-    views = [(found.get(id), owner) for id, owner in asks]
+    views = [(found.get(job_id), owner) for job_id, owner in asks]
     return [view if view and owner in (None, view.user_id) else None for view, owner in views]
 
 
@@ -202,6 +186,7 @@ async def page(
         "state": state,
         "preset": preset,
         "before": before or _LAST,
+        "zero": _ZERO,
         "offset": offset,
         "limit": limit,
     }
@@ -213,4 +198,4 @@ async def page(
 async def pulse(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, Pulse]:
     """Version, progress and state of each id that exists."""
     rows = await (await conn.execute(PULSE, [array(ids)])).fetchall()
-    return {id: Pulse(version, n, JobState(state)) for id, version, n, state in rows}
+    return {job_id: Pulse(version, n, JobState(state)) for job_id, version, n, state in rows}

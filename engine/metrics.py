@@ -7,7 +7,10 @@ from prometheus_client import Counter, Gauge, Histogram
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
 
 HTTP_SECONDS = Histogram(
-    "outrider_http_request_seconds", "Requests by route and status", ["route", "method", "status"], buckets=SECONDS
+    "outrider_http_request_seconds",
+    "Requests by route and status",
+    ["route", "method", "status"],
+    buckets=SECONDS,
 )
 HTTP_IN_FLIGHT = Gauge("outrider_http_requests_in_flight", "Requests being answered")
 SSE_CONNECTIONS = Gauge("outrider_sse_connections", "Open event streams")
@@ -17,7 +20,9 @@ IDEMPOTENCY = Counter("outrider_idempotency_keys", "Submissions with a key, by w
 JOBS_ENQUEUED = Counter("outrider_jobs_enqueued", "Jobs accepted over HTTP", ["preset"])
 ATTEMPTS = Counter("outrider_attempts", "Attempts ended, by outcome", ["preset", "outcome"])
 JOBS_FINISHED = Counter("outrider_jobs_finished", "Results written by workers, by state", ["preset", "state"])
-WAIT_SECONDS = Histogram("outrider_job_wait_seconds", "From due to the attempt's start", ["preset"], buckets=SECONDS)
+WAIT_SECONDS = Histogram(
+    "outrider_job_wait_seconds", "From due to the attempt's start", ["preset"], buckets=SECONDS
+)
 RUN_SECONDS = Histogram("outrider_attempt_run_seconds", "An attempt's run", ["preset"], buckets=SECONDS)
 
 BATCH_ROWS = Histogram(
@@ -32,7 +37,9 @@ LEASES_LOST = Counter("outrider_leases_lost", "Attempts whose outcome was droppe
 CLAIM_SECONDS = Histogram("outrider_claim_seconds", "One claim", ["scan"], buckets=SECONDS)
 
 MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed by maintenance", ["chore"])
-MAINTENANCE_ERRORS = Counter("outrider_maintenance_errors", "Chores that failed and will run again", ["chore"])
+MAINTENANCE_ERRORS = Counter(
+    "outrider_maintenance_errors", "Chores that failed and will run again", ["chore"]
+)
 OUTBOX_ROWS = Gauge("outrider_outbox_rows", "Unfinished jobs at the last sample", ["preset", "status"])
 OUTBOX_OLDEST = Gauge(
     "outrider_outbox_oldest_due_timestamp_seconds", "When the oldest due row became due; now when none is"

@@ -111,6 +111,10 @@ class Attempt:
     started_at: datetime
     undecodable: str | None = None
 
+    @property
+    def key(self) -> tuple[UUID, int]:
+        return self.job.id, self.number
+
 
 @dataclass(frozen=True, slots=True)
 class JobError:

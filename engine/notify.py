@@ -19,11 +19,14 @@ from engine.errors import DatabaseUnavailable
 DEBOUNCE_SECONDS: Final = 0.002
 RECONNECT_SECONDS: Final = 1.0
 
+READY: Final = "outrider_ready"
+CANCEL: Final = "outrider_cancel"
+
 log = structlog.get_logger()
 
 
 class Notifier:
-    """Sends one NOTIFY for all pokes of the last 2 ms."""
+    """Sends a NOTIFY for a poke at once, and one more for all pokes of the next 2 ms."""
 
     def __init__(self, url: str) -> None:
         self._conn = HotConnection(url, name="notifier")
@@ -38,26 +41,29 @@ class Notifier:
         try:
             while True:
                 await self._poked.wait()
-                await asyncio.sleep(DEBOUNCE_SECONDS)
                 self._poked.clear()
                 try:
                     async with self._conn.use() as conn:
                         await conn.execute("SELECT pg_notify('outrider_ready', '')")
                 except (DatabaseUnavailable, Error):
                     await asyncio.sleep(RECONNECT_SECONDS)  # the hint is lost: the workers poll
+                await asyncio.sleep(DEBOUNCE_SECONDS)
         finally:
             await self._conn.aclose()
 
 
-async def listen(url: str, wake: Callable[[], None]) -> None:
-    """Call `wake` at each hint until cancelled, and after every reconnect, for hints may have been missed."""
+async def listen(url: str, heard: Callable[[str], None]) -> None:
+    """Call `heard(channel)` at each hint until cancelled.
+
+    After every connect it is called with READY, for hints may have been missed.
+    """
     while True:
         try:
             async with await connect(url, name="listener") as conn:
-                await conn.execute("LISTEN outrider_ready")
-                wake()
-                async for _ in conn.notifies():
-                    wake()
+                await conn.execute("LISTEN outrider_ready; LISTEN outrider_cancel")
+                heard(READY)
+                async for hint in conn.notifies():
+                    heard(hint.channel)
         except (DatabaseUnavailable, Error) as error:
             log.debug("listener.lost", error=str(error))
         await asyncio.sleep(RECONNECT_SECONDS)

@@ -123,8 +123,10 @@ def load(modules: Sequence[str]) -> Registry:
     for path in ("engine.pipelines", *modules):
         try:
             listed = import_module(path).pipelines
-        except Exception as error:  # noqa: BLE001 - an author's module may raise anything at import
-            raise ConfigurationError([f"OUTRIDER_PIPELINES: {path}: {type(error).__name__}: {error}"]) from error
+        except Exception as error:
+            raise ConfigurationError(
+                [f"OUTRIDER_PIPELINES: {path}: {type(error).__name__}: {error}"]
+            ) from error
         if not isinstance(listed, list) or not all(isinstance(item, Pipeline) for item in listed):
             raise ConfigurationError([f"OUTRIDER_PIPELINES: {path}.pipelines is not a list of Pipeline"])
         found += listed

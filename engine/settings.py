@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from engine.errors import ConfigurationError
 
@@ -21,7 +29,9 @@ Algorithm = Literal["HS256", "RS256", "ES256"]
 
 def _listed(value: Any) -> Any:
     """'a, b' → ('a', 'b')."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    return (
+        tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    )
 
 
 def _lower(value: Any) -> Any:
@@ -92,7 +102,9 @@ class Settings(BaseModel):
     def database(self) -> str:
         """The database URL. Raises ConfigurationError where none is set."""
         if self.database_url is None:
-            raise ConfigurationError([f"{PREFIX}DATABASE_URL is not set (`outrider up` brings its own database)"])
+            raise ConfigurationError(
+                [f"{PREFIX}DATABASE_URL is not set (`outrider up` brings its own database)"]
+            )
         return self.database_url.get_secret_value()
 
 

@@ -74,7 +74,9 @@ async def claim(
 
 def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
     job_id, number, errors, crashes, position, run_at, claimed_at, *asked = row
-    user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, created_at, traceparent = asked
+    user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, created_at, traceparent = (
+        asked
+    )
     parsed, fault = _parsed(metadata)
     job = Job(
         id=job_id,

@@ -25,9 +25,10 @@ WITH held AS MATERIALIZED (
     FOR UPDATE
 ), asked AS (
     UPDATE outbox q SET cancel_requested = true FROM held h WHERE q.job_id = h.job_id AND h.to_state = 'PROCESSING'
-)"""
+)"""  # noqa: S608 - constants alone
     + SETTLE
-    + "SELECT to_state FROM held"
+    # The worker is told at once, not at its next beat. Rare enough for a NOTIFY inside the transaction.
+    + "SELECT to_state, CASE WHEN to_state = 'PROCESSING' THEN pg_notify('outrider_cancel', '') END FROM held"
 )
 
 REDRIVE: LiteralString = """

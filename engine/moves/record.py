@@ -62,7 +62,7 @@ WITH done AS (
            CASE WHEN error IS NOT NULL THEN jsonb_build_object('error', error::jsonb) END
     FROM done
 )
-SELECT job_id FROM done
+SELECT job_id, attempt, state FROM done
 """
 
 PUT_BACK: LiteralString = (
@@ -71,7 +71,8 @@ WITH held AS MATERIALIZED (
     SELECT q.job_id, q.user_id, q.attempt, q.version + 1 AS version, q.errors + x.spent AS errors, q.crashes,
            q.run_at, q.claimed_at, 'PROCESSING'::job_state AS from_state,
            (CASE WHEN q.cancel_requested THEN 'CANCELLED' ELSE 'PENDING' END)::job_state AS to_state,
-           clock_timestamp() + x.delay * interval '1 second' AS due_at, x.reason, x.error::jsonb AS error,
+           clock_timestamp() + x.delay * interval '1 second' AS due_at,
+           CASE WHEN q.cancel_requested THEN 'cancelled' ELSE x.reason END AS reason, x.error::jsonb AS error,
            NULL AS fingerprint
     FROM unnest(%(id)s::uuid[], %(attempt)s::integer[], %(reason)s::text[], %(delay)s::double precision[],
                 %(error)s::text[], %(spent)s::smallint[])
@@ -79,28 +80,26 @@ WITH held AS MATERIALIZED (
     JOIN outbox q ON q.job_id = x.id AND q.attempt = x.attempt AND q.worker_id = %(worker_id)s
     ORDER BY q.job_id
     FOR UPDATE OF q
-)"""
+)"""  # noqa: S608 - constants alone
     + SETTLE
-    + "SELECT job_id, to_state FROM held"
+    + "SELECT job_id, attempt, to_state FROM held"
 )
 
 # A lapse also ends an attempt, but its worker did not write that.
 SETTLED: LiteralString = """
-SELECT a.job_id, a.to_state
-FROM unnest(%s::uuid[], %s::integer[]) AS x(id, attempt)
+SELECT a.job_id, a.attempt, a.to_state
+FROM unnest(%(id)s::uuid[], %(attempt)s::integer[]) AS x(id, attempt)
 JOIN job_state_records a ON a.job_id = x.id AND a.attempt = x.attempt
 WHERE a.from_state = 'PROCESSING' AND a.reason <> 'lapsed'
 """
 
-Settled = dict[UUID, JobState]
+Settled = dict[tuple[UUID, int], JobState]
+"""(job_id, attempt) → the state that its worker's outcome left the job in."""
 
 
 async def finish(conn: AsyncConnection[Any], worker_id: int, endings: Sequence[Ending]) -> Settled:
     """Write results. An attempt missing from the answer is lost: nothing was written for it."""
-    parameters = _columns(Ending._fields, endings) | {"worker_id": worker_id}
-    rows = await (await conn.execute(FINISH, parameters)).fetchall()
-    written = {job_id for (job_id,) in rows}
-    return {each.job_id: each.state for each in endings if each.job_id in written}
+    return await _answer(conn, FINISH, _columns(Ending._fields, endings) | {"worker_id": worker_id})
 
 
 async def put_back(conn: AsyncConnection[Any], worker_id: int, returns: Sequence[PutBack]) -> Settled:
@@ -108,9 +107,7 @@ async def put_back(conn: AsyncConnection[Any], worker_id: int, returns: Sequence
 
     An attempt missing from the answer is lost: nothing was written for it.
     """
-    parameters = _columns(PutBack._fields, returns) | {"worker_id": worker_id}
-    rows = await (await conn.execute(PUT_BACK, parameters)).fetchall()
-    return {job_id: JobState(state) for job_id, state in rows}
+    return await _answer(conn, PUT_BACK, _columns(PutBack._fields, returns) | {"worker_id": worker_id})
 
 
 async def settled(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int]]) -> Settled:
@@ -118,9 +115,15 @@ async def settled(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int
 
     Asked after a connection broke at COMMIT, to tell what was written from what was lost.
     """
-    columns = [array(id for id, _ in attempts), array(number for _, number in attempts)]
-    rows = await (await conn.execute(SETTLED, columns)).fetchall()
-    return {job_id: JobState(state) for job_id, state in rows}
+    ids, numbers = zip(*attempts, strict=True)
+    return await _answer(conn, SETTLED, {"id": array(ids), "attempt": array(numbers)})
+
+
+async def _answer(
+    conn: AsyncConnection[Any], statement: LiteralString, parameters: dict[str, object]
+) -> Settled:
+    rows = await (await conn.execute(statement, parameters)).fetchall()
+    return {(job_id, attempt): JobState(state) for job_id, attempt, state in rows}
 
 
 def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:

@@ -51,7 +51,7 @@ WITH held AS MATERIALIZED (
     ORDER BY q.job_id
     LIMIT %(limit)s
     FOR UPDATE OF q SKIP LOCKED
-)"""
+)"""  # noqa: S608 - constants alone
     + SETTLE
     + "SELECT job_id, attempt, to_state FROM held"
 )

@@ -1,0 +1,157 @@
+"""A worker's lease, renewed from a thread of its own: a pipeline that blocks the event loop does not lose it at once.
+
+The thread renews only while the loop ticks. Whoever cannot tick for two leases is ended, for its attempts run on
+elsewhere by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psycopg
+import structlog
+
+from engine import workers
+from engine.db import LINK
+from engine.metrics import HEARTBEATS
+from engine.workers import Leased, Registration
+
+BEATS_PER_LEASE: Final = 3
+MIN_GAP_SECONDS: Final = 0.05
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """The worker's row. `on_beat(sent, leased)` is called on the loop after each acknowledged beat.
+
+    `sent` is the monotonic time at which the beat left. `running()` names the running attempts, for the log.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        worker: Registration,
+        seconds: float,
+        *,
+        on_beat: Callable[[float, Leased], None],
+        running: Callable[[], Sequence[str]],
+    ) -> None:
+        self.seconds = seconds
+        self._url = url
+        self._worker = worker
+        self._on_beat = on_beat
+        self._running = running
+        self._loop = asyncio.get_running_loop()
+        self._id: int | None = None
+        self._acknowledged = 0.0
+        self._ticks = 0
+        self._stopping = threading.Event()
+        self._due = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    @property
+    def worker_id(self) -> int | None:
+        """The id under which to claim and record; None when there is no lease that surely holds.
+
+        A beat counts from when it was sent, so this clock always runs out before the database's.
+        """
+        if time.monotonic() < self._acknowledged + self.seconds:
+            return self._id
+        return None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tick(self) -> None:
+        """Prove that the event loop is alive."""
+        self._ticks += 1
+
+    def beat_now(self) -> None:
+        """Do not wait for the next turn: something may have been cancelled."""
+        self._due.set()
+
+    def abandon(self) -> None:
+        """Give the id up; the thread registers a new one at its next beat."""
+        self._id = None
+        self._due.set()
+
+    def close(self) -> None:
+        """Stop renewing and remove the row. Blocks for as long as one statement may take."""
+        self._stopping.set()
+        self._due.set()
+        self._thread.join(timeout=self.seconds)
+
+    def _renew(self) -> None:
+        period = self.seconds / BEATS_PER_LEASE
+        stalled = 0
+        ticks = -1
+        while not self._stopping.is_set():
+            try:
+                with self._connected() as conn:
+                    while not self._stopping.is_set():
+                        # Counted in turns of this thread, not by the clock: a process that was stopped and
+                        # continued finds much time gone, and only has to tick again.
+                        stalled = stalled + 1 if self._ticks == ticks else 0
+                        ticks = self._ticks
+                        self._end_if(stalled >= 2 * BEATS_PER_LEASE)
+                        if stalled < BEATS_PER_LEASE:
+                            self._beat(conn)
+                        self._wait(period)
+                    self._leave(conn)
+            except psycopg.Error as error:
+                HEARTBEATS.labels("failed").inc()
+                log.warning("heartbeat.failed", error=str(error).strip())
+                self._stopping.wait(min(1.0, period / 2))
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        limit = max(1, int(self.seconds / BEATS_PER_LEASE)) * 1000
+        return psycopg.connect(
+            self._url,
+            autocommit=True,
+            application_name="outrider lease",
+            options=f"-c statement_timeout={limit} -c lock_timeout={limit}",
+            **(LINK | {"tcp_user_timeout": limit}),
+        )
+
+    def _beat(self, conn: psycopg.Connection[Any]) -> None:
+        sent = time.monotonic()
+        worker_id = self._id
+        if worker_id is None:
+            self._id = workers.register(conn, self._worker, self.seconds)
+            log.info("worker.registered", worker=self._id, name=self._worker.name)
+            leased: Leased | None = {}
+        else:
+            leased = workers.beat(conn, worker_id, self.seconds)
+        if leased is None:
+            HEARTBEATS.labels("gone").inc()
+            self.abandon()
+            return
+        HEARTBEATS.labels("renewed").inc()
+        self._acknowledged = sent
+        self._post(sent, leased)
+
+    def _post(self, sent: float, leased: Leased) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._on_beat, sent, leased)
+        except RuntimeError:
+            self._stopping.set()  # the loop has closed: there is nobody left to renew for
+
+    def _wait(self, period: float) -> None:
+        self._due.wait(period)
+        self._stopping.wait(MIN_GAP_SECONDS)
+        self._due.clear()
+
+    def _leave(self, conn: psycopg.Connection[Any]) -> None:
+        if self._id is not None:
+            workers.leave(conn, self._id)
+
+    def _end_if(self, hopeless: bool) -> None:
+        if hopeless:
+            log.error("process.stalled", seconds=2 * self.seconds, running=list(self._running()))
+            os._exit(1)

@@ -1,0 +1,201 @@
+"""The chores that keep the engine true and quick: promote, lapse, prune, vacuum, sample.
+
+Several processes may run them at once: row locks share the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, LiteralString
+
+import structlog
+from psycopg import AsyncConnection, Error
+
+from engine.db import Connection, HotConnection, Pool, lent
+from engine.errors import DatabaseUnavailable
+from engine.metrics import MAINTENANCE_ERRORS, MAINTENANCE_ROWS, OUTBOX_OLDEST, OUTBOX_ROWS, SAMPLED_AT
+from engine.model import JobState
+from engine.moves import lapse, promote
+from engine.process import pause
+
+BATCH: Final = 1000
+DEAD_ROWS: Final = 10_000
+CHORE_SECONDS: Final = 60.0
+
+log = structlog.get_logger()
+
+PRUNE_PROGRESS: LiteralString = """
+DELETE FROM job_progress
+WHERE job_id = ANY (ARRAY(
+    SELECT p.job_id FROM job_progress p
+    WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = p.job_id AND o.attempt = p.attempt)
+    LIMIT %s))
+"""
+
+PRUNE_KEYS: LiteralString = """
+DELETE FROM idempotency_keys
+WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM idempotency_keys WHERE expires_at < clock_timestamp() LIMIT %s FOR UPDATE SKIP LOCKED))
+"""
+
+# Ids are in the order of creation: the oldest finished jobs are at the head of the primary key.
+PRUNE_JOBS: LiteralString = """
+WITH old AS MATERIALIZED (
+    SELECT job_id FROM job_results
+    WHERE finished_at < clock_timestamp() - %(days)s * interval '1 day'
+    ORDER BY job_id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), history AS (
+    DELETE FROM job_state_records WHERE job_id IN (SELECT job_id FROM old)
+), asked AS (
+    DELETE FROM jobs WHERE id IN (SELECT job_id FROM old)
+)
+DELETE FROM job_results WHERE job_id IN (SELECT job_id FROM old)
+"""
+
+DEAD: LiteralString = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass"
+VACUUM: LiteralString = "VACUUM (SKIP_LOCKED, TRUNCATE false) outbox"
+
+# Bounded: an exact count of five million rows costs half a second.
+SAMPLE: LiteralString = """
+SELECT preset, status, count(*), min(due_at)
+FROM (SELECT preset, status, CASE WHEN status = 'ready' THEN ready_at END AS due_at FROM outbox LIMIT 100000) o
+GROUP BY preset, status
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """`work(conn)` moves up to BATCH rows and returns how many; it runs each `period` seconds, and again while full."""
+
+    name: str
+    period: float
+    work: Callable[[Connection], Awaitable[int]]
+
+
+class Maintenance:
+    """Runs every chore until `stop`. `on_ready` is called when rows became ready."""
+
+    def __init__(
+        self, url: str, pool: Pool, *, lease_seconds: float, retention_days: int, on_ready: Callable[[], None]
+    ) -> None:
+        self._pool = pool
+        self._lease_seconds = lease_seconds
+        self._retention_days = retention_days
+        self._on_ready = on_ready
+        self._lapsing = HotConnection(url, name="lapse")
+        self._lapsing_since: tuple[Connection, float] | None = None
+        self._vacuum_after = 0.0
+        self._cycled = time.monotonic()
+        self._sampled: set[tuple[str, str]] = set()
+        self.chores = [
+            Chore("promote", 0.2, self._promote),
+            Chore("prune_progress", 30.0, _statement(PRUNE_PROGRESS)),
+            Chore("prune_keys", 60.0, _statement(PRUNE_KEYS)),
+            Chore("vacuum", 2.0, self._vacuum),
+            Chore("sample", 5.0, self._sample),
+        ]
+        if retention_days:
+            self.chores.append(Chore("prune_jobs", 60.0, self._prune_jobs))
+
+    async def ready(self) -> None:
+        """A readiness check: raises when due jobs have not been looked at lately."""
+        behind = time.monotonic() - self._cycled
+        if behind > self._lease_seconds:
+            raise DatabaseUnavailable(f"nothing was promoted for {behind:.0f} s")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._every(stop, "lapse", self._lease_seconds / 6, self._lapse))
+                for chore in self.chores:
+                    group.create_task(self._every(stop, chore.name, chore.period, self._lent(chore)))
+        finally:
+            await self._lapsing.aclose()
+
+    async def _every(
+        self, stop: asyncio.Event, name: str, period: float, work: Callable[[], Awaitable[int]]
+    ) -> None:
+        while not stop.is_set():
+            try:
+                rows = await work()
+            except (DatabaseUnavailable, Error) as error:
+                MAINTENANCE_ERRORS.labels(name).inc()
+                log.warning("chore.failed", chore=name, error=str(error).strip())
+                rows = 0
+            MAINTENANCE_ROWS.labels(name).inc(rows)
+            if rows < BATCH:
+                await pause(stop, period)
+
+    def _lent(self, chore: Chore) -> Callable[[], Awaitable[int]]:
+        async def work() -> int:
+            async with lent(self._pool, CHORE_SECONDS) as conn:
+                return await chore.work(conn)
+
+        return work
+
+    async def _promote(self, conn: Connection) -> int:
+        rows = await promote(conn, BATCH)
+        self._cycled = time.monotonic()
+        if rows:
+            self._on_ready()
+        return rows
+
+    async def _lapse(self) -> int:
+        """Take back what dead workers held; but not before this process itself has been connected for a lease.
+
+        After an outage of the database every lease has expired, and the workers that will renew theirs in a
+        moment must not be robbed.
+        """
+        async with self._lapsing.use() as conn:
+            if self._lapsing_since is None or self._lapsing_since[0] is not conn:
+                self._lapsing_since = (conn, time.monotonic())
+            if time.monotonic() - self._lapsing_since[1] < self._lease_seconds:
+                await conn.execute("SELECT 1")
+                return 0
+            lapsed = await lapse(conn, BATCH)
+        for each in lapsed:
+            log.warning("lease.lapsed", job_id=str(each.job_id), attempt=each.attempt, state=each.state)
+        if any(each.state is JobState.PENDING for each in lapsed):
+            self._on_ready()
+        return len(lapsed)
+
+    async def _prune_jobs(self, conn: Connection) -> int:
+        return (await conn.execute(PRUNE_JOBS, {"days": self._retention_days, "limit": BATCH})).rowcount
+
+    async def _vacuum(self, conn: Connection) -> int:
+        """Clear the queue's head of dead rows: autovacuum wakes once a minute, and by then they triple its cost."""
+        if time.monotonic() < self._vacuum_after or await _dead(conn) < DEAD_ROWS:
+            return 0
+        await conn.execute(VACUUM)
+        # A held snapshot keeps the dead rows: then trying again at once is all cost.
+        self._vacuum_after = time.monotonic() + (60.0 if await _dead(conn) >= DEAD_ROWS else 0.0)
+        return 0
+
+    async def _sample(self, conn: Connection) -> int:
+        rows = await (await conn.execute(SAMPLE)).fetchall()
+        for preset, status in self._sampled - {(row[0], row[1]) for row in rows}:
+            OUTBOX_ROWS.labels(preset, status).set(0)
+        for preset, status, count, _ in rows:
+            OUTBOX_ROWS.labels(preset, status).set(count)
+            self._sampled.add((preset, status))
+        now = time.time()
+        OUTBOX_OLDEST.set(min((row[3].timestamp() for row in rows if row[3]), default=now))
+        SAMPLED_AT.set(now)
+        return 0
+
+
+def _statement(statement: LiteralString) -> Callable[[AsyncConnection[Any]], Awaitable[int]]:
+    async def work(conn: AsyncConnection[Any]) -> int:
+        return (await conn.execute(statement, [BATCH])).rowcount
+
+    return work
+
+
+async def _dead(conn: Connection) -> int:
+    row = await (await conn.execute(DEAD)).fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,57 @@
+"""The workers table: one row a worker process, the lease of everything it runs. Sync: the lease has its thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+
+REGISTER: LiteralString = """
+INSERT INTO workers (name, presets, slots, expires_at)
+VALUES (%s, %s, %s, clock_timestamp() + %s * interval '1 second')
+RETURNING id
+"""
+
+BEAT: LiteralString = """
+WITH beat AS (
+    UPDATE workers SET expires_at = clock_timestamp() + %s * interval '1 second' WHERE id = %s RETURNING id
+)
+SELECT q.job_id, q.attempt, q.cancel_requested
+FROM beat LEFT JOIN outbox q ON q.worker_id = beat.id AND q.status = 'leased'
+"""
+
+LEAVE: LiteralString = "DELETE FROM workers WHERE id = %s"
+
+
+class Registration(NamedTuple):
+    """What a worker says of itself: its presets are the only ones it claims."""
+
+    name: str
+    presets: Sequence[str]
+    slots: int
+
+
+Leased = dict[tuple[UUID, int], bool]
+"""(job_id, attempt) leased to a worker → whether its cancellation was asked for."""
+
+
+def register(conn: Connection[Any], worker: Registration, lease_seconds: float) -> int:
+    """A new row; returns its id, which is never used again."""
+    row = conn.execute(REGISTER, [worker.name, list(worker.presets), worker.slots, lease_seconds]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def beat(conn: Connection[Any], worker_id: int, lease_seconds: float) -> Leased | None:
+    """Renew the lease and say what is leased under it; None when the row is gone, and everything with it."""
+    rows = conn.execute(BEAT, [lease_seconds, worker_id]).fetchall()
+    if not rows:
+        return None
+    return {(job_id, attempt): cancel for job_id, attempt, cancel in rows if job_id is not None}
+
+
+def leave(conn: Connection[Any], worker_id: int) -> None:
+    """Remove the row of a worker that has given everything back."""
+    conn.execute(LEAVE, [worker_id])

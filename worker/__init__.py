@@ -1,0 +1,1 @@
+"""The worker process: runs pipelines until it is stopped."""
