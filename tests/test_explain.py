@@ -1,0 +1,145 @@
+"""What `explain` says of a job in every place it can be."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from engine import explain as module
+from engine.enqueue import enqueue
+from engine.errors import JobNotFound
+from engine.explain import Explanation, explain
+from engine.model import Job, JobState, NewJob
+from engine.moves import Ending, Lane, PutBack, cancel, claim, finish, put_back
+from engine.pipeline import Pipeline, Registry, Run
+
+Conn = AsyncConnection[TupleRow]
+
+
+def nothing(_job: Job, _run: Run) -> None: ...
+
+
+REGISTRY = Registry([Pipeline(preset="noop", function=nothing, max_attempts=4)])
+ERROR = '{"type": "ValueError", "message": "no such page", "attempt": 1}'
+
+
+async def enqueued(conn: Conn, **options: Any) -> UUID:
+    return (await enqueue(conn, NewJob(**{"user_id": "ann", "preset": "noop", "content": "x"} | options))).id
+
+
+async def worker(conn: Conn, lease: float = 60.0) -> int:
+    sql = """INSERT INTO workers (name, presets, slots, expires_at)
+             VALUES ('host-a', '{noop}', 10, clock_timestamp() + %s * interval '1 second') RETURNING id"""
+    [(id_,)] = await (await conn.execute(sql, [lease])).fetchall()
+    return int(id_)
+
+
+async def told(conn: Conn, job: UUID) -> Explanation:
+    explanation = await explain(conn, REGISTRY, job, "ann")
+    assert explanation.summary == explanation.facts[0].detail
+    return explanation
+
+
+def codes(explanation: Explanation) -> list[str]:
+    return [fact.code for fact in explanation.facts]
+
+
+async def test_another_owners_job_is_not_found(conn: Conn) -> None:
+    job = await enqueued(conn)
+    assert await explain(conn, REGISTRY, job, None) == await explain(conn, REGISTRY, job, "ann")
+    with pytest.raises(JobNotFound):
+        await explain(conn, REGISTRY, job, "bob")
+    with pytest.raises(JobNotFound):
+        await explain(conn, REGISTRY, uuid4(), None)
+
+
+async def test_a_scheduled_job_says_when_it_is_due(conn: Conn) -> None:
+    job = await enqueued(conn, run_at=datetime(2099, 5, 1, tzinfo=UTC))
+    said = await told(conn, job)
+    assert said.summary == "the job is due at 2099-05-01T00:00:00Z"
+    assert codes(said) == ["due_later", "no_worker"]
+    soon = await told(conn, await enqueued(conn, run_at=datetime.now(UTC) + timedelta(seconds=100)))
+    assert soon.estimate_seconds == pytest.approx(100, abs=10)
+
+
+async def test_a_due_job_that_is_not_promoted_waits_for_maintenance(conn: Conn) -> None:
+    job = await enqueued(conn, run_at=datetime.now(UTC) + timedelta(hours=1))
+    await conn.execute("UPDATE outbox SET run_at = clock_timestamp() - interval '1 second'")
+    said = await told(conn, job)
+    assert (codes(said), said.estimate_seconds) == (["due", "no_worker"], None)
+
+
+async def test_only_a_live_worker_with_the_preset_counts(conn: Conn) -> None:
+    job = await enqueued(conn)
+    await worker(conn, lease=-1)
+    assert codes(await told(conn, job)) == ["no_worker", "next"]
+    await worker(conn)
+    assert codes(await told(conn, job)) == ["next"]
+    other = await enqueued(conn, preset="other")
+    assert codes(await told(conn, other)) == ["no_worker", "next", "preset_unknown"]
+
+
+async def test_jobs_ahead_are_those_of_its_preset_that_go_first(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker(conn)
+    await enqueued(conn, preset="other")
+    await enqueued(conn)
+    urgent = await enqueued(conn, priority=1)
+    job = await enqueued(conn)
+    await enqueued(conn)
+    assert (await told(conn, urgent)).facts[0].code == "next"
+    assert (await told(conn, job)).summary == "the job is ready, behind 2 of the preset noop"
+    monkeypatch.setattr(module, "COUNTED", 1)
+    assert (await told(conn, job)).summary == "the job is ready, behind more than 1 of the preset noop"
+
+
+async def test_a_leased_job_names_its_worker_and_the_leases_end(conn: Conn) -> None:
+    job, mine = await enqueued(conn), await worker(conn)
+    await claim(conn, mine, [Lane("noop", 2)], 1)
+    said = await told(conn, job)
+    assert (said.status, codes(said)) == (JobState.PROCESSING, ["running", "budget"])
+    assert f"attempt 1 is leased by worker {mine} (host-a) until 20" in said.summary
+    await conn.execute(
+        "INSERT INTO job_progress (job_id, attempt, n, fraction, message) VALUES (%s, 1, 1, 0.25, 'reading')",
+        [job],
+    )
+    await cancel(conn, job, "ann")
+    assert [
+        fact for fact in (await told(conn, job)).facts if fact.code in ("cancel_requested", "progress")
+    ] == [
+        ("cancel_requested", "the attempt has been asked to stop"),
+        ("progress", "25% reading"),
+    ]
+    await conn.execute("DELETE FROM workers")
+    assert codes(await told(conn, job))[0] == "worker_lost"
+
+
+async def test_a_retry_shows_the_last_error_and_the_budget(conn: Conn) -> None:
+    job, mine = await enqueued(conn), await worker(conn)
+    await claim(conn, mine, [Lane("noop", 2)], 1)
+    await put_back(conn, mine, [PutBack(job, 1, "error", 60.0, ERROR, 1)])
+    said = await told(conn, job)
+    assert codes(said) == ["due_later", "last_error", "budget"]
+    assert said.summary.endswith("(error)")
+    assert said.facts[1].detail == "attempt 1 ended in ValueError: no such page"
+    assert "1 attempts were started" in said.facts[2].detail
+    assert "1 of 4 errors" in said.facts[2].detail
+
+
+async def test_an_ended_job_says_with_what(conn: Conn) -> None:
+    mine = await worker(conn)
+    job = await enqueued(conn)
+    await claim(conn, mine, [Lane("noop", 2)], 1)
+    await finish(conn, mine, [Ending(job, 1, JobState.FAILED, "failed", error=ERROR, spent=1)])
+    said = await told(conn, job)
+    assert (said.status, codes(said)) == (JobState.FAILED, ["failed", "last_error", "budget"])
+    assert said.summary.startswith("the job has been failed since 20")
+    gone = await enqueued(conn)
+    await cancel(conn, gone, None)
+    assert codes(await told(conn, gone)) == ["cancelled"]
