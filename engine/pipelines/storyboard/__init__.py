@@ -1,0 +1,97 @@
+"""The preset `storyboard`: a script in, timed scenes and subtitles out.
+
+`script` reads the content into scenes of words, `words` measures them, `captions` cuts and times the cues.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from pydantic import Field
+
+from engine.errors import PermanentError
+from engine.model import Job
+from engine.pipeline import Metadata, Run, pipeline
+from engine.pipelines.storyboard.captions import Cue, Subtitler, to_srt, to_webvtt
+from engine.pipelines.storyboard.script import Scene, read
+from engine.pipelines.storyboard.words import BEATS_PER_WORD
+
+MAX_SCENES = 5_000
+"""Keeps the output within 4 MiB: a heading and a word are 6 bytes of script, but 150 of output."""
+
+
+class StoryboardMetadata(Metadata):
+    format: Literal["plain", "markdown"] = Field(
+        "plain",
+        description="plain: every word is narrated; markdown: headings title scenes, mark-up is dropped",
+    )
+    words_per_minute: int = Field(150, ge=80, le=300, strict=True, description="pace of the narration")
+
+
+class SceneView(TypedDict):
+    """One scene; `start` and `end` are seconds from the storyboard's start."""
+
+    title: str
+    narration: str
+    start: float
+    end: float
+
+
+class Captions(TypedDict):
+    webvtt: str
+    srt: str
+
+
+class Storyboard(TypedDict):
+    scenes: list[SceneView]
+    captions: Captions
+    duration_seconds: float
+    word_count: int
+    words_per_minute: int
+
+
+@pipeline(
+    "storyboard",
+    description="Turns a script into scenes with spoken durations, and captions as WebVTT and SRT",
+    metadata=StoryboardMetadata,
+    timeout=60,
+    max_attempts=3,
+)
+def storyboard(job: Job, run: Run) -> Storyboard | None:
+    """Lays out the script scene by scene. None once the run is cancelled: nobody reads it then."""
+    asked: StoryboardMetadata = job.metadata
+    run.progress(0, "reading the script")
+    scenes = _scenes_of(job.content, asked)
+    subtitler = Subtitler(asked.words_per_minute)
+    views: list[SceneView] = []
+    cues: list[Cue] = []
+    for number, scene in enumerate(scenes, 1):
+        if run.cancelled.is_set():
+            return None
+        shown = list(subtitler.cues(scene.words))
+        views.append(
+            {
+                "title": scene.title,
+                "narration": scene.narration,
+                "start": shown[0].start / 1000,
+                "end": shown[-1].end / 1000,
+            }
+        )
+        cues += shown
+        run.progress(number / len(scenes), f"scene {number} of {len(scenes)}")
+    return {
+        "scenes": views,
+        "captions": {"webvtt": to_webvtt(cues), "srt": to_srt(cues)},
+        "duration_seconds": cues[-1].end / 1000,
+        "word_count": -(-sum(scene.beats for scene in scenes) // BEATS_PER_WORD),
+        "words_per_minute": asked.words_per_minute,
+    }
+
+
+def _scenes_of(content: str, asked: StoryboardMetadata) -> list[Scene]:
+    scenes = list(read(content, asked.format, asked.words_per_minute))
+    if not scenes:
+        raise PermanentError("the script has no words to narrate")
+    if len(scenes) > MAX_SCENES:
+        raise PermanentError(f"the script has {len(scenes)} scenes; a storyboard holds at most {MAX_SCENES}")
+    return scenes

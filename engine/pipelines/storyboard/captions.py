@@ -1,0 +1,141 @@
+"""Words as subtitles: cut into cues, timed, broken into lines, written as WebVTT and SubRip.
+
+A cue has at most two lines of LINE_COLUMNS and stays for 1 to 7 seconds. A word wider than a line stands
+whole on one of its own. Where a cue's words are said in less than a second, the narration waits for it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from itertools import accumulate
+from typing import NamedTuple
+
+from engine.pipelines.storyboard.words import BEATS_PER_WORD, SENTENCE, Word, join
+
+LINE_COLUMNS = 42
+CUE_COLUMNS = 2 * LINE_COLUMNS
+SHORTEST_MS, LONGEST_MS = 1_000, 7_000
+
+
+class Cue(NamedTuple):
+    """Lines on screen from `start` to `end`, in milliseconds."""
+
+    start: int
+    end: int
+    lines: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Subtitler:
+    """The cues of one narration, scene after scene: each starts where the last one ended."""
+
+    def __init__(self, words_per_minute: int) -> None:
+        self._pace = words_per_minute
+        # The clock counts 1/pace milliseconds: a beat is a whole number of them, so nothing drifts.
+        self._clock = 0
+        self._beat = 60_000 // BEATS_PER_WORD
+
+    def cues(self, words: Sequence[Word]) -> Iterator[Cue]:
+        """Shows every word once, in order. No cue holds words of this scene and of another."""
+        shortest, longest = SHORTEST_MS * self._pace, LONGEST_MS * self._pace
+        layout = _Layout(words, -(-shortest // self._beat), longest // self._beat)
+        begin = 0
+        while begin < len(words):
+            end = layout.cue_end(begin)
+            start = self._milliseconds
+            self._clock += max(shortest, layout.beats(begin, end) * self._beat)
+            yield Cue(start, self._milliseconds, layout.lines(begin, end))
+            begin = end
+
+    @property
+    def _milliseconds(self) -> int:
+        return (self._clock + self._pace // 2) // self._pace
+
+
+class _Layout:
+    """Where the words of a scene may be cut. Words go by their indexes, `begin` included, `end` not."""
+
+    def __init__(self, words: Sequence[Word], shortest: int, longest: int) -> None:
+        """`shortest` and `longest` are the beats of a cue."""
+        self._words = words
+        self._shortest = shortest
+        self._longest = longest
+        self._columns = [0, *accumulate(word.space + word.columns for word in words)]
+        self._beats = [0, *accumulate(word.beats for word in words)]
+        self._tails = self._to_sentence_end()
+
+    def beats(self, begin: int, end: int) -> int:
+        return self._beats[end] - self._beats[begin]
+
+    def cue_end(self, begin: int) -> int:
+        """The best of the ends that keep to two lines and to the time of a cue."""
+        said = self._beats[begin]
+        last = bisect_right(self._beats, said + self._longest, begin) - 1
+        last = max(begin + 1, min(last, self._line_end(self._line_end(begin))))
+        first = bisect_left(self._beats, said + self._shortest, begin + 1, last)
+        return max(range(first, last + 1), key=lambda end: self._merit(begin, end))
+
+    def lines(self, begin: int, end: int) -> tuple[str, ...]:
+        """One line where the words fit in it, else two, as even as a good place to break allows."""
+        if self._fits(begin, end):
+            return (join(self._words[begin:end]),)
+        middle = min(
+            (at for at in range(begin + 1, end) if self._fits(begin, at) and self._fits(at, end)),
+            key=lambda at: (
+                abs(self._width(begin, at) - self._width(at, end)) / LINE_COLUMNS - self._words[at - 1].stop
+            ),
+        )
+        return join(self._words[begin:middle]), join(self._words[middle:end])
+
+    def _merit(self, begin: int, end: int) -> float:
+        """How well a cue ends here: at a stop, full, and with enough left of a sentence that it breaks."""
+        stop, width = self._words[end - 1].stop, self._width(begin, end)
+        left = width if stop >= SENTENCE else self._tails[end] or width
+        merit = stop + min(width, left, CUE_COLUMNS) / CUE_COLUMNS
+        return merit - 2 if 0 < self.beats(end, len(self._words)) < self._shortest else merit
+
+    def _to_sentence_end(self) -> list[int]:
+        """For each word, the columns from there to the end of its sentence."""
+        tails = [0]
+        for word in reversed(self._words):
+            tails.append(word.space + word.columns + (0 if word.stop >= SENTENCE else tails[-1]))
+        return tails[::-1]
+
+    def _line_end(self, begin: int) -> int:
+        """The end of the longest line that starts here."""
+        if begin == len(self._words):
+            return begin
+        full = self._columns[begin] + self._words[begin].space + LINE_COLUMNS
+        return max(begin + 1, bisect_right(self._columns, full, begin) - 1)
+
+    def _fits(self, begin: int, end: int) -> bool:
+        return end - begin == 1 or self._width(begin, end) <= LINE_COLUMNS
+
+    def _width(self, begin: int, end: int) -> int:
+        return self._columns[end] - self._columns[begin] - self._words[begin].space
+
+
+def to_webvtt(cues: Iterable[Cue]) -> str:
+    """WebVTT (W3C): `&`, `<` and `>` are escaped, so no text is taken for mark-up or for an arrow."""
+    blocks = (f"{_times(cue, '.')}\n{escape(cue.text, quote=False)}\n" for cue in cues)
+    return "\n".join(("WEBVTT\n", *blocks))
+
+
+def to_srt(cues: Iterable[Cue]) -> str:
+    """SubRip: numbered, with decimal commas. It knows no escapes: the words stand as they are."""
+    blocks = (f"{at}\n{_times(cue, ',')}\n{cue.text}\n" for at, cue in enumerate(cues, 1))
+    return "\n".join(blocks)
+
+
+def _times(cue: Cue, mark: str) -> str:
+    return f"{_time(cue.start, mark)} --> {_time(cue.end, mark)}"
+
+
+def _time(milliseconds: int, mark: str) -> str:
+    seconds, thousandths = divmod(milliseconds, 1000)
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{mark}{thousandths:03}"

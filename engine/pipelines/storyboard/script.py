@@ -1,0 +1,149 @@
+"""A script as scenes: plain paragraphs or Markdown in, titled scenes of words out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from engine.pipelines.storyboard.words import (
+    BEATS_PER_WORD,
+    CLAUSE,
+    CLAUSE_ENDS,
+    SENTENCE,
+    Word,
+    beats,
+    clean,
+    columns,
+    join,
+    split,
+)
+
+SCENE_SECONDS = 45
+TITLE_COLUMNS = 42
+
+FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
+
+
+@dataclass(slots=True)
+class Section:
+    """What stands under one heading; `title` is empty where there is none."""
+
+    title: str
+    paragraphs: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Scene:
+    title: str
+    paragraphs: Sequence[Sequence[Word]]
+
+    @cached_property
+    def words(self) -> list[Word]:
+        return [word for paragraph in self.paragraphs for word in paragraph]
+
+    @property
+    def beats(self) -> int:
+        return beats(self.words)
+
+    @property
+    def narration(self) -> str:
+        return "\n\n".join(map(join, self.paragraphs))
+
+
+def read(content: str, form: str, words_per_minute: int) -> Iterator[Scene]:
+    """The script's scenes, each with at least a word to say.
+
+    The text under a heading is one scene, however long; text without one is cut into scenes of about
+    SCENE_SECONDS, between paragraphs where it can be. A heading with no text of its own makes no scene.
+    """
+    limit = SCENE_SECONDS * words_per_minute * BEATS_PER_WORD // 60
+    for section in _markdown(clean(content)) if form == "markdown" else _plain(clean(content)):
+        paragraphs = list(filter(beats, map(split, section.paragraphs)))
+        if section.title and paragraphs:
+            yield Scene(section.title, paragraphs)
+        elif paragraphs:
+            yield from (Scene(_title(group[0]), group) for group in _grouped(paragraphs, limit))
+
+
+def _plain(content: str) -> Iterator[Section]:
+    blocks = groupby(content.splitlines(), key=lambda line: not line.strip())
+    yield Section("", [" ".join(lines) for blank, lines in blocks if not blank])
+
+
+def _markdown(content: str) -> list[Section]:
+    """Not narrated: code blocks, HTML, front matter, an image's address (its alternative text is)."""
+    # A parser for each script: it fills the cache of its rules on first use, which threads must not share.
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    sections = [Section("")]
+    container = ""
+    for token in parser.parse(FRONT_MATTER.sub("", content)):
+        if token.type == "inline" and container == "heading_open":
+            sections.append(Section(" ".join(_text(token).split())))
+        elif token.type == "inline":
+            sections[-1].paragraphs.append(_text(token))
+        else:
+            container = token.type
+    return sections
+
+
+def _text(token: Token) -> str:
+    parts = []
+    for child in token.children or []:
+        match child.type:
+            case "text" | "code_inline":
+                parts.append(child.content)
+            case "softbreak" | "hardbreak":
+                parts.append("\n")
+            case "image":
+                parts.append(_text(child))
+            case "html_inline" if child.content.lower().startswith("<br"):
+                parts.append("\n")
+            case _:
+                pass
+    return "".join(parts)
+
+
+def _grouped(paragraphs: Sequence[Sequence[Word]], limit: int) -> Iterator[list[Sequence[Word]]]:
+    scene: list[Sequence[Word]] = []
+    size = 0
+    for paragraph in paragraphs:
+        for piece in _pieces(paragraph, limit):
+            if scene and size + beats(piece) > limit:
+                yield scene
+                scene, size = [], 0
+            scene.append(piece)
+            size += beats(piece)
+    yield scene
+
+
+def _pieces(paragraph: Sequence[Word], limit: int) -> Iterator[Sequence[Word]]:
+    """A paragraph longer than `limit` in even pieces: to a sentence's end, past the limit to a clause's."""
+    total = beats(paragraph)
+    even = total / -(-total // limit)
+    start = size = 0
+    for at, word in enumerate(paragraph, 1):
+        size += word.beats
+        ends = word.stop >= SENTENCE if size < limit else word.stop >= CLAUSE or size >= limit * 4 // 3
+        if size >= even and ends:
+            yield paragraph[start:at]
+            start, size = at, 0
+    if start < len(paragraph):
+        yield paragraph[start:]
+
+
+def _title(words: Sequence[Word]) -> str:
+    """The first sentence, or as much of it as a line holds."""
+    line: list[Word] = []
+    for word in words:
+        if columns(join([*line, word])) >= TITLE_COLUMNS:
+            break
+        line.append(word)
+        if word.stop >= SENTENCE:
+            return join(line)
+    return (join(line) or words[0].text[: TITLE_COLUMNS // 2]).rstrip(CLAUSE_ENDS) + "…"
