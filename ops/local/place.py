@@ -96,22 +96,26 @@ class Place:
             raise ConfigurationError([f"{self.sockets} is another user's: {ELSEWHERE}"])
 
     def with_reachable_programs(self) -> Place:
-        """Copies the programs home when the account cannot run them where they are.
+        """Copies bundled programs home when the account cannot run them where they are.
 
         The caller holds the server's lock, so what lies half-copied is nobody's.
         """
-        if not self.account or self.account.can_run(self.install.binaries / "postgres"):
+        binaries = self.install.binaries
+        if not self.account or not self.install.bundled or self.account.can_run(binaries / "postgres"):
             return self
-        copy = self.home / f"software-{self.install.version}"
+        package, copy = binaries.parents[1], self.home / f"software-{self.install.version}"
         if not copy.exists():
             part = self.home / "software.new"
             shutil.rmtree(part, ignore_errors=True)
-            # With its neighbours: the programs find their libraries relative to themselves.
-            shutil.copytree(self.install.binaries.parent, part, ignore=shutil.ignore_patterns("include"))
+            # In the package's own shape: the programs find its libraries relative to themselves.
+            for folder in (binaries.parent, package.with_name(f"{package.name}.libs")):
+                target = part / folder.relative_to(package.parent)
+                shutil.copytree(folder, target, ignore=shutil.ignore_patterns("include"))
             for path in (part, *part.rglob("*")):
                 path.chmod(path.stat().st_mode | (path.stat().st_mode & 0o500) >> 6)
             part.rename(copy)
-        return replace(self, install=replace(self.install, binaries=copy / self.install.binaries.name))
+        reachable = copy / binaries.relative_to(package.parent)
+        return replace(self, install=replace(self.install, binaries=reachable))
 
 
 def choose(data_dir: Path) -> Place:
