@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from prometheus_client import Counter, Histogram
 
+from engine.errors import LeaseLost
 from engine.executor import Execution
 from engine.metrics import ATTEMPTS, JOBS_FINISHED, RUN_SECONDS, WAIT_SECONDS
 from engine.model import Cancelled, Completed, Failed, JobState, Outcome
@@ -29,30 +31,39 @@ class Account:
 
     def ended(self, execution: Execution) -> str:
         """Count a run, and give the metadata to keep with its result, as JSON text."""
-        preset = execution.record.job.preset
-        seconds = time.monotonic() - execution.created_at
-        waited = (execution.record.started_at - execution.record.due_at).total_seconds()
-        self._wait[preset,].observe(max(waited, 0.0))
-        self._run[preset,].observe(seconds)
-        return f'{{"run_seconds":{seconds:.6f},"wait_seconds":{max(waited, 0.0):.6f}}}'
+        attempt = execution.record
+        ran = time.monotonic() - execution.started
+        waited = max((attempt.started_at - attempt.due_at).total_seconds(), 0.0)
+        self._wait[attempt.job.preset,].observe(waited)
+        self._run[attempt.job.preset,].observe(ran)
+        return f'{{"run_seconds":{ran:.6f},"wait_seconds":{waited:.6f}}}'
 
-    def recorded(self, execution: Execution, outcome: Outcome) -> None:
-        """Count and log an attempt whose outcome is in the database."""
-        job, number = execution.record.job, execution.record.number
+    def recorded(self, execution: Execution, outcome: Outcome | Exception) -> None:
+        """Count and log an attempt whose outcome is in the database, or, with an exception, never will be."""
+        preset = execution.record.job.preset
+        if isinstance(outcome, Exception):
+            self._attempts[preset, "lost"].inc()
+            refused = None if isinstance(outcome, LeaseLost) else f"{type(outcome).__name__}: {outcome}"
+            _log(log.warning, execution, "lost", refused)
+            return
         name = label(outcome)
-        self._attempts[job.preset, name].inc()
+        self._attempts[preset, name].inc()
         if state := RESULTS.get(type(outcome)):
-            self._finished[job.preset, state].inc()
-        log.info(
-            "attempt.ended",
-            job_id=str(job.id),
-            preset=job.preset,
-            attempt=number,
-            outcome=name,
-            seconds=round(time.monotonic() - execution.created_at, 6),
-            error=_error(outcome),
-            traceparent=job.traceparent,
-        )
+            self._finished[preset, state].inc()
+        _log(log.info, execution, name, _error(outcome))
+
+
+def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error: str | None) -> None:
+    log_at(
+        "attempt.ended",
+        job_id=execution.record.job.id,
+        preset=execution.record.job.preset,
+        attempt=execution.attempt,
+        outcome=outcome,
+        seconds=round(time.monotonic() - execution.started, 6),
+        error=error,
+        traceparent=execution.record.job.traceparent,
+    )
 
 
 def _error(outcome: Outcome) -> str | None:

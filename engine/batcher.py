@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
 
 from psycopg import Error
 
@@ -20,19 +20,19 @@ MAX_WAITING = 10_000
 TRIES = 5
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[T, R]):
+class _Waiting(NamedTuple, Generic[T, R]):
     item: T
     weight: int
-    answer: asyncio.Future[R]
+    answered: Callable[[R | Exception], None]
+    withdrawn: Callable[[], bool]
 
 
 class Batcher(Generic[T, R]):
-    """Groups the items of concurrent `submit` calls into calls of `flush`, one at a time and without a timer.
+    """Groups concurrent items into calls of `flush`, one at a time and without a timer.
 
-    `flush` answers each item in order; an answer that is an exception is raised in its waiter alone. An error
-    in a statement is bisected down to the items that cause it; a deadlock or a lost connection sends the same
-    group again, so `flush` must be safe to repeat. `weigh` bounds a group beside its count.
+    `flush` answers each item in order; an answer that is an exception is for its item alone. An error in a
+    statement is bisected down to the items that cause it; a deadlock or a lost connection sends the same group
+    again, so `flush` must be safe to repeat. `weigh` bounds a group beside its count.
     """
 
     def __init__(
@@ -65,16 +65,23 @@ class Batcher(Generic[T, R]):
         """
         if len(self._queue) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} requests are waiting already")
-        waiting: _Waiting[T, R] = _Waiting(
-            item, self._weigh(item), asyncio.get_running_loop().create_future()
-        )
-        self._queue.append(waiting)
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self.put(item, partial(_settle, answer), answer.cancelled)
+        return await answer
+
+    def put(
+        self,
+        item: T,
+        answered: Callable[[R | Exception], None],
+        withdrawn: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Have `item` written, and `answered` called on the loop with its answer, unless it is `withdrawn`."""
+        self._queue.append(_Waiting(item, self._weigh(item), answered, withdrawn))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write(), name="batcher")
-        return await waiting.answer
 
     async def drain(self) -> None:
-        """Wait until everything submitted so far has been answered."""
+        """Wait until everything put in so far has been answered."""
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
@@ -93,7 +100,7 @@ class Batcher(Generic[T, R]):
             if group and weight + self._queue[0].weight > self._max_weight:
                 break
             waiting = self._queue.popleft()
-            if not waiting.answer.done():
+            if not waiting.withdrawn():
                 group.append(waiting)
                 weight += waiting.weight
         return group
@@ -103,27 +110,28 @@ class Batcher(Generic[T, R]):
             answers = await self._flushed([waiting.item for waiting in group])
         except (Error, UnicodeError) as error:
             if len(group) == 1:
-                _settle(group[0].answer, error)
+                group[0].answered(error)
                 return
             half = len(group) // 2
             await self._answer(group[:half])
             await self._answer(group[half:])
         except Exception as error:  # noqa: BLE001 - it belongs to the waiters, and must not end the writer
             for waiting in group:
-                _settle(waiting.answer, error)
+                waiting.answered(error)
         else:
             for waiting, answer in zip(group, answers, strict=True):
-                _settle(waiting.answer, answer)
+                waiting.answered(answer)
 
     async def _flushed(self, items: Sequence[T]) -> Sequence[R | Exception]:
-        for attempt in range(1, self._tries + 1):
+        tries = 1
+        while True:
             try:
                 return await self._flush(items)
             except Exception as error:
-                if attempt == self._tries or not (transient(error) or isinstance(error, DatabaseUnavailable)):
+                if tries == self._tries or not (transient(error) or isinstance(error, DatabaseUnavailable)):
                     raise
-                await asyncio.sleep(0.02 * 2**attempt)
-        raise AssertionError("unreachable: the last try returns or raises")
+                await asyncio.sleep(0.02 * 2**tries)
+                tries += 1
 
 
 def _settle(answer: asyncio.Future[R], value: R | Exception) -> None:

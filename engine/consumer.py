@@ -14,11 +14,11 @@ import structlog
 
 from engine.account import Account
 from engine.db import Pool, lent
-from engine.errors import DatabaseUnavailable, LeaseLost
+from engine.errors import DatabaseUnavailable
 from engine.executor import GRACE_SECONDS, Execution
 from engine.lease import Lease
-from engine.metrics import LEASES_LOST, WORKER_BUSY, WORKER_SLOTS
-from engine.model import Attempt, Cancelled, Released
+from engine.metrics import WORKER_BUSY, WORKER_SLOTS
+from engine.model import Attempt, Cancelled, Outcome, Released
 from engine.moves import PutBack, put_back
 from engine.notify import CANCEL, listen
 from engine.pipeline import Pipeline
@@ -29,6 +29,7 @@ from engine.workers import Leased, Registration
 
 MIN_IDLE_SECONDS: Final = 0.05
 MAX_IDLE_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 0.2
 PROGRESS_SECONDS: Final = 1.0
 
 log = structlog.get_logger()
@@ -60,11 +61,11 @@ class Consumer:
         self._slots = slots
         self._drain_seconds = drain_seconds
         self._held: dict[Key, Execution] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._busy = 0
-        self._saturated = False
+        self._occupied: set[Execution] = set()
         self._left_behind: set[Execution] = set()
         self._exhausted_since: float | None = None
+        self._saturated = False
+        self._releasing: set[asyncio.Task[None]] = set()
         self._strays: set[Key] = set()
         self._wake = asyncio.Event()
         self._account = Account()
@@ -75,7 +76,7 @@ class Consumer:
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._held)],
         )
-        self._recorder = Recorder(url, pool, lambda: self._lease.worker_id)
+        self._recorder = Recorder(url, pool, lambda: self._lease.worker_id, self._on_recorded)
         WORKER_SLOTS.set(slots)
 
     async def ready(self) -> None:
@@ -110,7 +111,7 @@ class Consumer:
         while not (stop.is_set() or self._exhausted):
             # Cleared before the claim: a hint that comes while it runs must not be lost.
             self._wake.clear()
-            free = max(0, min(self._slots - self._busy, 2 * self._slots - len(self._tasks)))
+            free = max(0, min(self._slots - len(self._occupied), 2 * self._slots - len(self._held)))
             claimed = await self._claim(free)
             self._saturated = claimed == free
             if claimed and self._saturated:
@@ -135,39 +136,21 @@ class Consumer:
         return len(attempts)
 
     def _start(self, attempt: Attempt) -> None:
-        execution = Execution(attempt, self._registry[attempt.job.preset], self._on_idle)
-        self._busy += 1
+        execution = Execution(attempt, self._registry[attempt.job.preset], self._on_end, self._on_idle)
+        self._occupied.add(execution)
         self._held[attempt.key] = execution
-        WORKER_BUSY.set(self._busy)
-        task = asyncio.create_task(self._attempt(execution))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        execution.start()
 
-    async def _attempt(self, execution: Execution) -> None:
-        attempt = execution.record
-        try:
-            outcome = await execution.run()
-            if not execution.idle:
-                self._left_behind.add(execution)
-                log.warning("attempt.left_behind", job_id=str(attempt.job.id), attempt=attempt.number)
-            metadata = self._account.ended(execution)
-            written = await self._recorder.write(attempt, execution.pipeline, outcome, metadata)
-            self._account.recorded(execution, written)
-        except LeaseLost:
-            LEASES_LOST.inc()
-            log.warning("lease.lost", job_id=str(attempt.job.id), attempt=attempt.number)
-        except Exception:
-            # Neighbours must not die of it. The row stays leased but is no longer held: two beats later it is
-            # released like any other row this worker does not know.
-            log.exception("record.refused", job_id=str(attempt.job.id), attempt=attempt.number)
-        finally:
-            self._held.pop(attempt.key, None)
-            self._wake_if_saturated()
+    def _on_end(self, execution: Execution, outcome: Outcome) -> None:
+        self._recorder.write(execution, outcome, self._account.ended(execution))
 
     def _on_idle(self, execution: Execution) -> None:
-        self._busy -= 1
-        self._left_behind.discard(execution)
-        WORKER_BUSY.set(self._busy)
+        self._occupied.discard(execution)
+        self._wake_if_saturated()
+
+    def _on_recorded(self, execution: Execution, outcome: Outcome | Exception) -> None:
+        self._held.pop(execution.record.key, None)
+        self._account.recorded(execution, outcome)
         self._wake_if_saturated()
 
     def _wake_if_saturated(self) -> None:
@@ -185,19 +168,16 @@ class Consumer:
             if cancel_requested and key in self._held:
                 self._held[key].cancel(Cancelled())
         for key, execution in self._held.items():
-            if key not in leased and execution.created_at < sent:
+            if key not in leased and execution.started < sent:
                 execution.cancel(Released("lost"))
         # Returned twice running and never held: the reply to its claim was lost on the way.
         strays = leased.keys() - self._held.keys()
         if unknown := strays & self._strays:
-            self._spawn_release(unknown)
+            task = asyncio.create_task(self._release(unknown))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
         self._strays = strays - unknown
-        self._wake_if_saturated()
-
-    def _spawn_release(self, unknown: set[Key]) -> None:
-        task = asyncio.create_task(self._release(unknown))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
 
     async def _release(self, unknown: set[Key]) -> None:
         worker_id = self._lease.worker_id
@@ -210,17 +190,30 @@ class Consumer:
                 await put_back(conn, worker_id, rows)
 
     async def _watch(self) -> None:
+        """Many times a lease: prove that the loop lives, end what is overdue or lost, and look for stuck slots."""
         while True:
             self._lease.tick()
             self._drop_lost()
-            if len(self._left_behind) < self._slots:
-                self._exhausted_since = None
-            elif self._exhausted_since is None:
-                self._exhausted_since = time.monotonic()
-            elif self._exhausted:
-                log.error("worker.exhausted", left_behind=len(self._left_behind))
-                self._wake.set()
-            await asyncio.sleep(self._lease.seconds / 10)
+            now = time.monotonic()
+            for execution in list(self._held.values()):
+                if now > execution.deadline:
+                    execution.time_out()
+            self._look_for_left_behind(now)
+            WORKER_BUSY.set(len(self._occupied))
+            await asyncio.sleep(min(self._lease.seconds / 10, WATCH_SECONDS))
+
+    def _look_for_left_behind(self, now: float) -> None:
+        left = {execution for execution in self._occupied if execution.ended}
+        for execution in left - self._left_behind:
+            log.warning("attempt.left_behind", job_id=execution.record.job.id, attempt=execution.attempt)
+        self._left_behind = left
+        if len(left) < self._slots:
+            self._exhausted_since = None
+        elif self._exhausted_since is None:
+            self._exhausted_since = now
+        elif self._exhausted:
+            log.error("worker.exhausted", left_behind=len(left))
+            self._wake.set()
 
     def _drop_lost(self) -> None:
         """Stop what runs under a lease that is no longer ours; its outcomes will find no lease to be written."""
@@ -260,13 +253,21 @@ class Consumer:
         self._wake.set()
 
     async def _drain(self) -> None:
-        if self._tasks:
-            log.info("worker.draining", attempts=len(self._tasks), seconds=self._drain_seconds)
-            await asyncio.wait(self._tasks, timeout=self._drain_seconds)
+        """Finish what runs within the drain time; then give back the rest, and wait for that to be written."""
+        self._saturated = True
+        if self._held:
+            log.info("worker.draining", attempts=len(self._held), seconds=self._drain_seconds)
+        await self._emptied(self._drain_seconds)
         for execution in list(self._held.values()):
             execution.cancel(Released("shutdown"))
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=GRACE_SECONDS + self._lease.seconds)
+        await self._emptied(GRACE_SECONDS + self._lease.seconds)
+
+    async def _emptied(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._held:
+                    self._wake.clear()
+                    await self._wake.wait()
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from psycopg import AsyncConnection, Error, OperationalError, errors
@@ -104,11 +104,9 @@ def sever(conn: Connection) -> None:
     """Cut the connection's socket, so that whatever waits on it fails now."""
     if conn.closed:
         return
-    with socket.socket(fileno=os.dup(conn.fileno())) as link:
-        try:
-            link.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # the peer was quicker: the connection is already down
+    # The peer may have been quicker: then the connection is down already.
+    with socket.socket(fileno=os.dup(conn.fileno())) as link, suppress(OSError):
+        link.shutdown(socket.SHUT_RDWR)
 
 
 def transient(error: BaseException) -> bool:
@@ -148,9 +146,15 @@ class HotConnection:
 
 def array(values: Iterable[object]) -> str:
     """A PostgreSQL array literal; None becomes NULL. One literal a column is the cheapest way to send a batch."""
-    return "{" + ",".join("NULL" if v is None else _quoted(str(v)) for v in values) + "}"
+    return "{" + ",".join(["NULL" if v is None else _quoted(str(v)) for v in values]) + "}"
+
+
+def bare_array(values: Iterable[object]) -> str:
+    """As `array`, for values whose text needs no quotes: numbers and ids."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

@@ -111,7 +111,7 @@ async def enqueue(conn: AsyncConnection[Any], new: NewJob) -> Job:
     """
     check(new)
     row = await (await conn.execute(ENQUEUE, _parameters([Submission((new,))]))).fetchone()
-    assert row is not None and row[1] is not None, "a new id was taken"
+    assert row is not None
     return Job(
         id=new.id,
         user_id=new.user_id,

@@ -1,4 +1,4 @@
-"""One attempt: runs the pipeline, on the loop or in a thread, bounds its time and says how it ended."""
+"""One attempt: runs the pipeline, on the loop or in a thread, and says once how it ended."""
 
 from __future__ import annotations
 
@@ -8,48 +8,61 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
 from typing import Final
 
-import structlog
 from pydantic import ValidationError
 
 from engine.errors import PermanentError
-from engine.model import Attempt, Failed, Outcome, Retry
+from engine.model import Attempt, Failed, Job, Outcome, Retry
 from engine.outcome import interpret
 from engine.pipeline import Pipeline
 
 GRACE_SECONDS: Final = 1.0
-"""How long a cancelled pipeline may take to end before it is left behind, its slot still taken."""
+"""How long a cancelled pipeline may take to unwind before it is left behind, its slot still taken."""
 
 MAX_PROGRESS_MESSAGE: Final = 500
 
-log = structlog.get_logger()
-
 
 class Execution:
-    """A running attempt; also the `Run` its pipeline sees. Ends exactly once, with an outcome.
+    """A running attempt; also the `Run` that its pipeline sees.
 
-    `ended` is set with the outcome, `idle` when the pipeline has really returned: a plain function that was
-    timed out keeps running, and keeps its slot, until it does. `created_at` is on the monotonic clock.
+    `on_end` is called once, with the outcome; `on_idle` when the pipeline has really returned: a plain function
+    that was timed out runs on, and keeps its slot, until it does. Times are on the monotonic clock.
     """
 
-    def __init__(self, attempt: Attempt, pipeline: Pipeline, on_idle: Callable[[Execution], None]) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        pipeline: Pipeline,
+        on_end: Callable[[Execution, Outcome], None],
+        on_idle: Callable[[Execution], None],
+    ) -> None:
         self.record = attempt
         self.pipeline = pipeline
         self.attempt = attempt.number
-        self.cancelled = threading.Event()
-        self.created_at = time.monotonic()
+        self.started = time.monotonic()
+        self.deadline = self.started + (attempt.timeout_seconds or pipeline.timeout)
+        self.ended = False
+        self.idle = False
         self.progress_n = 0
         self.reported_n = 0
         self.latest: tuple[float, str] = (0.0, "")
-        self.idle = False
-        self._loop = asyncio.get_running_loop()
+        self._on_end = on_end
         self._on_idle = on_idle
-        self._ended: asyncio.Future[Outcome] = self._loop.create_future()
+        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
-        self._timers: list[asyncio.TimerHandle] = []
         self._forced: Outcome | None = None
+        self._cancelled: threading.Event | None = None if pipeline.is_async else threading.Event()
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set when the attempt should stop. Made when first asked for: few async pipelines look at it."""
+        if self._cancelled is None:
+            self._cancelled = threading.Event()
+            if self._forced is not None:
+                self._cancelled.set()
+        return self._cancelled
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Remember the latest; the consumer writes it at most once a second."""
@@ -61,88 +74,77 @@ class Execution:
         self.latest = (min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0, text)
         self.progress_n += 1
 
-    async def run(self) -> Outcome:
-        """Start the pipeline and wait for the outcome; the pipeline may go on after it (see `idle`)."""
-        seconds = self.record.timeout_seconds or self.pipeline.timeout
-        self._start()
-        self._timers.append(self._loop.call_later(seconds, self._time_out, seconds))
+    def start(self) -> None:
+        """Start the pipeline; metadata that does not fit its model fails the job at once."""
         try:
-            return await self._ended
-        finally:
-            for timer in self._timers:
-                timer.cancel()
+            job = self._prepared()
+        except Exception as error:  # noqa: BLE001 - a validator is an author's code and may raise anything
+            self._finish(Failed(error))
+            return
+        if self.pipeline.is_async:
+            self._task = self._loop.create_task(self._run_async(job))
+        else:
+            run = contextvars.copy_context().run
+            threading.Thread(
+                target=run, args=(self._run_plain, job), name=f"attempt {job.id}", daemon=True
+            ).start()
+
+    def time_out(self) -> None:
+        """Stop the pipeline because its time is up: an error like any other."""
+        self.cancel(Retry(None, TimeoutError(f"no end after {self.deadline - self.started:g} s")))
 
     def cancel(self, outcome: Outcome) -> None:
         """Stop the pipeline, to end as `outcome`: at once for a plain function, else once it has unwound."""
-        self.cancelled.set()
-        if self._ended.done():
+        if self.ended or self._forced is not None:
             return
         self._forced = outcome
+        if self._cancelled is not None:
+            self._cancelled.set()
         if self._task is None:
             self._end(outcome)
         else:
             self._task.cancel()
-            self._timers.append(self._loop.call_later(GRACE_SECONDS, self._end, outcome))
+            self._loop.call_later(GRACE_SECONDS, self._end, outcome)
 
-    def _time_out(self, seconds: float) -> None:
-        self.cancel(Retry(None, TimeoutError(f"no end after {seconds:g} s")))
-
-    def _start(self) -> None:
-        try:
-            attempt = self._prepared()
-        except Exception as error:  # noqa: BLE001 - a validator is an author's code and may raise anything
-            self._end(Failed(error))
-            self._leave()
-            return
-        if self.pipeline.is_async:
-            self._task = self._loop.create_task(self._run_async(attempt))
-        else:
-            run = contextvars.copy_context().run
-            name = f"attempt {attempt.job.id}"
-            threading.Thread(target=run, args=(self._run_plain, attempt), name=name, daemon=True).start()
-
-    def _prepared(self) -> Attempt:
-        """The attempt with its metadata as the pipeline's model. Raises when the stored metadata does not fit."""
+    def _prepared(self) -> Job:
+        """The job with its metadata as the pipeline's model. Raises PermanentError when it does not fit."""
+        job = self.record.job
         if self.record.undecodable is not None:
             raise PermanentError(f"the stored metadata cannot be read: {self.record.undecodable}")
         if self.pipeline.metadata is None:
-            return self.record
-        job = self.record.job
+            return job
         try:
-            return replace(
-                self.record, job=replace(job, metadata=self.pipeline.metadata.model_validate(job.metadata))
-            )
+            return job._replace(metadata=self.pipeline.metadata.model_validate(job.metadata))
         except ValidationError as error:
             faults = "; ".join(f"{'/'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
             raise PermanentError(f"metadata: {faults}") from error
 
-    async def _run_async(self, attempt: Attempt) -> None:
+    async def _run_async(self, job: Job) -> None:
         # BaseException, too: a SystemExit that left this task would end the event loop and every neighbour.
         try:
-            outcome = interpret(await self.pipeline.function(attempt.job, self))
+            outcome = interpret(await self.pipeline.function(job, self))
         except BaseException as error:  # noqa: BLE001
             outcome = self._forced or after(error)
-        self._end(outcome)
-        self._leave()
+        self._finish(outcome)
 
-    def _run_plain(self, attempt: Attempt) -> None:
+    def _run_plain(self, job: Job) -> None:
         try:
-            outcome = interpret(self.pipeline.function(attempt.job, self))
+            outcome = interpret(self.pipeline.function(job, self))
         except BaseException as error:  # noqa: BLE001 - as above: it costs this job and nobody else
             outcome = after(error)
-        try:
-            self._loop.call_soon_threadsafe(self._end, outcome)
-            self._loop.call_soon_threadsafe(self._leave)
-        except RuntimeError:
-            pass  # the loop has closed: the job was released at shutdown, and this outcome is nobody's
+        # The loop may have closed: then the job was released at shutdown, and this outcome is nobody's.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._finish, outcome)
+
+    def _finish(self, outcome: Outcome) -> None:
+        self.idle = True
+        self._end(outcome)
+        self._on_idle(self)
 
     def _end(self, outcome: Outcome) -> None:
-        if not self._ended.done():
-            self._ended.set_result(outcome)
-
-    def _leave(self) -> None:
-        self.idle = True
-        self._on_idle(self)
+        if not self.ended:
+            self.ended = True
+            self._on_end(self, outcome)
 
 
 def after(error: BaseException) -> Outcome:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any, Final
+from uuid import UUID
 
 import orjson
 import structlog
@@ -43,19 +44,21 @@ def configure(settings: Settings, role: str) -> None:
         processors=[*shared, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=factory,
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(role=role)
     _adopt_foreign(level)
 
 
 def redact(_logger: Any, _method: str, event: Event) -> Event:
-    """Hide what a log must not hold: fields that are named like secrets, and credentials inside text."""
+    """Hide fields that are named like secrets, and credentials inside text; write ids as text."""
     for name, value in event.items():
         if SECRET.search(name):
             event[name] = HIDDEN
         elif isinstance(value, str):
             event[name] = CREDENTIALS.sub(rf"\1\2{HIDDEN}", value)
+        elif isinstance(value, UUID):
+            event[name] = str(value)
     return event
 
 

@@ -33,7 +33,6 @@ BATCH_SECONDS = Histogram("outrider_batch_write_seconds", "One group's write", [
 WORKER_SLOTS = Gauge("outrider_worker_slots", "Attempts this process can run at once")
 WORKER_BUSY = Gauge("outrider_worker_busy_slots", "Attempts this process runs now")
 HEARTBEATS = Counter("outrider_heartbeats", "Beats of the worker's lease", ["outcome"])
-LEASES_LOST = Counter("outrider_leases_lost", "Attempts whose outcome was dropped")
 CLAIM_SECONDS = Histogram("outrider_claim_seconds", "One claim", ["scan"], buckets=SECONDS)
 
 MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed by maintenance", ["chore"])

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -77,8 +77,7 @@ class NewJob:
     id: UUID = field(default_factory=uuid7)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(NamedTuple):
     """What a pipeline is given. `metadata` is the pipeline's metadata model where it declares one, else a dict."""
 
     id: UUID
@@ -91,12 +90,11 @@ class Job:
     traceparent: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One execution of a job: `(job.id, number, worker_id)` is the fence of everything it writes.
 
-    `errors` and `crashes` are what the job has spent of its budget before this attempt.
-    `undecodable` says why the stored metadata cannot be read, where it cannot.
+    `errors` and `crashes` are what the job has spent of its budget before this attempt. `max_attempts` and
+    `timeout_seconds` of None are the preset's. `undecodable` says why the stored metadata cannot be read.
     """
 
     job: Job

@@ -85,7 +85,7 @@ def backoff(pipeline: Pipeline, errors: int, rng: random.Random) -> float:
     return rng.uniform(0, min(MAX_BACKOFF_SECONDS, pipeline.backoff * 2.0**errors))
 
 
-def record(attempt: Attempt, outcome: Outcome, *, metadata: str = "{}") -> Ending | PutBack:
+def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending | PutBack:
     """The row to write for a settled outcome."""
     job_id, number = attempt.job.id, attempt.number
     match outcome:

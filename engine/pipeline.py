@@ -22,7 +22,10 @@ class Run(Protocol):
     """The attempt as its pipeline sees it. Every member may be used from the pipeline's thread or task."""
 
     attempt: int
-    cancelled: threading.Event
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set when the attempt should stop: a plain function looks at it from time to time."""
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Show `fraction` (0..1, clamped) and a message to the job's owner. Never blocks, never raises."""

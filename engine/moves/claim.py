@@ -77,29 +77,19 @@ def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
     user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, created_at, traceparent = (
         asked
     )
-    parsed, fault = _parsed(metadata)
-    job = Job(
-        id=job_id,
-        user_id=user_id,
-        preset=preset,
-        content=content,
-        metadata=parsed,
-        priority=priority,
-        created_at=created_at,
-        traceparent=traceparent,
-    )
+    parsed, fault = ({}, None) if metadata == "{}" else _parsed(metadata)
     return Attempt(
-        job=job,
-        number=number,
-        worker_id=worker_id,
-        errors=errors,
-        crashes=crashes,
-        max_attempts=max_attempts,
-        timeout_seconds=timeout_seconds,
-        position=position,
-        due_at=run_at,
-        started_at=claimed_at,
-        undecodable=fault,
+        Job(job_id, user_id, preset, content, parsed, priority, created_at, traceparent),
+        number,
+        worker_id,
+        errors,
+        crashes,
+        max_attempts,
+        timeout_seconds,
+        position,
+        run_at,
+        claimed_at,
+        fault,
     )
 
 

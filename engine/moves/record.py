@@ -8,9 +8,11 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from engine.db import array
+from engine.db import array, bare_array
 from engine.model import JobState
 from engine.moves.settle import SETTLE
+
+BARE = frozenset({"job_id", "attempt", "state", "spent"})
 
 
 class Ending(NamedTuple):
@@ -116,7 +118,7 @@ async def settled(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int
     Asked after a connection broke at COMMIT, to tell what was written from what was lost.
     """
     ids, numbers = zip(*attempts, strict=True)
-    return await _answer(conn, SETTLED, {"id": array(ids), "attempt": array(numbers)})
+    return await _answer(conn, SETTLED, {"id": bare_array(ids), "attempt": bare_array(numbers)})
 
 
 async def _answer(
@@ -127,5 +129,9 @@ async def _answer(
 
 
 def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
-    renamed = ["id" if name == "job_id" else name for name in names]
-    return {name: array(column) for name, column in zip(renamed, zip(*rows, strict=True), strict=True)}
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    literals: dict[str, object] = {
+        name: (bare_array if name in BARE else array)(column) for name, column in columns.items()
+    }
+    literals["id"] = literals.pop("job_id")
+    return literals
