@@ -64,7 +64,7 @@ def read(content: str, form: str, words_per_minute: int) -> Iterator[Scene]:
     """
     limit = SCENE_SECONDS * words_per_minute * BEATS_PER_WORD // 60
     for section in _markdown(clean(content)) if form == "markdown" else _plain(clean(content)):
-        paragraphs = list(filter(beats, map(split, section.paragraphs)))
+        paragraphs = list(filter(None, map(split, section.paragraphs)))
         if section.title and paragraphs:
             yield Scene(section.title, paragraphs)
         elif paragraphs:
@@ -125,7 +125,7 @@ def _grouped(paragraphs: Sequence[Sequence[Word]], limit: int) -> Iterator[list[
 def _pieces(paragraph: Sequence[Word], limit: int) -> Iterator[Sequence[Word]]:
     """A paragraph longer than `limit` in even pieces: to a sentence's end, past the limit to a clause's."""
     total = beats(paragraph)
-    even = total / -(-total // limit)
+    even = total / max(1, -(-total // limit))
     start = size = 0
     for at, word in enumerate(paragraph, 1):
         size += word.beats
