@@ -35,7 +35,7 @@ Process = subprocess.Popen[str]
 USER = """
 import pathlib, psycopg, sys
 from ops.local import local_postgres
-with local_postgres(pathlib.Path(sys.argv[1])) as url, psycopg.connect(url, autocommit=True) as conn:
+with local_postgres(pathlib.Path(sys.argv[1]), {"fsync": "off"}) as url, psycopg.connect(url, autocommit=True) as conn:
     print(url, flush=True)
     conn.execute("CREATE TABLE IF NOT EXISTS ledger (n bigint GENERATED ALWAYS AS IDENTITY)")
     while True:
@@ -152,7 +152,6 @@ def test_two_that_start_at_once_get_the_same_server(folder: Path) -> None:
         "users.lock",
         "server.lock",
         "server.log",
-        "cluster.new",
         "cluster.new/PG_VERSION",
         "cluster.new/base/5/PG_VERSION",
         "cluster/postmaster.pid",
@@ -172,19 +171,32 @@ def test_a_kill_as_soon_as_a_file_exists_leaves_no_orphan_and_a_clean_next_start
         assert set(committed) <= set(rows(url))
 
 
-def test_kills_at_any_moment_keep_every_committed_row(folder: Path) -> None:
+def test_kills_while_rows_are_committed_keep_every_one_of_them(folder: Path) -> None:
     committed: set[int] = set()
-    for moment in (0.9, 0.3, 0.45, 0.5, 0.55, 0.6, 0.7, 1.0):
+    for count in (1, 2, 20, 100, 500):
         with user_process(folder) as process:
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(moment)
+            assert process.stdout is not None
+            process.stdout.readline()
+            committed |= {int(process.stdout.readline()) for _ in range(count)}
             process.send_signal(signal.SIGKILL)
             process.wait(10)
             committed |= set(said(process))
         # No wait for the old server here: the next user comes while it is still on its way down.
     with local_postgres(folder, FAST) as url:
         assert committed <= set(rows(url))
-    assert committed
+
+
+def test_kills_at_any_moment_of_a_start_keep_what_was_there(folder: Path) -> None:
+    with local_postgres(folder, FAST) as url:
+        keep(url)
+    for moment in (0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
+        with user_process(folder) as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(moment)
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+    with local_postgres(folder, FAST) as url:
+        assert value(url, "SELECT n FROM kept") == 42
 
 
 def test_a_killed_supervisor_takes_the_server_along_and_the_next_user_starts_another(folder: Path) -> None:
