@@ -60,7 +60,7 @@ def encode(output: Any) -> Encoded:
     encoded = orjson.dumps(output, option=STRICT)
     if len(encoded) > MAX_OUTPUT_BYTES:
         raise ValueError(f"{len(encoded)} bytes of JSON; the limit is {MAX_OUTPUT_BYTES}")
-    if b"null" in encoded:
+    if b"null" in encoded and output is not None:
         json.dumps(output, allow_nan=False, default=str)  # orjson writes NaN as null; this raises
     if ESCAPED_NUL.search(encoded):
         raise ValueError("it holds U+0000")

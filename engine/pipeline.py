@@ -6,7 +6,7 @@ import inspect
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -55,8 +55,10 @@ class Pipeline:
     timeout: float = 300.0
     max_attempts: int = 5
     backoff: float = 1.0
+    is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
         faults = [
             message
             for message, wrong in (
@@ -69,10 +71,6 @@ class Pipeline:
         ]
         if faults:
             raise ConfigurationError([f"pipeline {self.preset!r}: {fault}" for fault in faults])
-
-    @property
-    def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(self.function)
 
 
 def pipeline(
