@@ -1,0 +1,125 @@
+"""The processes under `outrider up`: started, kept running, and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+import aiohttp
+import structlog
+
+from engine.process import DONE, FAILED, pause
+
+START_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 0.05
+MIN_BACKOFF_SECONDS: Final = 0.5
+MAX_BACKOFF_SECONDS: Final = 30.0
+STEADY_SECONDS: Final = 60.0
+"""A child that has lived so long starts again with the least back-off."""
+KILL_SECONDS: Final = 10.0
+"""What a child gets to end beyond its drain time."""
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Child:
+    """A process of a `role`, with `environ` beside our own environment; `ready_url` answers 200 once it works.
+
+    It is tied to us by its standard input (see processes). It has a session of its own, or the terminal's Ctrl-C
+    would reach it beside our SIGTERM, and two signals mean "at once".
+    """
+
+    def __init__(self, role: str, environ: Mapping[str, str], ready_url: str) -> None:
+        self.role = role
+        self.ready_url = ready_url
+        self._environ = os.environ | environ
+        self._process: Process | None = None
+
+    async def start(self) -> None:
+        # -P: a folder `web` in the current directory must not pass for ours.
+        command = [sys.executable, "-P", "-m", "ops.cli", self.role, "--tied"]
+        self._process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, start_new_session=True, env=self._environ
+        )
+
+    async def ended(self) -> int:
+        """Wait for the end of a started child; gives the exit code, 128 + n for signal n."""
+        code = await self._process.wait() if self._process else FAILED
+        return 128 - code if code < 0 else code
+
+    async def stop(self, seconds: float) -> None:
+        """SIGTERM, and SIGKILL when it has not ended within `seconds`."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
+        except TimeoutError:
+            log.warning("child.killed", role=self.role, after_seconds=seconds)
+            self._process.kill()
+            await self._process.wait()
+
+    async def keep(self, stop: asyncio.Event) -> None:
+        """Start it again whenever it ends, with back-off, until `stop`; it is not stopped then."""
+        backoff, started = MIN_BACKOFF_SECONDS, time.monotonic()
+        while (code := await unless(stop, self.ended())) is not None:
+            if time.monotonic() - started > STEADY_SECONDS:
+                backoff = MIN_BACKOFF_SECONDS
+            log.error("child.ended", role=self.role, exit_code=code, restart_seconds=backoff)
+            await pause(stop, backoff)
+            if stop.is_set():
+                return
+            backoff, started = min(backoff * 2, MAX_BACKOFF_SECONDS), time.monotonic()
+            await self.start()
+
+
+async def all_ready(children: Sequence[Child]) -> int:
+    """Wait until every child is ready: 0. When one ends before, or all of it takes too long: an exit code."""
+    ends = {asyncio.create_task(child.ended()): child for child in children}
+    ready = asyncio.create_task(_ready([child.ready_url for child in children]))
+    try:
+        await asyncio.wait({ready, *ends}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for end, child in ends.items():
+            if end.done():
+                log.error("child.start_failed", role=child.role, exit_code=end.result())
+                return end.result() or FAILED
+        if not ready.done():
+            log.error("children.not_ready", after_seconds=START_SECONDS)
+            return FAILED
+        return DONE
+    finally:
+        for task in (ready, *ends):
+            task.cancel()
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` gives; or None, and it is cancelled, when `stop` comes first."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()
+
+
+async def _ready(urls: Sequence[str]) -> None:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        for url in urls:
+            while not await _is_ready(session, url):  # noqa: ASYNC110 - another process's event: only polling sees it
+                await asyncio.sleep(POLL_SECONDS)
+
+
+async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
+    with suppress(aiohttp.ClientError, TimeoutError):  # it does not listen yet
+        async with session.get(url) as response:
+            return response.status == 200
+    return False

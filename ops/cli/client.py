@@ -1,0 +1,116 @@
+"""A client of the HTTP API: submits, follows and reads jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import uuid4
+
+import aiohttp
+import orjson
+
+from engine.model import JobState
+
+ENDED: Final = frozenset(state.lower() for state in JobState if state.terminal)
+
+SILENCE_SECONDS: Final = 45.0
+"""Three pings of a stream of events."""
+PATIENCE_SECONDS: Final = 30.0
+"""How long a web process may be away, or overloaded, before it is given up."""
+PAUSE_SECONDS: Final = 0.5
+
+Event = tuple[str, dict[str, Any]]
+
+
+class ClientError(Exception):
+    """The web process refused, or was not to be reached; `str(self)` says why."""
+
+
+class Client:
+    """An async context manager over one web process at `base`. Raises ClientError."""
+
+    def __init__(self, base: str, token: str) -> None:
+        self._base = base
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=aiohttp.ClientTimeout(total=None, connect=5, sock_read=SILENCE_SECONDS),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def submit(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The 202's body. Sent again under one key when the answer is lost, so it is one job however often."""
+        return await self._call("POST", "/pipeline/run", json=job, headers={"Idempotency-Key": str(uuid4())})
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        return await self._call("GET", f"/pipeline/job/{job_id}")
+
+    async def follow(self, job_id: str) -> AsyncIterator[Event]:
+        """("status" | "progress", data) as they happen, until the job has ended."""
+        seen = ""
+        while True:
+            try:
+                async with self._session.get(
+                    f"{self._base}/pipeline/job/{job_id}/events", headers={"Last-Event-ID": seen}
+                ) as response:
+                    async for id_, event in _events(response):
+                        seen = id_ or seen
+                        yield event
+            except (aiohttp.ClientError, TimeoutError):
+                pass  # the job goes on without us: read it, which says so if nobody answers
+            if (await self.job(job_id))["status"] in ENDED:
+                return
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                async with self._session.request(method, self._base + path, **options) as response:
+                    body = await response.read()
+                    if response.status < HTTPStatus.BAD_REQUEST:
+                        return dict(orjson.loads(body))
+                    problem = _problem(response.status, body)
+                    again = response.status == HTTPStatus.SERVICE_UNAVAILABLE
+            except aiohttp.ClientConnectorError as error:
+                raise ClientError(f"no web process answers at {self._base}: {error.strerror}") from error
+            except (aiohttp.ClientError, TimeoutError) as error:
+                problem, again = f"{self._base}: {error or type(error).__name__}", True
+            except ValueError as error:
+                raise ClientError(f"{self._base} does not answer as Outrider does: {error}") from error
+            if not again or time.monotonic() > deadline:
+                raise ClientError(problem)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Event]]:
+    """(id, event) of each block of a stream; comments are passed over."""
+    fields: dict[str, str] = {}
+    async for raw in response.content:
+        line = raw.decode().rstrip("\r\n")
+        name, _, value = line.partition(":")
+        if line and name:
+            fields[name] = value.removeprefix(" ")
+        elif not line and "data" in fields:
+            yield fields.get("id", ""), (fields.get("event", "message"), orjson.loads(fields["data"]))
+            fields = {}
+
+
+def _problem(status: int, body: bytes) -> str:
+    """One line of a problem document, or of whatever else was answered."""
+    try:
+        problem = orjson.loads(body)
+        faults = [f"{fault['pointer'] or '/'} {fault['detail']}" for fault in problem.get("errors", ())]
+        return "; ".join([f"{status} {problem['title']}: {problem['detail']}", *faults])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{status} {body[:200].decode(errors='replace')}"

@@ -1,0 +1,127 @@
+"""What commands share: the settings, the database they mean, and the secret that signs tokens.
+
+Without OUTRIDER_DATABASE_URL they mean the server that `outrider up` runs under OUTRIDER_DATA_DIR.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from psycopg import AsyncConnection, Error, errors
+
+import migrations
+from engine import db
+from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
+from engine.settings import Settings
+from ops.local.place import SOCKET, choose
+
+T = TypeVar("T")
+Conn = AsyncConnection[Any]
+
+LOCAL_OWNER = "local"
+"""Whose jobs they are when nobody says otherwise: the `sub` of the token that `up` prints."""
+
+
+def database_url(settings: Settings) -> str:
+    """The configured database, else the local one. Raises ConfigurationError when there is neither."""
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    if url := local_url(settings.data_dir):
+        return url
+    raise ConfigurationError(
+        [f"OUTRIDER_DATABASE_URL is not set, and no `outrider up` runs in {settings.data_dir.absolute()}"]
+    )
+
+
+def local_url(data_dir: Path) -> str | None:
+    """The URL of the server under `data_dir`; None when none runs."""
+    with suppress(ConfigurationError, PermissionError):  # no programs, or another user's: not ours to use
+        place = choose(data_dir)
+        if (place.sockets / SOCKET).exists():
+            return place.url
+    return None
+
+
+@asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[Conn]:
+    """A connection in autocommit to a database with this code's schema.
+
+    Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch; errors of the database inside the block come
+    out as DatabaseUnavailable.
+    """
+    async with await db.connect(database_url(settings), name="cli") as conn:
+        try:
+            await migrations.check(conn)
+            yield conn
+        except errors.UndefinedTable as error:
+            raise SchemaMismatch(f"{error.diag.message_primary}: run `outrider migrate up`") from error
+        except Error as error:
+            raise DatabaseUnavailable(str(error).strip()) from error
+
+
+def ask(settings: Settings, question: Callable[[Conn], Awaitable[T]]) -> T:
+    """Run `question` on a connection of its own."""
+
+    async def asked() -> T:
+        async with database(settings) as conn:
+            return await question(conn)
+
+    return asyncio.run(asked())
+
+
+def dev_secret(data_dir: Path) -> str:
+    """The secret of local use, made at first need, for this user's eyes only."""
+    path = data_dir / "dev-secret"
+    if not path.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # Linked under its name once it is whole: a killed start leaves no half of it, a second one no other.
+        with tempfile.NamedTemporaryFile("w", dir=data_dir) as part:
+            part.write(secrets.token_urlsafe(48))
+            part.flush()
+            os.fsync(part.fileno())
+            with suppress(FileExistsError):
+                os.link(part.name, path)
+    return path.read_text()
+
+
+def signing_secret(settings: Settings) -> str:
+    """What signs tokens here: the configured secret, else the one of a local `outrider up`.
+
+    Raises ConfigurationError where neither is to be had.
+    """
+    if settings.jwt_secret is not None:
+        return settings.jwt_secret.get_secret_value()
+    if settings.jwks_url or settings.jwks_file:
+        raise ConfigurationError(
+            ["tokens are signed elsewhere: a JWKS is configured, not OUTRIDER_JWT_SECRET"]
+        )
+    if not (settings.data_dir / "dev-secret").exists():
+        raise ConfigurationError(
+            [f"OUTRIDER_JWT_SECRET is not set, and `outrider up` never ran in {settings.data_dir.absolute()}"]
+        )
+    return dev_secret(settings.data_dir)
+
+
+def sign(settings: Settings, secret: str, *, sub: str, seconds: float, scopes: Sequence[str] = ()) -> str:
+    """A token that a web process with these settings accepts. No scopes: the claim is left out."""
+    import time
+
+    from joserfc import jwt
+    from joserfc.jwk import OctKey
+
+    now = int(time.time())
+    claims: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + int(seconds)}
+    if scopes:
+        claims["scope"] = " ".join(scopes)
+    if settings.jwt_issuer:
+        claims["iss"] = settings.jwt_issuer
+    if settings.jwt_audience:
+        claims["aud"] = settings.jwt_audience
+    return jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(secret))

@@ -1,0 +1,169 @@
+"""What `outrider doctor` looks at. A check returns what it found, or raises Ill with the mend."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+import migrations
+from engine import db, pipeline
+from engine.errors import ConfigurationError, OutriderError
+from engine.settings import Settings, load
+from ops.cli.context import database_url, signing_secret
+from web.keys import KeysUnavailable, open_keys
+
+VERSIONS: Final = range(15, 19)
+MAX_SKEW_SECONDS: Final = 5.0
+SAMPLES: Final = 3
+
+Conn = db.Connection
+
+
+class Ill(Exception):
+    def __init__(self, found: str, mend: str) -> None:
+        super().__init__(found)
+        self.mend = mend
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`mend` is what to do about it; None where the check is `good`."""
+
+    check: str
+    good: bool
+    found: str
+    mend: str | None = None
+
+
+async def examine() -> AsyncIterator[Verdict]:
+    """Every verdict, in an order in which each check needs only those before it."""
+    try:
+        settings = load()
+    except ConfigurationError as error:
+        for problem in error.problems:
+            yield Verdict("configuration", False, problem, "set it right, or unset it")
+        return
+    yield Verdict("configuration", True, "every OUTRIDER_* variable is known and sound")
+    yield await _verdict("pipelines", lambda: _pipelines(settings))
+    yield await _verdict("keys", lambda: _keys(settings))
+    async with AsyncExitStack() as stack:
+        conns: list[Conn] = []
+        yield await _verdict("database", lambda: _connected(settings, stack, conns))
+        if not conns:
+            return
+        yield await _verdict("version", lambda: _version(conns[0]))
+        yield await _verdict("connection", lambda: _direct(*conns))
+        yield await _verdict("schema", lambda: _schema(settings))
+        yield await _verdict("clock", lambda: _clock(conns[0]))
+
+
+async def _verdict(check: str, look: Callable[[], Awaitable[str]]) -> Verdict:
+    try:
+        return Verdict(check, True, await look())
+    except Ill as ill:
+        return Verdict(check, False, str(ill), ill.mend)
+    except Exception as error:  # noqa: BLE001 - whatever a check runs into is its verdict
+        return Verdict(check, False, f"{type(error).__name__}: {error}", "see the message")
+
+
+async def _pipelines(settings: Settings) -> str:
+    try:
+        registry = pipeline.load(settings.pipelines)
+    except ConfigurationError as error:
+        raise Ill(str(error), "mend the module, or OUTRIDER_PIPELINES") from error
+    return f"presets {', '.join(registry)}" if registry else "no presets"
+
+
+async def _keys(settings: Settings) -> str:
+    if settings.jwks_file or settings.jwks_url:
+        try:
+            async with open_keys(settings) as keys:
+                return f"{len(await keys.find(None))} keys in the JWKS"
+        except (ConfigurationError, KeysUnavailable) as error:
+            where = "OUTRIDER_JWKS_FILE" if settings.jwks_file else "OUTRIDER_JWKS_URL"
+            raise Ill(
+                f"no key can be loaded: {error}", f"see that {where} names a JWKS with a usable key"
+            ) from error
+    try:
+        signing_secret(settings)
+    except ConfigurationError as error:
+        raise Ill(str(error), "set OUTRIDER_JWT_SECRET, OUTRIDER_JWKS_FILE or OUTRIDER_JWKS_URL") from error
+    return "an HS256 secret" if settings.jwt_secret else "the secret of a local `outrider up`"
+
+
+async def _connected(settings: Settings, stack: AsyncExitStack, conns: list[Conn]) -> str:
+    """Opens the two connections that the other checks share."""
+    try:
+        url = database_url(settings)
+        found = [await stack.enter_async_context(await db.connect(url, name="doctor")) for _ in range(2)]
+    except ConfigurationError as error:
+        raise Ill(str(error), "set it, or start `outrider up`") from error
+    except OutriderError as error:
+        raise Ill(str(error), "see that PostgreSQL runs, and that OUTRIDER_DATABASE_URL names it") from error
+    conns += found
+    info = conns[0].info
+    return f"{info.dbname} at {info.host or 'a local socket'} answers"
+
+
+async def _version(conn: Conn) -> str:
+    major = int(await _value(conn, "SHOW server_version_num")) // 10_000
+    if major not in VERSIONS:
+        raise Ill(f"PostgreSQL {major}", f"use PostgreSQL {VERSIONS[0]} to {VERSIONS[-1]}")
+    return f"PostgreSQL {major}"
+
+
+async def _direct(first: Conn, second: Conn) -> str:
+    """A transaction pooler lends the one server session that is idle to whoever asks next, so both see the same.
+
+    It also invents the process id that the protocol gives a client; a session pooler, which is harmless, does too.
+    """
+    sessions = [await _value(conn, "SELECT pg_backend_pid()") for conn in (first, second, first, second)]
+    if set(sessions[::2]) & set(sessions[1::2]) or len(set(sessions)) != 2:
+        raise Ill(
+            "a transaction pooler stands between: sessions change hands",
+            "point OUTRIDER_DATABASE_URL at PostgreSQL itself: plans, locks and LISTEN belong to a session",
+        )
+    if sessions[0] != first.info.backend_pid:
+        return "a session pooler stands between"
+    return "direct"
+
+
+async def _schema(settings: Settings) -> str:
+    versions = migrations.status(database_url(settings))
+    faults = {each.state: each.id for each in versions if each.state != "applied"}
+    if "unknown" in faults:
+        raise Ill(
+            f"{faults['unknown']} is not this code's", "run the newer code, or roll the schema back with it"
+        )
+    if "changed" in faults:
+        raise Ill(
+            f"{faults['changed']} is not the file that was applied", "restore the file as it was applied"
+        )
+    if "pending" in faults:
+        raise Ill(f"{faults['pending']} is not applied", "run `outrider migrate up`")
+    return f"{versions[-1].id}" if versions else "no versions"
+
+
+async def _clock(conn: Conn) -> str:
+    """By the quickest of a few samples; half a round trip is the error."""
+    samples = []
+    for _ in range(SAMPLES):
+        before = time.time()
+        theirs = float(await _value(conn, "SELECT extract(epoch FROM clock_timestamp())"))
+        after = time.time()
+        samples.append((after - before, theirs - (before + after) / 2))
+    trip, skew = min(samples)
+    if abs(skew) - trip / 2 > MAX_SKEW_SECONDS:
+        raise Ill(
+            f"the database's clock is {skew:+.1f} s from this host's",
+            "run NTP on both: schedules go by the database's clock, tokens by this host's",
+        )
+    return f"{skew * 1000:+.0f} ms from this host's, ± {trip * 500:.0f}"
+
+
+async def _value(conn: Conn, query: Any) -> Any:
+    [(value,)] = await (await conn.execute(query)).fetchall()
+    return value

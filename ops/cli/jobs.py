@@ -1,0 +1,179 @@
+"""`outrider jobs` and `explain`: jobs, straight from the database, whoever owns them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from ops.cli.output import AsJson, as_json, cell, echo, table
+
+if TYPE_CHECKING:
+    from engine.audit import AuditRow
+    from engine.jobs import JobView
+
+app = typer.Typer(help="Look at jobs, cancel them or run them again: any owner's.", no_args_is_help=True)
+
+JobId = Annotated[UUID, typer.Argument(metavar="JOB", help="The job's id.")]
+HIDDEN = frozenset({"version", "progress_n", "fraction", "message", "state", "metadata", "output"})
+
+
+class Status(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@app.command("list")
+def list_(
+    owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only jobs of this status.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Only jobs of this preset.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+    from engine import jobs
+    from engine.model import JobState
+    from engine.settings import load
+    from ops.cli.context import Conn, ask
+
+    async def found(conn: Conn) -> list[JobView]:
+        state = JobState(status.upper()) if status else None
+        return await jobs.page(conn, owner=owner, state=state, preset=preset, limit=limit)
+
+    views = ask(load(), found)
+    if json:
+        as_json([_shown(view) for view in views])
+        return
+    table(
+        ["job", "owner", "preset", "status", "attempt", "created at", "updated at", "error"],
+        [
+            (v.job_id, v.user_id, v.preset, v.state.lower(), v.attempt, v.created_at, v.updated_at, _error(v))
+            for v in views
+        ],
+        empty="no jobs",
+    )
+
+
+@app.command()
+def show(job: JobId, json: AsJson = False) -> None:
+    """Show a job: what was asked, where it stands, what came of it, and its history."""
+    from engine import audit, jobs
+    from engine.errors import JobNotFound
+    from engine.settings import load
+    from ops.cli.context import Conn, ask
+
+    async def found(conn: Conn) -> tuple[JobView, list[AuditRow]]:
+        [view] = await jobs.read(conn, [(job, None)])
+        history = await audit.history(conn, job, None)
+        if view is None or history is None:
+            raise JobNotFound(job)
+        return view, history
+
+    view, history = ask(load(), found)
+    shown = _shown(view)
+    if json:
+        as_json(shown | {"history": [_step(row) for row in history]})
+        return
+    table(["", ""], [(name, value) for name, value in shown.items() if value is not None])
+    echo("")
+    table(
+        ["seq", "at", "from", "to", "attempt", "reason"],
+        [
+            (row.seq, row.timestamp, _lower(row.from_state), _lower(row.to_state), row.attempt, row.reason)
+            for row in history
+        ],
+    )
+
+
+@app.command()
+def cancel(job: JobId, json: AsJson = False) -> None:
+    """Cancel a job; one that runs is asked to stop. Exit code 1 when it has completed or failed."""
+    from engine import moves
+    from engine.settings import load
+    from ops.cli.context import ask
+
+    state = ask(load(), lambda conn: moves.cancel(conn, job, None))
+    if json:
+        as_json({"job_id": job, "status": state.lower()})
+    else:
+        echo("cancelled" if state.terminal else "its running attempt has been asked to stop")
+
+
+@app.command()
+def retry(job: JobId, json: AsJson = False) -> None:
+    """Run a failed or cancelled job again, its budget new. Exit code 1 in any other state."""
+    from engine import moves
+    from engine.settings import load
+    from ops.cli.context import ask
+
+    ask(load(), lambda conn: moves.redrive(conn, job, None))
+    if json:
+        as_json({"job_id": job, "status": "pending"})
+    else:
+        echo("queued again")
+
+
+def explain(job: JobId, json: AsJson = False) -> None:
+    """Say why a job is where it is: due later, behind others, without a worker, running, ended."""
+    from engine import pipeline
+    from engine.explain import explain as explained
+    from engine.settings import load
+    from ops.cli.context import ask
+
+    settings = load()
+    registry = pipeline.load(settings.pipelines)
+    said = ask(settings, lambda conn: explained(conn, registry, job, None))
+    if json:
+        as_json(
+            {
+                "status": said.status.lower(),
+                "summary": said.summary,
+                "facts": [fact._asdict() for fact in said.facts],
+                "estimate_seconds": said.estimate_seconds,
+            }
+        )
+        return
+    echo(f"{said.status.lower()}: {cell(said.summary)}")
+    for fact in said.facts[1:]:
+        echo(f"  {cell(fact.detail)}")
+
+
+def _shown(view: JobView) -> dict[str, Any]:
+    """The job as people and programs see it, `status` and all."""
+    import json
+    from dataclasses import asdict
+
+    progress = None if view.fraction is None else {"fraction": view.fraction, "message": view.message}
+    given = {name: value for name, value in asdict(view).items() if name not in HIDDEN}
+    return given | {
+        "status": view.state.lower(),
+        "metadata": json.loads(view.metadata),
+        "progress": progress,
+        "result": None if view.output is None else json.loads(view.output),
+    }
+
+
+def _step(row: AuditRow) -> dict[str, Any]:
+    return {
+        "seq": row.seq,
+        "from_status": _lower(row.from_state),
+        "to_status": _lower(row.to_state),
+        "timestamp": row.timestamp,
+        "attempt": row.attempt,
+        "reason": row.reason,
+        "metadata": row.metadata,
+    }
+
+
+def _lower(text: str | None) -> str | None:
+    return text and text.lower()
+
+
+def _error(view: JobView) -> str | None:
+    return f"{view.error.get('type')}: {view.error.get('message')}"[:80] if view.error else None

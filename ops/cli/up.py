@@ -1,0 +1,140 @@
+"""`outrider up`: a database, its schema, and web, relay and worker, as one tree of processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from ops.cli.output import complain, echo
+
+if TYPE_CHECKING:
+    from engine.settings import Settings
+    from ops.cli.addresses import Ports
+    from ops.cli.children import Child
+
+TOKEN_SECONDS: Final = 7 * 24 * 3600
+
+GREETING: Final = """
+  address  {address}   (to read: {address}/docs)
+  metrics  {metrics}
+  token    {token}
+
+A request to paste; the first line hands a script in, the second waits for its storyboard:
+
+TOKEN={token}
+JOB=$(curl -sS {address}/pipeline/run -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
+-d '{{"preset": "storyboard", "content": "The harbour was quiet. Then, one by one, the lamps went out."}}' \
+| sed 's/.*"job_id": *"\\([^"]*\\)".*/\\1/')
+curl -sS {address}/pipeline/job/$JOB -H "Authorization: Bearer $TOKEN" -H 'Prefer: wait=30'
+
+ready"""
+
+
+def up() -> None:
+    """Run everything for local use: PostgreSQL, its schema, web, relay and worker.
+
+    PostgreSQL is an embedded one with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another.
+    Prints the address, a token and a request to paste. Ctrl-C stops all of it; a second one at once.
+    """
+    from engine import process
+    from ops.cli.addresses import PortTaken
+
+    try:
+        code = process.run("up", _main)
+    except PortTaken as error:
+        complain(f"outrider up: {error}")
+        code = process.FAILED
+    raise typer.Exit(code)
+
+
+async def _main(settings: Settings, stop: asyncio.Event) -> int:
+    import migrations
+    from ops.cli.addresses import Ports
+    from ops.cli.children import all_ready, unless
+
+    ports = Ports.choose(settings)
+    async with _database(settings) as url:
+        await asyncio.to_thread(migrations.up, url)
+        settings = _with_secret(settings)
+        async with _children(settings, url, ports) as children:
+            failure = await unless(stop, all_ready(children))
+            if failure:
+                return failure
+            if not stop.is_set():
+                echo(_greeting(settings, ports))
+            async with asyncio.TaskGroup() as group:
+                for child in children:
+                    group.create_task(child.keep(stop))
+    return 0
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[str]:
+    """The URL of the configured database, or of an embedded one that runs as long as it is used."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+        return
+    from ops.local import local_postgres
+
+    # In threads: it blocks for seconds, and a second signal must be heard meanwhile.
+    server = local_postgres(settings.data_dir)
+    url = await asyncio.to_thread(server.__enter__)
+    try:
+        yield url
+    finally:
+        await asyncio.to_thread(server.__exit__, None, None, None)
+
+
+def _with_secret(settings: Settings) -> Settings:
+    """`settings` with a key: where none is configured, the secret that local use has of its own."""
+    from pydantic import SecretStr
+
+    from ops.cli.context import dev_secret
+
+    if settings.jwt_secret or settings.jwks_file or settings.jwks_url:
+        return settings
+    return settings.model_copy(update={"jwt_secret": SecretStr(dev_secret(settings.data_dir))})
+
+
+@asynccontextmanager
+async def _children(settings: Settings, url: str, ports: Ports) -> AsyncIterator[list[Child]]:
+    """web, relay and worker. web is stopped first, so that nothing new comes in while the others drain."""
+    from ops.cli.addresses import reachable
+    from ops.cli.children import KILL_SECONDS, Child
+
+    environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http)}
+    if settings.jwt_secret:
+        environ["OUTRIDER_JWT_SECRET"] = settings.jwt_secret.get_secret_value()
+    host = reachable(settings.admin_host)
+    children = [
+        Child(role, environ | {"OUTRIDER_ADMIN_PORT": str(port)}, f"http://{host}:{port}/readyz")
+        for role, port in ports.admin.items()
+    ]
+    patience = settings.drain_seconds + KILL_SECONDS
+    try:
+        for child in children:
+            await child.start()
+        yield children
+    finally:
+        web, *others = children
+        await web.stop(patience)
+        await asyncio.gather(*(other.stop(patience) for other in others))
+
+
+def _greeting(settings: Settings, ports: Ports) -> str:
+    from ops.cli.addresses import reachable
+    from ops.cli.context import LOCAL_OWNER, sign
+
+    host = reachable(settings.admin_host)
+    metrics = "  ".join(f"{role} http://{host}:{port}/metrics" for role, port in ports.admin.items())
+    token = "<one from your issuer>"  # noqa: S105  # what people read, no secret
+    if settings.jwt_secret:
+        secret = settings.jwt_secret.get_secret_value()
+        token = sign(settings, secret, sub=LOCAL_OWNER, seconds=TOKEN_SECONDS)
+    return GREETING.format(
+        address=f"http://{reachable(settings.http_host)}:{ports.http}", metrics=metrics, token=token
+    )
