@@ -11,6 +11,7 @@ from typing import Any, Final
 from joserfc import jwt
 from joserfc.jws import JWSRegistry, extract_compact
 
+from engine import metrics
 from engine.settings import Settings
 from engine.text import text_fault
 from web.keys import Key, Keys
@@ -44,6 +45,7 @@ class Caller:
 
     def require(self, scope: str) -> None:
         if scope not in self.scopes and not self.admin:
+            metrics.AUTH_FAILURES.labels("scope").inc()
             raise Refused(
                 HTTPStatus.FORBIDDEN,
                 f"This needs the scope {scope}.",
@@ -148,5 +150,6 @@ def _token(authorization: str) -> str:
 
 
 def _unauthorized(detail: str, *, invalid: bool = False) -> Refused:
+    metrics.AUTH_FAILURES.labels("invalid" if invalid else "missing").inc()
     challenge = 'Bearer realm="outrider"' + (', error="invalid_token"' if invalid else "")
     return Refused(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": challenge})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import cache
 from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
 from aiohttp import web
+from prometheus_client import Counter
 
 from engine import audit, jobs, metrics, moves
 from engine.enqueue import Accepted, Submission
@@ -276,8 +278,13 @@ async def _accepted(call: Call, wanted: list[schemas.JobToRun], route: str, *, b
         metrics.IDEMPOTENCY.labels("replayed" if accepted.replayed else "first").inc()
     if not accepted.replayed:
         for each in wanted:
-            metrics.JOBS_ENQUEUED.labels(each.preset).inc()
+            _enqueued(each.preset).inc()
     return accepted
+
+
+@cache  # finite: an accepted job's preset is a registered one
+def _enqueued(preset: str) -> Counter:
+    return metrics.JOBS_ENQUEUED.labels(preset)
 
 
 def _replayed(accepted: Accepted) -> dict[str, str]:

@@ -74,6 +74,10 @@ class Watcher:
         self._watched = asyncio.Event()
         self.closed = False
 
+    def __len__(self) -> int:
+        """How many are watching."""
+        return len(self._watches)
+
     @contextmanager
     def watch(self, job_id: UUID) -> Iterator[Watch]:
         """Raises Overloaded where too many are watching."""
