@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from unicodedata import category
+
 import pytest
 
+from engine.pipelines.storyboard.words import split
 from tests.pipelines.boards import TEXTS, UNSPACED, assert_keeps_the_rules, bare, draw, read_webvtt
 
 PACES = [80, 127, 150, 300]
@@ -40,7 +43,7 @@ def test_words_are_those_that_white_space_parts_whole_and_in_order(language: str
 def test_the_narration_takes_its_words_time_at_the_pace_asked_for(pace: int) -> None:
     board = draw(TEXTS["english"], words_per_minute=pace)
     assert board["word_count"] > 1000
-    assert board["duration_seconds"] == pytest.approx(board["word_count"] * 60 / pace, rel=0.01)
+    assert board["duration_seconds"] == pytest.approx(board["word_count"] * 60 / pace, abs=0.001)
 
 
 @pytest.mark.parametrize(("language", "characters_a_word"), [("chinese", 2), ("japanese", 2), ("thai", 4)])
@@ -75,12 +78,21 @@ def test_an_abbreviation_an_ordinal_and_a_french_mark_stay_with_their_word() -> 
 
 @pytest.mark.parametrize("language", ["chinese", "japanese"])
 def test_no_line_starts_with_a_closing_mark_or_ends_with_an_opening_one(language: str) -> None:
-    text = TEXTS[language].replace("\n", "")
+    text = TEXTS[language].replace("\n", "") + ("あ" * 21 + "。") * 20
     for shift in range(0, 60, 7):
         for cue in read_webvtt(draw(f"x{text[shift:]}")["captions"]["webvtt"]):
             for line in cue.lines:
                 assert line[0] not in "，。、？！：；」』）”ーっゃゅょ"
                 assert line[-1] not in "「『（“"
+
+
+@pytest.mark.parametrize("text", ["ខ្មែរ។" * 100, "เก่า" * 100, "น้ำ" * 100, "མི་" * 100])
+def test_no_break_parts_a_letter_from_its_marks(text: str) -> None:
+    assert_keeps_the_rules(draw(text))
+    for word in split(text):
+        assert category(word.text[0]) == "Lo"
+        assert word.text[0] != "\u0e33"
+        assert word.text[-1] not in "เ\u17d2"
 
 
 def test_a_phrase_in_chinese_or_thai_is_not_parted_while_another_break_will_do() -> None:
@@ -97,6 +109,12 @@ def test_a_word_wider_than_a_line_stands_whole_on_one_of_its_own() -> None:
     address = "https://example.com/" + "a-long-path/" * 8
     cues = assert_keeps_the_rules(draw(f"Look at {address} and tell us what you think of it."))
     assert [line for cue in cues for line in cue.lines if "example" in line] == [address]
+
+
+def test_a_sentence_is_not_cut_where_its_rest_would_be_too_short_for_a_cue() -> None:
+    for count in range(12, 60):
+        board = draw("so " * count + "so, it ends.", words_per_minute=300)
+        assert board["duration_seconds"] == pytest.approx((count + 3) * 0.2, abs=0.001)
 
 
 def test_a_word_said_in_less_than_a_second_stays_for_one() -> None:

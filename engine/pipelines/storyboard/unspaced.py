@@ -26,20 +26,21 @@ LETTER = re.compile(f"[{EAST}{SOUTH}]")
 
 EAST_BEATS, SOUTH_BEATS, WORD_BEATS = 2, 1, 4
 PHRASE_CHARACTERS = 16
-"""No real phrase is longer, and at the slowest pace one of this length is said within a cue's 7 seconds."""
+"""Hardly a phrase is longer, and at the slowest pace one of this length is said within a cue's 7 seconds."""
 
 _OPENING = r"(\[{«“‘（［｛「『【〈《〔"
 _CLOSING = r",.!?;:)\]}»”’\"'…—~%、。，．！？；：）］｝」』】〉》〕・～"
-# Runs are bounded: BudouX grows a phrase by copying it, so one of 80,000 characters would take it seconds.
 _RUN = re.compile(
-    f"[{_OPENING}]*+[{EAST}]{{1,500}}[{_CLOSING}]*|[{_OPENING}]*+[{SOUTH}]{{1,500}}[{_CLOSING}]*"
+    f"[{_OPENING}]*+[{EAST}]+[{_CLOSING}]*|[{_OPENING}]*+[{SOUTH}]+[{_CLOSING}]*"
     f"|[{_OPENING}]+|[^{EAST}{SOUTH}{_OPENING}]+"
 )
 _EAST = re.compile(f"[{EAST}]")
 _KANA = re.compile("[\u3041-\u30ff\uff66-\uff9f]")
 _THAI = re.compile(f"[{THAI}]")
 
+# Vowels written before their consonant, marks that stack the next one under it, and vowels written after it.
 _JOINS_NEXT = frozenset("เแโใไເແໂໃໄ\u17d2\u1039")
+_JOINS_PREVIOUS = frozenset("\u0e33\u0eb3")
 _NEVER_FIRST = frozenset({"Mn", "Mc", "Me", "Pe", "Pf", "Po", "Cf"})
 _NEVER_LAST = frozenset({"Ps", "Pi"})
 
@@ -70,8 +71,8 @@ def _parser(language: str) -> budoux.Parser:
 
 
 def _timed(found: Iterable[str]) -> Iterator[tuple[str, int]]:
-    for phrase in found:
-        for text in [phrase] if len(phrase) <= PHRASE_CHARACTERS else _clusters(phrase):
+    for phrase in _joined(found):
+        for text in [phrase] if len(phrase) <= PHRASE_CHARACTERS else _joined(phrase):
             yield text, min(sum(map(_beats, text)), PHRASE_CHARACTERS * EAST_BEATS)
 
 
@@ -81,13 +82,19 @@ def _beats(character: str) -> int:
     return SOUTH_BEATS if character.isalnum() else 0
 
 
-def _clusters(text: str) -> Iterator[str]:
-    """Characters with the marks and the punctuation that may not be parted from them."""
-    start = 0
-    for at in range(1, len(text)):
-        before, after = text[at - 1], text[at]
-        free = category(after) not in _NEVER_FIRST and category(before) not in _NEVER_LAST
-        if free and before not in _JOINS_NEXT and after not in "\u0e33\u0eb3":
-            yield text[start:at]
-            start = at
-    yield text[start:]
+def _joined(parts: Iterable[str]) -> Iterator[str]:
+    """The parts, each with the marks and the punctuation that a line break must not take from it."""
+    held = ""
+    for part in parts:
+        if held and _breaks(held[-1], part[0]):
+            yield held
+            held = ""
+        held += part
+    if held:
+        yield held
+
+
+def _breaks(before: str, after: str) -> bool:
+    if before in _JOINS_NEXT or after in _JOINS_PREVIOUS:
+        return False
+    return category(after) not in _NEVER_FIRST and category(before) not in _NEVER_LAST
