@@ -284,7 +284,7 @@ by_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for an
 
 
 @by_root
-def test_the_server_of_a_run_by_root_is_an_unprivileged_process(folder: Path) -> None:
+def test_run_by_root_the_server_is_an_unprivileged_process(folder: Path) -> None:
     with local_postgres(folder, FAST) as url:
         server = next(folder.glob("postgres-*/cluster/postmaster.pid")).read_text().split()[0]
         assert Path(f"/proc/{server}").stat().st_uid != 0
@@ -292,7 +292,7 @@ def test_the_server_of_a_run_by_root_is_an_unprivileged_process(folder: Path) ->
 
 
 @by_root
-def test_what_a_run_by_root_keeps_out_of_reach_is_brought_within_it(
+def test_run_by_root_what_is_out_of_its_reach_is_brought_within_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden = folder / "hidden"
@@ -312,7 +312,7 @@ def test_what_a_run_by_root_keeps_out_of_reach_is_brought_within_it(
 
 
 @by_root
-def test_an_ordinary_user_runs_the_server_as_himself_and_root_may_join(folder: Path) -> None:
+def test_run_by_root_another_users_server_stays_his_and_may_be_joined(folder: Path) -> None:
     nobody = Account.of(pwd.getpwnam("nobody"))
     os.chown(folder, nobody.uid, nobody.gid)
     with user_process(folder, reachable_python(nobody.uid), **as_uid(nobody.uid)) as process:
@@ -333,7 +333,9 @@ def test_an_ordinary_user_runs_the_server_as_himself_and_root_may_join(folder: P
 @pytest.mark.parametrize(
     ("uid", "problem"), [(54321, "has no entry in /etc/passwd"), (65534, "is another user's")]
 )
-def test_a_user_who_cannot_run_the_server_is_told_why(folder: Path, uid: int, problem: str) -> None:
+def test_run_by_root_for_a_user_who_cannot_run_the_server_it_says_why(
+    folder: Path, uid: int, problem: str
+) -> None:
     with local_postgres(folder, FAST):
         os.chown(next(folder.glob("postgres-*/sockets")), 1, 1)
     command = [reachable_python(uid), "-c", USER, str(folder)]

@@ -192,7 +192,7 @@ def test_an_index_left_invalid_by_a_concurrent_build_is_built_again(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a foreign uid")
-def test_a_uid_without_a_name_may_migrate_where_root_can_become_one(empty_database_url: str) -> None:
+def test_run_by_root_for_a_uid_without_a_name_up_works(empty_database_url: str) -> None:
     become = (
         "[os.environ.pop(n, 0) for n in ('USER', 'LOGNAME', 'LNAME', 'USERNAME')]; os.setresuid(54321, 0, 0)"
     )
