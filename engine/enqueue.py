@@ -156,8 +156,12 @@ def check(new: NewJob) -> None:
         ("/user_id", 0 < len(new.user_id) <= 255, "not 1 to 255 characters"),
         ("/preset", PRESET.fullmatch(new.preset) is not None, f"not {PRESET.pattern}"),
         ("/priority", 1 <= new.priority <= 4, "not 1 to 4"),
-        ("/max_attempts", 1 <= (new.max_attempts or 1) <= 25, "not 1 to 25"),
-        ("/timeout_seconds", 1 <= (new.timeout_seconds or 1) <= 86_400, "not 1 to 86400"),
+        ("/max_attempts", new.max_attempts is None or 1 <= new.max_attempts <= 25, "not 1 to 25"),
+        (
+            "/timeout_seconds",
+            new.timeout_seconds is None or 1 <= new.timeout_seconds <= 86_400,
+            "not 1 to 86400",
+        ),
         ("/run_at", new.run_at is None or _sane(new.run_at), "not a time with a zone from 1970 to 9998"),
     )
     problems = [Problem(pointer, detail) for pointer, good, detail in ranges if not good]

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -71,6 +72,13 @@ class Settings(BaseModel):
     log_format: Literal["json", "console"] | None = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     retention_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+
+    @field_validator("transport")
+    @classmethod
+    def _available(cls, transport: Transport) -> Transport:
+        if transport == "pubsub":
+            raise ValueError("pubsub is not available in this version; use postgres")
+        return transport
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Self:
@@ -131,4 +139,4 @@ def _line(fault: Any) -> str:
     name = PREFIX + str(fault["loc"][0]).upper()
     if fault["type"] == "extra_forbidden":
         return f"{name}: no such setting"
-    return f"{name}: {fault['msg']}"
+    return f"{name}: {str(fault['msg']).removeprefix('Value error, ')}"
