@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
 
 import structlog
@@ -19,15 +20,17 @@ from web.auth import Authenticator
 from web.keys import open_keys
 from web.operations import Api
 from web.server import serving
-from web.store import open_store, running
+from web.store import Store, open_store, running
 
 log = structlog.get_logger()
 
 NOTICE_SECONDS: Final = 1.0
 """From "not ready" to the end of listening: a load balancer has to notice, and clients to leave."""
 
+OpenStore = Callable[[str, Callable[[], None]], AbstractAsyncContextManager[Store]]
 
-async def main(settings: Settings, stop: asyncio.Event) -> int:
+
+async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = open_store) -> int:
     """Serve until `stop`; then say "not ready", finish what is being answered, and return the exit code."""
     registry = pipeline.load(settings.pipelines)
     url = settings.database()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -50,7 +50,8 @@ def typed(_job: Any, _run: Any) -> Any:
     return None
 
 
-REGISTRY = Registry([echo, typed])
+pipelines = [echo, typed]
+REGISTRY = Registry(pipelines)
 
 
 def settings(**given: Any) -> Settings:
@@ -62,7 +63,7 @@ def token(owner: str = "ann", *, ttl: float = 600, key: Any = SECRET, alg: str =
     header = {"alg": alg} | claims.pop("header", {})
     body = {"sub": owner, "exp": int(time.time() + ttl)} | claims
     key = OctKey.import_key(key) if isinstance(key, str) else key
-    return jwt.encode(header, {name: value for name, value in body.items() if value is not None}, key)
+    return jwt.encode(header, {name: value for name, value in body.items() if value is not None}, key, [alg])
 
 
 def bearer(owner: str = "ann", **claims: Any) -> dict[str, str]:
@@ -157,6 +158,13 @@ class Hands:
     async def fail(self, attempt: Attempt) -> None:
         error = {"type": "ValueError", "message": "no good", "attempt": attempt.number}
         await self.finish(attempt, JobState.FAILED, error=error)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll, bounded."""
+    async with asyncio.timeout(WAIT):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.005)
 
 
 JOB = {"content": "hello", "preset": "echo"}

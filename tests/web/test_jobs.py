@@ -12,7 +12,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from engine.model import JobState
-from tests.web.site import JOB, Hands, Site, get, submit
+from tests.web.site import JOB, Hands, Site, get, submit, until
 
 Conn = AsyncConnection[Any]
 
@@ -136,9 +136,8 @@ async def test_a_thousand_long_polls_wait_on_one_statement_and_wake_together(sit
     attempt = await hands.claim()
     async with asyncio.timeout(30):
         answers = [asyncio.create_task(get_with(ann, job_id, Prefer="wait=20")) for _ in range(1000)]
-        while len(site.store.watcher) < 1000:
-            await asyncio.wait(answers, timeout=0.05)
-            assert not any(answer.done() for answer in answers)
+        await until(lambda: len(site.store.watcher) == 1000)
+        assert not any(answer.done() for answer in answers)
         await hands.finish(attempt)
         statuses = {body["status"] for _, body in await asyncio.gather(*answers)}
     assert statuses == {"completed"}
