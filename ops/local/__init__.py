@@ -96,7 +96,8 @@ def _start(place: Place, lock: int, settings: Mapping[str, str]) -> None:
 
 def _plan(place: Place, settings: Mapping[str, str]) -> dict[str, Any]:
     builtin = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if place.install.major >= 17 else []
-    initdb = ["--username=outrider", "--auth=trust", "--encoding=UTF8", "--locale=C", *builtin]
+    unsafe = ["--no-sync"] if settings.get("fsync") == "off" else []
+    initdb = ["--username=outrider", "--auth=trust", "--encoding=UTF8", "--locale=C", *builtin, *unsafe]
     fixed = {"listen_addresses": "", "unix_socket_directories": str(place.sockets), "port": "5432"}
     return {
         "binaries": str(place.install.binaries),

@@ -45,7 +45,7 @@ class Supervisor:
         self.home = Path(plan["home"])
         self.cluster = self.home / "cluster"
         self.initdb: list[str] = plan["initdb"]
-        self.settings: dict[str, str] = plan["settings"]
+        self.options = [f"--{name}={value}" for name, value in plan["settings"].items()]
         self.account: list[int] | None = plan["account"]
         self.lock: int = plan["lock"]
         self.deadline = time.monotonic() + plan["seconds"]
@@ -57,9 +57,8 @@ class Supervisor:
         # Nobody else holds the lock, so the pid in the file is a zombie's or by now a stranger's; PostgreSQL
         # would take either for a running server.
         (self.cluster / "postmaster.pid").unlink(missing_ok=True)
-        options = [f"--{name}={value}" for name, value in self.settings.items()]
         server = subprocess.Popen(
-            [self.binaries / "postgres", "-D", self.cluster, *options],
+            [self.binaries / "postgres", "-D", self.cluster, *self.options],
             stdin=subprocess.DEVNULL,
             **self._as_child(signal.SIGQUIT),
         )
@@ -87,8 +86,8 @@ class Supervisor:
         if self.account:
             os.chown(part, *self.account)
         self._run(b"", "initdb", "-D", str(part), *self.initdb)
-        create = b"CREATE DATABASE outrider;\n"
-        self._run(create, "postgres", "--single", "-D", str(part), "-c", "exit_on_error=true", "postgres")
+        single = ["--single", "-D", str(part), *self.options, "--exit_on_error=true", "postgres"]
+        self._run(b"CREATE DATABASE outrider;\n", "postgres", *single)
         part.rename(self.cluster)
         home = os.open(self.home, os.O_RDONLY)
         os.fsync(home)
