@@ -92,8 +92,10 @@ def refusal(error: Exception) -> Refused:
         errors = error.problems if isinstance(error, InvalidJob) else (Problem("", detail),)
     elif status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers = {"Retry-After": RETRY_SECONDS}
-    if isinstance(error, psycopg.Error) or status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request.failed", error=str(error), exc_info=error)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        log.warning("request.unserved", error=f"{type(error).__name__}: {error}")
+    elif isinstance(error, psycopg.Error) or status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request.failed", exc_info=error)
     return Refused(status, detail, headers=headers, errors=errors)
 
 

@@ -1,0 +1,87 @@
+"""The OpenAPI document and the page that shows it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jsonschema
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from tests.web.site import JOB, REGISTRY, Hands, get, submit
+from web.handlers import OPERATIONS
+from web.openapi import document
+
+SPEC = document(OPERATIONS, REGISTRY)
+
+
+def fits(value: Any, name: str) -> bool:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": SPEC["components"]}
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
+
+
+async def test_the_document_is_valid_openapi_3_1(anyone: Any) -> None:
+    async with anyone.get("/openapi.json") as response:
+        served = await response.json()
+    assert served == SPEC
+    assert served["openapi"] == "3.1.0"
+    OpenAPIV31SpecValidator(served).validate()
+
+
+def test_every_operation_is_in_it_with_its_refusals() -> None:
+    calls = {(method.upper(), path) for path, methods in SPEC["paths"].items() for method in methods}
+    assert calls == {(each.method, each.path) for each in OPERATIONS}
+    for each in OPERATIONS:
+        found = SPEC["paths"][each.path][each.method.lower()]
+        if each.path.startswith("/pipeline/"):
+            assert {"400", "401", "403", "503"} <= found["responses"].keys()
+            assert found["security"] == [{"bearer": [each.scope]}]
+        if "{job_id}" in each.path:
+            assert "404" in found["responses"]
+        if each.body is not None:
+            assert {"413", "415", "422"} <= found["responses"].keys()
+
+
+def test_a_job_to_run_is_described_with_its_presets_metadata() -> None:
+    assert fits(JOB, "JobToRun")
+    assert fits({"content": "x", "preset": "typed", "metadata": {"format": "plain"}}, "JobToRun")
+    for wrong in (
+        {"content": "x", "preset": "nobody"},
+        {"content": "x", "preset": "typed"},
+        {"content": "x", "preset": "typed", "metadata": {"format": "pdf"}},
+        JOB | {"colour": "red"},
+        JOB | {"content": ""},
+        JOB | {"run_at": "2030-01-01T00:00:00Z", "delay_seconds": 1},
+    ):
+        assert not fits(wrong, "JobToRun"), wrong
+
+
+async def test_what_is_answered_is_what_is_described(ann: Any, hands: Hands) -> None:
+    job_id = await submit(ann, metadata={"a": 1})
+    assert fits(await get(ann, job_id), "JobObject")
+    attempt = await hands.claim()
+    await hands.progress(attempt, 1, 0.5, "half")
+    assert fits(await get(ann, job_id), "JobObject")
+    await hands.fail(attempt)
+    assert fits(await get(ann, job_id), "JobObject")
+    assert fits(await get(ann, job_id, "/history"), "History")
+    assert fits(await get(ann, job_id, "/explain"), "ExplanationShown")
+    for path, name in (("/pipeline/jobs", "JobsPage"), ("/pipeline/presets", "Presets"), ("/readyz", "Health")):
+        async with ann.get(path) as response:
+            assert fits(await response.json(), name)
+
+
+async def test_the_page_asks_nobody_else(anyone: Any) -> None:
+    async with anyone.get("/docs") as response:
+        assert response.status == 200
+        assert response.content_type == "text/html"
+        assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
+        page = await response.text()
+    assert "//" not in page
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(sources) == 3
+    for source in sources:
+        async with anyone.get(f"/{source}") as response:
+            assert response.status == 200
+            assert response.content_type in ("text/css", "text/javascript")
+            assert await response.read()

@@ -1,0 +1,169 @@
+"""The store under a database that fails, and under more load than it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from engine import batcher, db
+from engine.jobs import Pulse
+from engine.model import JobState
+from tests.web.site import JOB, Site, get, served, submit, until
+from web import store
+from web.watcher import Watcher
+
+Conn = AsyncConnection[Any]
+
+
+async def post(client: Any) -> tuple[int, dict[str, str]]:
+    async with client.post("/pipeline/run", json=JOB) as response:
+        await response.read()
+        return response.status, dict(response.headers)
+
+
+async def test_503_within_a_bounded_time_while_the_database_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "CONNECT_SECONDS", 1)
+    async with served("postgresql://nobody@127.0.0.1:1/none") as site:
+        client = await site.client()
+
+        async def refused(method: str, path: str) -> None:
+            async with client.request(method, path, json=JOB if method == "POST" else None) as response:
+                assert response.status == 503
+                assert response.headers["Retry-After"] == "1"
+                assert "127.0.0.1" not in await response.text()
+
+        async with asyncio.timeout(5):
+            await asyncio.gather(
+                refused("POST", "/pipeline/run"),
+                refused("GET", f"/pipeline/job/{uuid4()}"),
+                refused("GET", "/pipeline/jobs"),
+                refused("GET", f"/pipeline/job/{uuid4()}/events"),
+                refused("GET", "/readyz"),
+            )
+            async with client.get("/healthz") as response:
+                assert response.status == 200
+
+
+async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_doubled(site: Site, conn: Conn) -> None:
+    client = await site.client()
+    job_id = await submit(client)
+    accepted = 1
+    for _ in range(5):
+        await conn.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*(post(client) for _ in range(20)))
+        assert {status for status, _ in answers} == {202}
+        accepted += len(answers)
+        assert (await get(client, job_id))["status"] == "pending"
+    row = await (
+        await conn.execute(
+            "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM outbox), (SELECT count(*) FROM job_state_records)"
+        )
+    ).fetchone()
+    assert row == (accepted, accepted, accepted)
+
+
+async def test_a_group_that_waits_for_a_lock_is_answered_503_in_time(
+    site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "ANSWER_SECONDS", 0.3)
+    client = await site.client()
+    async with conn.transaction():
+        await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        status, headers = await post(client)
+        assert (status, headers["Retry-After"]) == (503, "1")
+    monkeypatch.setattr(store, "ANSWER_SECONDS", 10)
+    assert (await post(client))[0] == 202
+
+
+async def test_503_where_too_many_submissions_wait(site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher, "MAX_WAITING", 5)
+    client = await site.client()
+    async with asyncio.timeout(10):
+        async with conn.transaction():
+            await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            first = asyncio.create_task(post(client))
+            await until(lambda: site.store._submissions._writer is not None)
+            rest = [asyncio.create_task(post(client)) for _ in range(12)]
+            refused = [await next(asyncio.as_completed(rest))]
+            await until(lambda: sum(each.done() for each in rest) >= 7)
+        answers = [await first, *(await asyncio.gather(*rest))]
+    assert refused[0][0] == 503
+    assert [status for status, _ in answers].count(503) == 7
+    assert [status for status, _ in answers].count(202) == 6
+
+
+async def test_what_the_door_let_through_and_postgresql_refuses_is_a_422_alone(
+    site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should a check be missing, its neighbours in the group are still accepted."""
+    await conn.execute("ALTER TABLE jobs ADD CHECK (content <> 'planted')")
+    client = await site.client()
+
+    async def status(content: str) -> int:
+        async with client.post("/pipeline/run", json=JOB | {"content": content}) as response:
+            return int(response.status)
+
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(*(status("planted" if n == 7 else "x") for n in range(20))) == [
+            422 if n == 7 else 202 for n in range(20)
+        ]
+
+
+# The watcher
+
+
+async def test_one_look_asks_once_for_each_job_and_wakes_only_what_changed() -> None:
+    looks: list[list[UUID]] = []
+    versions: dict[UUID, int] = {}
+
+    async def pulse(ids: Sequence[UUID]) -> dict[UUID, Pulse]:
+        looks.append(list(ids))
+        return {id: Pulse(versions[id], 0, JobState.PENDING) for id in ids if id in versions}
+
+    watcher = Watcher(pulse, look_seconds=0.01)
+    quiet, busy, gone = uuid4(), uuid4(), uuid4()
+    versions |= {quiet: 0, busy: 0}
+    async with asyncio.timeout(5), store.running(watcher.run()):
+        with watcher.watch(quiet) as first, watcher.watch(busy) as second, watcher.watch(busy) as third:
+            waiting = [asyncio.create_task(watch.wait((0, 0), 4)) for watch in (first, second, third)]
+            await until(lambda: len(looks) > 3)
+            assert not any(task.done() for task in waiting)
+            versions[busy] = 1
+            assert [await waiting[1], await waiting[2]] == [True, True]
+            assert not waiting[0].done()
+            assert await second.wait((0, 0), 4), "what changed before the wait began is noticed"
+            assert not await second.wait((1, 0), 0.05)
+            waiting[0].cancel()
+        with watcher.watch(gone) as watch:
+            assert await watch.wait((0, 0), 4), "a job that is gone has changed"
+    assert {len(look) for look in looks} <= {1, 2}
+    assert len(watcher) == 0
+
+
+async def test_nothing_is_asked_while_nobody_watches_and_a_failed_look_is_only_late() -> None:
+    looks = 0
+
+    async def pulse(_ids: Sequence[UUID]) -> dict[UUID, Pulse]:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise psycopg.OperationalError("broken")
+        return {}
+
+    watcher = Watcher(pulse, look_seconds=0.01)
+    async with asyncio.timeout(5), store.running(watcher.run()):
+        with watcher.watch(uuid4()) as watch:
+            assert await watch.wait((0, 0), 4)
+        seen = looks
+        await until(lambda: not watcher._watched.is_set())
+        assert looks == seen == 2
