@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -30,12 +31,12 @@ app.command("token")(tokens.token)
 app.command("doctor")(doctor.doctor)
 
 
-def run() -> None:
-    """Run the command that the arguments name, and exit with its code."""
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments (of the process, by default) name, and exit with its code."""
     # Authors' pipelines lie where the command is called. Last, so that nothing there can pass for ours.
     sys.path.append(str(Path.cwd()))
     try:
-        app(prog_name="outrider")
+        app(arguments, prog_name="outrider")
     except Exception as error:
         from engine.errors import ConfigurationError, OutriderError
         from engine.process import FAILED, USAGE

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import migrations
-from engine import db, pipeline
+from engine import db, logs, pipeline
 from engine.errors import ConfigurationError, OutriderError
 from engine.settings import Settings, load
 from ops.cli.context import database_url, signing_secret
@@ -46,6 +46,7 @@ async def examine() -> AsyncIterator[Verdict]:
         for problem in error.problems:
             yield Verdict("configuration", False, problem, "set it right, or unset it")
         return
+    logs.configure(settings, "doctor")  # to standard error: standard output may be JSON
     yield Verdict("configuration", True, "every OUTRIDER_* variable is known and sound")
     yield await _verdict("pipelines", lambda: _pipelines(settings))
     yield await _verdict("keys", lambda: _keys(settings))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from ops.cli.output import AsJson, as_json, cell, echo, table
+from ops.cli.output import AsJson, as_json, card, cell, echo, table
 
 if TYPE_CHECKING:
     from engine.audit import AuditRow
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Look at jobs, cancel them or run them again: any owner's.", no_args_is_help=True)
 
 JobId = Annotated[UUID, typer.Argument(metavar="JOB", help="The job's id.")]
-HIDDEN = frozenset({"version", "progress_n", "fraction", "message", "state", "metadata", "output"})
 
 
 class Status(StrEnum):
@@ -48,7 +48,7 @@ def list_(
 
     views = ask(load(), found)
     if json:
-        as_json([_shown(view) for view in views])
+        as_json([_listed(view) for view in views])
         return
     table(
         ["job", "owner", "preset", "status", "attempt", "created at", "updated at", "error"],
@@ -76,11 +76,11 @@ def show(job: JobId, json: AsJson = False) -> None:
         return view, history
 
     view, history = ask(load(), found)
-    shown = _shown(view)
+    shown = _listed(view) | {"content": view.content, "result": view.output and jsonlib.loads(view.output)}
     if json:
         as_json(shown | {"history": [_step(row) for row in history]})
         return
-    table(["", ""], [(name, value) for name, value in shown.items() if value is not None])
+    card(shown)
     echo("")
     table(
         ["seq", "at", "from", "to", "attempt", "reason"],
@@ -88,6 +88,7 @@ def show(job: JobId, json: AsJson = False) -> None:
             (row.seq, row.timestamp, _lower(row.from_state), _lower(row.to_state), row.attempt, row.reason)
             for row in history
         ],
+        empty="no history",
     )
 
 
@@ -144,18 +145,25 @@ def explain(job: JobId, json: AsJson = False) -> None:
         echo(f"  {cell(fact.detail)}")
 
 
-def _shown(view: JobView) -> dict[str, Any]:
-    """The job as people and programs see it, `status` and all."""
-    import json
-    from dataclasses import asdict
-
-    progress = None if view.fraction is None else {"fraction": view.fraction, "message": view.message}
-    given = {name: value for name, value in asdict(view).items() if name not in HIDDEN}
-    return given | {
+def _listed(view: JobView) -> dict[str, Any]:
+    """The job as the API shows it, without content and result."""
+    return {
+        "job_id": view.job_id,
+        "owner": view.user_id,
         "status": view.state.lower(),
-        "metadata": json.loads(view.metadata),
-        "progress": progress,
-        "result": None if view.output is None else json.loads(view.output),
+        "preset": view.preset,
+        "metadata": jsonlib.loads(view.metadata),
+        "priority": view.priority,
+        "attempt": view.attempt,
+        "max_attempts": view.max_attempts,
+        "timeout_seconds": view.timeout_seconds,
+        "created_at": view.created_at,
+        "updated_at": view.updated_at,
+        "run_at": view.run_at,
+        "started_at": view.started_at,
+        "completed_at": view.completed_at,
+        "progress": None if view.fraction is None else {"fraction": view.fraction, "message": view.message},
+        "error": view.error,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,6 +12,8 @@ import typer
 
 WIDE = 240
 """Columns where standard output is no terminal: room enough that no id is cut."""
+LONG = 400
+"""Characters of a cell; more than that is what --json is for."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -30,30 +32,42 @@ def as_json(value: Any) -> None:
     echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing") -> None:
-    """A table, or the line `empty`. Cells may hold what users sent: it is neither mark-up nor control codes."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """A table, or the line `empty`."""
+    filled = list(rows)
+    if filled:
+        _grid(filled, columns)
+    else:
+        echo(empty)
+
+
+def card(fields: Mapping[str, Any]) -> None:
+    """One thing, a field a line; those that are None are left out."""
+    _grid([(name, value) for name, value in fields.items() if value is not None])
+
+
+def cell(value: Any) -> str:
+    """`value` as one printable line of bearable length. What users sent is neither mark-up nor control codes."""
+    match value:
+        case None:
+            return "-"
+        case datetime():
+            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        case dict() | list():
+            return cell(json.dumps(value, ensure_ascii=False, default=_plain))
+    text = "".join(char if char.isprintable() else "·" for char in str(value)[: LONG + 1])
+    return text if len(text) <= LONG else text[:LONG] + "…"
+
+
+def _grid(rows: Iterable[Sequence[Any]], columns: Sequence[str] = ()) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for column in shown.columns:
-        column.overflow = "fold"
+    shown = Table(*columns, box=None, pad_edge=False, show_header=bool(columns), header_style="bold")
     for row in rows:
-        shown.add_row(*(Text(cell(value)) for value in row))
-    if not shown.row_count:
-        echo(empty)
-        return
+        shown.add_row(*(Text(cell(value), overflow="fold") for value in row))
     Console(width=None if sys.stdout.isatty() else WIDE).print(shown)
-
-
-def cell(value: Any) -> str:
-    """`value` as one printable line."""
-    if value is None:
-        return "-"
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    return "".join(char if char.isprintable() else "·" for char in str(value))
 
 
 def _plain(value: Any) -> str:

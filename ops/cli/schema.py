@@ -59,7 +59,9 @@ def status(json: AsJson = False) -> None:
         as_json([{"id": each.id, "state": each.state, "applied_at": each.applied_at} for each in versions])
     else:
         table(
-            ["version", "state", "applied at"], [(each.id, each.state, each.applied_at) for each in versions]
+            ["version", "state", "applied at"],
+            [(each.id, each.state, each.applied_at) for each in versions],
+            empty="no versions",
         )
     if any(each.state != "applied" for each in versions):
         raise typer.Exit(UNHEALTHY)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from ops.cli.output import complain, echo
+from ops.cli.output import echo
 
 if TYPE_CHECKING:
     from engine.settings import Settings
@@ -41,14 +41,8 @@ def up() -> None:
     Prints the address, a token and a request to paste. Ctrl-C stops all of it; a second one at once.
     """
     from engine import process
-    from ops.cli.addresses import PortTaken
 
-    try:
-        code = process.run("up", _main)
-    except PortTaken as error:
-        complain(f"outrider up: {error}")
-        code = process.FAILED
-    raise typer.Exit(code)
+    raise typer.Exit(process.run("up", _main))
 
 
 async def _main(settings: Settings, stop: asyncio.Event) -> int:
