@@ -2,7 +2,7 @@
 
 OutriderError
 ├── ConfigurationError     the environment is wrong; the process must not start
-├── SchemaMismatch         the database is behind or ahead of this code
+├── SchemaMismatch         the database is behind this code, or its schema cannot be changed
 ├── InvalidJob             a job that can never be accepted; carries one Problem per fault
 ├── JobNotFound            no such job, or another owner's
 ├── StateConflict          the job's state forbids the move
@@ -42,7 +42,7 @@ class ConfigurationError(OutriderError):
 
 
 class SchemaMismatch(OutriderError):
-    """The database's schema is not the one this code was written for."""
+    """The database lacks versions of the schema that this code needs, or one could not be applied."""
 
 
 class InvalidJob(OutriderError):

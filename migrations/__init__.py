@@ -82,15 +82,17 @@ def status(url: str, *, directory: Path = SQL) -> list[Status]:
 
 
 async def check(conn: AsyncConnection[Any]) -> None:
-    """Raise SchemaMismatch unless the database has exactly this code's versions. One query; autocommit."""
+    """Raise SchemaMismatch unless the database has every version of this code. One query; autocommit.
+
+    Versions that this code does not know are no fault: while an upgrade rolls, the schema is ahead of the processes
+    that still run, and every statement names its columns.
+    """
     try:
         applied = {id_ for (id_,) in await (await conn.execute(APPLIED_IDS)).fetchall()}
     except psycopg.errors.UndefinedTable:
         raise SchemaMismatch("the database has no schema yet: run `outrider migrate up`") from None
     if missing := _ids() - applied:
         raise SchemaMismatch(f"the schema lacks {', '.join(sorted(missing))}: run `outrider migrate up`")
-    if unknown := applied - _ids():
-        raise SchemaMismatch(f"the schema has {', '.join(sorted(unknown))}, which this code does not know")
 
 
 def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback"], path: Path) -> None:
