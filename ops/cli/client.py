@@ -35,6 +35,7 @@ class Client:
 
     def __init__(self, base: str, token: str) -> None:
         self._base = base
+        self._met = False
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {token}"},
             timeout=aiohttp.ClientTimeout(total=None, connect=5, sock_read=SILENCE_SECONDS),
@@ -78,12 +79,14 @@ class Client:
             try:
                 async with self._session.request(method, self._base + path, **options) as response:
                     body = await response.read()
-                    if response.status < HTTPStatus.BAD_REQUEST:
-                        return dict(orjson.loads(body))
-                    problem = _problem(response.status, body)
-                    again = response.status == HTTPStatus.SERVICE_UNAVAILABLE
+                self._met = True
+                if response.status < HTTPStatus.BAD_REQUEST:
+                    return dict(orjson.loads(body))
+                problem = _problem(response.status, body)
+                again = response.status == HTTPStatus.SERVICE_UNAVAILABLE
             except aiohttp.ClientConnectorError as error:
-                raise ClientError(f"no web process answers at {self._base}: {error.strerror}") from error
+                # Whoever has answered before may be restarting; who never did is not there.
+                problem, again = f"no web process answers at {self._base}: {error.strerror}", self._met
             except (aiohttp.ClientError, TimeoutError) as error:
                 problem, again = f"{self._base}: {error or type(error).__name__}", True
             except ValueError as error:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Said:
         return json.loads(self.out)
 
 
-Outrider = Callable[..., Awaitable[Said]]
+Outrider = Callable[..., Coroutine[Any, Any, Said]]
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def outrider(settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sys.stdin", io.StringIO())
 
     def call(arguments: list[str]) -> Said:
+        logging = structlog.get_config()
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
         with (
             contextlib.redirect_stdout(out),
@@ -58,7 +59,7 @@ def outrider(settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> 
             pytest.raises(SystemExit) as exit_,
         ):
             run(arguments)
-        structlog.reset_defaults()
+        structlog.configure(**logging)
         code = exit_.value.code
         return Said(int(code or 0), *(each.buffer.getvalue().decode() for each in (out, err)))
 
