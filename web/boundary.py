@@ -55,7 +55,7 @@ def boundary(api: Api) -> Middleware:
 
 
 def new_request_id() -> str:
-    return f"{random.getrandbits(128):032x}"  # noqa: S311 - to tell requests apart, not to keep a secret
+    return f"{random.getrandbits(128):032x}"
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:

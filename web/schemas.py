@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -48,6 +49,13 @@ def _sized(content: str) -> str:
     return _storable(content)
 
 
+def _whole(value: Any) -> Any:
+    # Lax integers, for 2.0 is one in JSON; but neither text nor true.
+    if isinstance(value, str | bool):
+        raise PydanticCustomError("int_type", "not an integer")
+    return value
+
+
 def _in_range(moment: datetime) -> datetime | None:
     if moment >= LAST_RUN_AT:
         raise PydanticCustomError("too_late", "later than the year 9998")
@@ -63,26 +71,26 @@ class Asked(BaseModel):
 class JobToRun(Asked):
     """A job to run."""
 
-    content: Annotated[str, Field(min_length=1, max_length=MAX_CONTENT_BYTES), AfterValidator(_sized)] = (
-        Field(
-            description="What the pipeline works on: 1 byte to 256 KiB as UTF-8, without NUL.",
-            json_schema_extra={"pattern": "^[^\\u0000]*$"},
-        )
+    content: Annotated[str, Field(min_length=1), AfterValidator(_sized)] = Field(
+        description="What the pipeline works on: 1 byte to 256 KiB as UTF-8, without NUL.",
+        json_schema_extra={"pattern": "^[^\\u0000]*$"},
     )
     preset: str = Field(description="Which pipeline runs it; see /pipeline/presets.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Checked against the preset's schema.")
-    priority: Annotated[int, Field(ge=1, le=4)] = Field(default=DEFAULT_PRIORITY, description="1 is first.")
+    priority: Annotated[int, Field(ge=1, le=4, strict=False), BeforeValidator(_whole)] = Field(
+        default=DEFAULT_PRIORITY, description="1 is first."
+    )
     run_at: Annotated[AwareDatetime, AfterValidator(_in_range)] | None = Field(
         default=None, description="Not before this time. Not together with delay_seconds."
     )
     delay_seconds: Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS, allow_inf_nan=False)] | None = Field(
         default=None, description="Not before so many seconds have passed. Not together with run_at."
     )
-    max_attempts: Annotated[int, Field(ge=1, le=25)] | None = Field(
+    max_attempts: Annotated[int, Field(ge=1, le=25, strict=False), BeforeValidator(_whole)] | None = Field(
         default=None, description="How many errors the job survives; the preset's own by default."
     )
-    timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = Field(
-        default=None, description="How long one attempt may take; the preset's own by default."
+    timeout_seconds: Annotated[int, Field(ge=1, le=86_400, strict=False), BeforeValidator(_whole)] | None = (
+        Field(default=None, description="How long one attempt may take; the preset's own by default.")
     )
 
     @model_validator(mode="after")
@@ -120,21 +128,17 @@ class JobsQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
-    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET)] = 0
+    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET)] = Field(
+        default=0, description="How many to skip, from the newest or from the cursor."
+    )
     cursor: Annotated[str, Field(pattern=CURSOR)] | None = Field(
-        default=None, description="`next_cursor` of the page before. Not with offset."
+        default=None, description="`next_cursor` of the page before."
     )
     status: Status | None = None
     preset: Annotated[str, Field(pattern=f"^{PRESET.pattern}$")] | None = None
     owner: Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_storable)] | None = Field(
         default=None, description="Whose jobs; needs the scope jobs:admin."
     )
-
-    @model_validator(mode="after")
-    def _one_place(self) -> JobsQuery:
-        if {"offset", "cursor"} <= self.model_fields_set:
-            raise PydanticCustomError("two_places", "offset and cursor exclude each other")
-        return self
 
 
 def preset_faults(job: JobToRun, registry: Registry, where: str) -> Iterator[Problem]:

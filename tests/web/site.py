@@ -58,7 +58,9 @@ def settings(**given: Any) -> Settings:
     return load({}, **({} if given.keys() & {"jwks_url", "jwks_file"} else {"jwt_secret": SECRET}), **given)
 
 
-def token(owner: str = "ann", *, ttl: float = 600, key: Any = SECRET, alg: str = "HS256", **claims: Any) -> str:
+def token(
+    owner: str = "ann", *, ttl: float = 600, key: Any = SECRET, alg: str = "HS256", **claims: Any
+) -> str:
     """A token; a claim of None is left out."""
     header = {"alg": alg} | claims.pop("header", {})
     body = {"sub": owner, "exp": int(time.time() + ttl)} | claims

@@ -53,7 +53,9 @@ BAD = {
     "algorithm RS256 with a secret": token(key=RSA, alg="RS256"),
     "algorithm a list": signed({"alg": ["HS256"]}, GOOD),
     "another secret": token(key="another secret of thirty-two bytes!!"),
-    "tampered claims": ".".join((lambda h, _, s: (h, segment(GOOD | {"sub": "bob"}), s))(*token().split("."))),
+    "tampered claims": ".".join(
+        (lambda h, _, s: (h, segment(GOOD | {"sub": "bob"}), s))(*token().split("."))
+    ),
     "no signature": ".".join(token().split(".")[:2]) + ".",
     "expired": token(ttl=-31),
     "no exp": signed(HS, {"sub": "ann"}),
@@ -101,7 +103,12 @@ async def test_401_for_what_is_no_bearer_token(door: Any, given: str) -> None:
 
 
 async def test_401_without_a_token_before_anything_else_is_looked_at(door: Any) -> None:
-    for method, path in (("GET", PRESETS), ("POST", "/pipeline/run"), ("GET", "/pipeline/job/x"), ("GET", "/pipeline/jobs?x=1")):
+    for method, path in (
+        ("GET", PRESETS),
+        ("POST", "/pipeline/run"),
+        ("GET", "/pipeline/job/x"),
+        ("GET", "/pipeline/jobs?x=1"),
+    ):
         async with door.request(method, path, data=b"not json" if method == "POST" else None) as response:
             assert response.status == 401
             assert response.headers["WWW-Authenticate"] == 'Bearer realm="outrider"'
@@ -187,7 +194,9 @@ async def test_a_public_key_is_no_shared_secret(database_url: str, tmp_path: Any
     """The classic confusion: an HS256 token whose secret is the RS256 key that everyone knows."""
     document = tmp_path / "jwks.json"
     public = RSA.as_dict(private=False)
-    document.write_bytes(orjson.dumps({"keys": [public | {"kid": "r"}, EC.as_dict(private=False) | {"kid": "e"}]}))
+    document.write_bytes(
+        orjson.dumps({"keys": [public | {"kid": "r"}, EC.as_dict(private=False) | {"kid": "e"}]})
+    )
     async with served(database_url, jwks_file=document) as site:
         client = await site.client(None)
         for bad in (
@@ -198,7 +207,9 @@ async def test_a_public_key_is_no_shared_secret(database_url: str, tmp_path: Any
             token(key=RSA, alg="RS256", header={"kid": "e"}),
             token(key=RSA, alg="PS256", header={"kid": "r"}),
             token(key=RSAKey.generate_key(2048, private=True), alg="RS256", header={"kid": "r"}),
-            token(key=RSAKey.generate_key(2048, private=True), alg="RS256", header={"kid": "x", "jwk": public}),
+            token(
+                key=RSAKey.generate_key(2048, private=True), alg="RS256", header={"kid": "x", "jwk": public}
+            ),
             token(key=RSA, alg="RS256", header={"kid": "../../etc/passwd"}),
         ):
             async with client.get(PRESETS, headers={"Authorization": f"Bearer {bad}"}) as response:

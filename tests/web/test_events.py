@@ -46,7 +46,9 @@ async def ids(client: aiohttp.ClientSession, job_id: str, last: str | None = Non
         return [id async for _, id, _ in told]
 
 
-async def test_transitions_and_progress_arrive_as_they_happen_until_the_terminal_one(ann: Any, hands: Hands) -> None:
+async def test_transitions_and_progress_arrive_as_they_happen_until_the_terminal_one(
+    ann: Any, hands: Hands
+) -> None:
     job_id = await submit(ann)
     async with asyncio.timeout(10), stream(ann, job_id) as told:
         event, id, first = await anext(told)

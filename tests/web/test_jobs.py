@@ -28,7 +28,9 @@ async def test_a_job_object_has_exactly_its_members(ann: Any, hands: Hands) -> N
     assert sorted(pending) == sorted(MEMBERS.split(", "))
     assert (pending["status"], pending["attempt"]) == ("pending", 0)
     assert pending["metadata"] == {"b": 1, "a": [None, 1.5, "x"]}
-    assert [pending[name] for name in ("started_at", "completed_at", "progress", "result", "error")] == [None] * 5
+    assert [pending[name] for name in ("started_at", "completed_at", "progress", "result", "error")] == [
+        None
+    ] * 5
 
     attempt = await hands.claim()
     await hands.progress(attempt, 1, 0.25, "a quarter")
@@ -53,7 +55,9 @@ async def test_an_error_is_shown_while_a_retry_waits_and_when_it_was_the_last(an
     )
     waiting = await get(ann, job_id)
     assert (waiting["status"], waiting["error"]) == ("pending", error)
-    await hands.conn.execute("UPDATE outbox SET status = 'ready', ready_at = now() WHERE job_id = %s", [job_id])
+    await hands.conn.execute(
+        "UPDATE outbox SET status = 'ready', ready_at = now() WHERE job_id = %s", [job_id]
+    )
     await hands.fail(await hands.claim())
     failed = await get(ann, job_id)
     assert (failed["status"], failed["attempt"], failed["result"]) == ("failed", 2, None)
@@ -95,7 +99,9 @@ async def test_an_etag_changes_with_state_and_progress_and_304_saves_the_body(an
     assert all(tag.startswith('"') for tag in tags)
 
 
-@pytest.mark.parametrize(("prefer", "applied"), [("wait=5", "wait=5"), ("respond-async, wait=100", "wait=30")])
+@pytest.mark.parametrize(
+    ("prefer", "applied"), [("wait=5", "wait=5"), ("respond-async, wait=100", "wait=30")]
+)
 async def test_prefer_wait_returns_when_the_job_is_terminal(
     ann: Any, hands: Hands, prefer: str, applied: str
 ) -> None:
@@ -123,14 +129,18 @@ async def test_prefer_wait_returns_the_present_state_at_time_out(ann: Any) -> No
     assert body["status"] == "pending"
 
 
-@pytest.mark.parametrize("prefer", ["wait", "wait=", "wait=x", "wait=-1", "return=minimal", "wait=1e9", ";;,,="])
+@pytest.mark.parametrize(
+    "prefer", ["wait", "wait=", "wait=x", "wait=-1", "return=minimal", "wait=1e9", ";;,,="]
+)
 async def test_a_preference_that_is_not_understood_is_ignored(ann: Any, prefer: str) -> None:
     headers, body = await get_with(ann, await submit(ann), Prefer=prefer)
     assert "Preference-Applied" not in headers
     assert body["status"] == "pending"
 
 
-async def test_a_thousand_long_polls_wait_on_one_statement_and_wake_together(site: Site, hands: Hands) -> None:
+async def test_a_thousand_long_polls_wait_on_one_statement_and_wake_together(
+    site: Site, hands: Hands
+) -> None:
     ann = await site.client("ann")
     job_id = await submit(ann)
     attempt = await hands.claim()
@@ -295,7 +305,14 @@ async def test_presets_are_those_of_the_installation(ann: Any) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", ""), ("GET", "/history"), ("GET", "/events"), ("GET", "/explain"), ("POST", "/cancel"), ("POST", "/retry")],
+    [
+        ("GET", ""),
+        ("GET", "/history"),
+        ("GET", "/events"),
+        ("GET", "/explain"),
+        ("POST", "/cancel"),
+        ("POST", "/retry"),
+    ],
 )
 async def test_another_owners_job_looks_exactly_like_one_that_does_not_exist(
     ann: Any, bob: Any, method: str, path: str
@@ -306,7 +323,11 @@ async def test_another_owners_job_looks_exactly_like_one_that_does_not_exist(
         headers = {"X-Request-Id": "same", "If-None-Match": "*", "Prefer": "wait=0"}
         async with bob.request(method, f"/pipeline/job/{job_id}{path}", headers=headers) as response:
             assert response.status == 404
-            kept = {name: value for name, value in response.headers.items() if name not in ("Date", "Content-Length")}
+            kept = {
+                name: value
+                for name, value in response.headers.items()
+                if name not in ("Date", "Content-Length")
+            }
             answers.append((kept, (await response.read()).replace(job_id.encode(), b"ID")))
     assert answers[0] == answers[1] == answers[2]
     assert (await get(ann, theirs))["status"] == "pending"
@@ -332,6 +353,8 @@ async def test_jobs_of_two_owners_never_mix_in_one_grouped_read(site: Site, ann:
 
 
 async def test_a_job_from_sql_is_a_job_like_any_other(ann: Any, conn: Conn) -> None:
-    row = await (await conn.execute("SELECT outrider_enqueue('ann', 'echo', %s)", [JOB["content"]])).fetchone()
+    row = await (
+        await conn.execute("SELECT outrider_enqueue('ann', 'echo', %s)", [JOB["content"]])
+    ).fetchone()
     assert row is not None
     assert (await get(ann, row[0]))["content"] == JOB["content"]

@@ -23,7 +23,9 @@ NEW = ECKey.generate_key("P-256", {"kid": "new"}, private=True)
 
 
 def document(*listed: Any) -> bytes:
-    return orjson.dumps({"keys": [key if isinstance(key, dict) else key.as_dict(private=False) for key in listed]})
+    return orjson.dumps(
+        {"keys": [key if isinstance(key, dict) else key.as_dict(private=False) for key in listed]}
+    )
 
 
 class Issuer:
@@ -152,7 +154,9 @@ def test_a_broken_key_does_not_cost_its_neighbours() -> None:
     assert [key.kid for key in found] == ["old"]
 
 
-@pytest.mark.parametrize("body", [b"", b"no", b"[]", b"5", b"{}", b'{"keys": 5}', b'{"keys": [5]}', b"[" * 9999])
+@pytest.mark.parametrize(
+    "body", [b"", b"no", b"[]", b"5", b"{}", b'{"keys": 5}', b'{"keys": [5]}', b"[" * 9999]
+)
 def test_what_is_no_key_set_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError):  # orjson's errors are ValueErrors too
         usable(body)
@@ -204,7 +208,9 @@ async def test_a_token_signed_after_a_rotation_is_accepted(
         assert await status(NEW) == 200
 
 
-async def test_503_while_no_key_set_was_ever_reached(endpoint: tuple[Endpoint, str], database_url: str) -> None:
+async def test_503_while_no_key_set_was_ever_reached(
+    endpoint: tuple[Endpoint, str], database_url: str
+) -> None:
     made, url = endpoint
     made.response = lambda: web.Response(status=404)
     async with served(database_url, jwks_url=url) as site:

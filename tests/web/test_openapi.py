@@ -66,7 +66,11 @@ async def test_what_is_answered_is_what_is_described(ann: Any, hands: Hands) -> 
     assert fits(await get(ann, job_id), "JobObject")
     assert fits(await get(ann, job_id, "/history"), "History")
     assert fits(await get(ann, job_id, "/explain"), "ExplanationShown")
-    for path, name in (("/pipeline/jobs", "JobsPage"), ("/pipeline/presets", "Presets"), ("/readyz", "Health")):
+    for path, name in (
+        ("/pipeline/jobs", "JobsPage"),
+        ("/pipeline/presets", "Presets"),
+        ("/readyz", "Health"),
+    ):
         async with ann.get(path) as response:
             assert fits(await response.json(), name)
 

@@ -22,7 +22,9 @@ async def count(conn: Conn, table: str) -> int:
     return int(row[0])
 
 
-async def test_an_accepted_job_is_durable_with_its_outbox_row_and_first_audit_row(ann: Any, conn: Conn) -> None:
+async def test_an_accepted_job_is_durable_with_its_outbox_row_and_first_audit_row(
+    ann: Any, conn: Conn
+) -> None:
     async with ann.post("/pipeline/run", json=JOB) as response:
         body = await response.json()
         assert response.status == 202
@@ -30,7 +32,12 @@ async def test_an_accepted_job_is_durable_with_its_outbox_row_and_first_audit_ro
         assert response.headers["Retry-After"] == "1"
         assert "Idempotent-Replayed" not in response.headers
     self = f"/pipeline/job/{body['job_id']}"
-    links = {"self": self, "history": f"{self}/history", "events": f"{self}/events", "cancel": f"{self}/cancel"}
+    links = {
+        "self": self,
+        "history": f"{self}/history",
+        "events": f"{self}/events",
+        "cancel": f"{self}/cancel",
+    }
     assert body == {"job_id": body["job_id"], "status": "pending", "links": links}
     assert UUID(body["job_id"]).version == 7
     row = await (
@@ -74,7 +81,8 @@ async def test_a_delay_counts_from_now_and_a_broken_traceparent_is_ignored(ann: 
         job_id = (await response.json())["job_id"]
     row = await (
         await conn.execute(
-            "SELECT extract(epoch FROM run_at - created_at)::float, traceparent FROM jobs WHERE id = %s", [job_id]
+            "SELECT extract(epoch FROM run_at - created_at)::float, traceparent FROM jobs WHERE id = %s",
+            [job_id],
         )
     ).fetchone()
     assert row is not None
@@ -82,7 +90,9 @@ async def test_a_delay_counts_from_now_and_a_broken_traceparent_is_ignored(ann: 
     assert row[1] is None
 
 
-@pytest.mark.parametrize("run_at", ["0001-01-01T00:00:00Z", "1969-12-31T23:59:59+00:00", "2001-01-01T00:00:00-12:00"])
+@pytest.mark.parametrize(
+    "run_at", ["0001-01-01T00:00:00Z", "1969-12-31T23:59:59+00:00", "2001-01-01T00:00:00-12:00"]
+)
 async def test_a_time_long_past_means_at_once(ann: Any, conn: Conn, run_at: str) -> None:
     job_id = await submit(ann, run_at=run_at)
     row = await (await conn.execute("SELECT status::text FROM outbox WHERE job_id = %s", [job_id])).fetchone()
@@ -143,8 +153,12 @@ async def test_requests_that_arrive_together_share_a_transaction_and_one_bad_ite
 # Idempotency
 
 
-async def post(client: aiohttp.ClientSession, key: str, body: Any = None, path: str = "run") -> tuple[Any, ...]:
-    async with client.post(f"/pipeline/{path}", json=body or JOB, headers={"Idempotency-Key": key}) as response:
+async def post(
+    client: aiohttp.ClientSession, key: str, body: Any = None, path: str = "run"
+) -> tuple[Any, ...]:
+    async with client.post(
+        f"/pipeline/{path}", json=body or JOB, headers={"Idempotency-Key": key}
+    ) as response:
         replayed = response.headers.get("Idempotent-Replayed")
         return response.status, response.headers.get("Location"), await response.read(), replayed
 

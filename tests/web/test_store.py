@@ -50,7 +50,9 @@ async def test_503_within_a_bounded_time_while_the_database_is_down(monkeypatch:
                 assert response.status == 200
 
 
-async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_doubled(site: Site, conn: Conn) -> None:
+async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_doubled(
+    site: Site, conn: Conn
+) -> None:
     client = await site.client()
     job_id = await submit(client)
     accepted = 1
@@ -85,7 +87,9 @@ async def test_a_group_that_waits_for_a_lock_is_answered_503_in_time(
     assert (await post(client))[0] == 202
 
 
-async def test_503_where_too_many_submissions_wait(site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_503_where_too_many_submissions_wait(
+    site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batcher, "MAX_WAITING", 5)
     client = await site.client()
     async with asyncio.timeout(10):

@@ -99,7 +99,9 @@ async def test_a_body_cut_half_way_is_dropped_and_the_next_request_served(shared
 
 
 async def test_400_for_broken_chunks_and_a_half_closed_connection(shared_site: Site) -> None:
-    status, _, body = await told(shared_site, head(None, "Transfer-Encoding: chunked"), b"5\r\n{\"con\r\nnonsense\r\n")
+    status, _, body = await told(
+        shared_site, head(None, "Transfer-Encoding: chunked"), b'5\r\n{"con\r\nnonsense\r\n'
+    )
     assert (status, body["status"]) == (400, 400)
 
 
@@ -132,7 +134,9 @@ async def test_408_for_a_body_that_does_not_come(shared_site: Site, monkeypatch:
     assert (status, body["status"], headers["connection"]) == (408, 408, "close")
 
 
-async def test_a_body_that_drips_is_bounded_as_a_whole(shared_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_drips_is_bounded_as_a_whole(
+    shared_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(requests, "READ_SECONDS", 0.2)
     async with wire(shared_site) as (reader, writer):
         writer.write(head(10_000))
@@ -200,11 +204,18 @@ async def test_draining_says_so_and_asks_clients_to_leave(database_url: str) -> 
         client = await site.client()
         async with client.get("/readyz") as response:
             assert response.status == 200
-            assert await response.json() == {"status": "ok", "checks": {"database": "ok", "schema": "ok", "draining": "ok"}}
+            assert await response.json() == {
+                "status": "ok",
+                "checks": {"database": "ok", "schema": "ok", "draining": "ok"},
+            }
         site.api.draining.set()
         async with client.get("/readyz") as response:
             body = await response.json()
-            assert (response.status, body["status"], body["checks"]["draining"]) == (503, "unavailable", "stopping")
+            assert (response.status, body["status"], body["checks"]["draining"]) == (
+                503,
+                "unavailable",
+                "stopping",
+            )
             assert response.headers["Connection"] == "close"
         async with client.get("/healthz") as response:
             assert (response.status, await response.json()) == (200, {"status": "ok", "checks": {}})
