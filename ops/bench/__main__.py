@@ -1,0 +1,92 @@
+"""`python -m ops.bench [--quick] [--repeat N] [--json FILE] [section …]`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from ops.bench import claim_cost, drain, held_xmin, pickup, submissions
+from ops.bench.figures import Row
+from ops.bench.plan import FULL, QUICK, Plan
+from ops.bench.server import SETTINGS, Server, bench_server
+from ops.bench.table import console, show
+
+Section = tuple[str, Callable[[Server, Plan], Iterator[Row]]]
+
+SECTIONS: Final[Mapping[str, Section]] = {
+    "submissions": (submissions.TITLE, submissions.run),
+    "drain": (drain.TITLE, drain.run),
+    "pickup": (pickup.TITLE, pickup.run),
+    "claim": (claim_cost.TITLE, claim_cost.run),
+    "held": (held_xmin.TITLE, held_xmin.run),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print a table a section. Whether a goal is met does not change the exit code."""
+    asked = _parser().parse_args(arguments)
+    plan = QUICK if asked.quick else FULL
+    if asked.repeat:
+        plan = replace(plan, repeat=asked.repeat)
+    # As Ctrl-C does: unwinding ends every process and the server.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        report = measure(asked.sections or list(SECTIONS), plan, console())
+    except KeyboardInterrupt:
+        return 130
+    if asked.json:
+        asked.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
+def measure(sections: Sequence[str], plan: Plan, shown: Console) -> dict[str, Any]:
+    """Run `sections` on a server of their own, print their tables and return their figures."""
+    began = time.monotonic()
+    figures: dict[str, list[dict[str, Any]]] = {}
+    with bench_server() as server:
+        report = {"machine": _machine(server), "server": SETTINGS, "sections": figures}
+        shown.print("  ".join(f"{name} {value}" for name, value in report["machine"].items()) + "\n")
+        for section in sections:
+            title, run = SECTIONS[section]
+            rows = list(run(server, plan))
+            show(shown, title, rows)
+            figures[section] = [row.as_dict() for row in rows]
+    shown.print(f"{time.monotonic() - began:.0f} s; the load of the machine is {os.getloadavg()[0]:.1f}")
+    return report
+
+
+def _machine(server: Server) -> dict[str, Any]:
+    return {
+        "cpus": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "postgresql": server.version(),
+        "fsync": SETTINGS["fsync"],
+        "synchronous_commit": SETTINGS["synchronous_commit"],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ops.bench", description="Measure the engine on this machine."
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller and once: under a minute")
+    parser.add_argument("--repeat", type=int, metavar="N", help="measurements a figure (3; with --quick 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="all of them by default")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Drained no-op jobs a second with one and two workers, against bare SQL that writes the same rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final, LiteralString
+
+import psycopg
+
+from ops.bench import floor, processes
+from ops.bench.figures import Row, ratio, repeated
+from ops.bench.plan import Plan
+from ops.bench.server import Server, empty, fill
+
+TITLE = "No-op jobs drained, audit rows and results written (jobs/s)"
+PRESET: Final = "noop"
+SLOTS: Final = 500
+POLL_SECONDS: Final = 0.1
+DRAIN_SECONDS: Final = 120.0
+
+UNFINISHED: LiteralString = "SELECT EXISTS (SELECT FROM outbox)"
+DRAINED: LiteralString = """
+SELECT count(*), extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM job_results
+"""
+
+
+def run(server: Server, plan: Plan) -> Iterator[Row]:
+    jobs = plan.drain_rows
+    with server.database() as url, processes.relay(url):
+
+        def measured() -> dict[str, float]:
+            return {
+                "1 worker": _by_workers(url, 1, jobs),
+                "2 workers": _by_workers(url, 2, jobs),
+                "bare SQL, 1 connection": _by_sql(url, floor.alternate, jobs),
+                "bare SQL, 2 connections": _by_sql(url, floor.overlap, jobs),
+            }
+
+        rates = repeated(plan.repeat, measured, "/s")
+    yield from rates.values()
+    one, two, alternate, overlap = rates.values()
+    yield ratio("1 worker / bare SQL, 1 connection", one, alternate, 0.6)
+    yield ratio("1 worker / bare SQL, 2 connections", one, overlap)
+    yield ratio("2 workers / 1 worker", two, one)
+
+
+def _by_workers(url: str, workers: int, rows: int) -> float:
+    """All of the backlog appears at once, when every worker is ready."""
+    with _backlog(url, rows) as commit, ExitStack() as stack:
+        for _ in range(workers):
+            stack.enter_context(processes.worker(url, SLOTS))
+        commit()
+        return _rate(url, rows)
+
+
+def _by_sql(url: str, drain: Callable[[str, str], None], rows: int) -> float:
+    with _backlog(url, rows) as commit:
+        commit()
+        drain(url, PRESET)
+        return _rate(url, rows)
+
+
+@contextmanager
+def _backlog(url: str, rows: int) -> Iterator[Callable[[], None]]:
+    """Jobs that nobody sees before the given function is called."""
+    with psycopg.connect(url) as conn:
+        empty(conn)
+        conn.commit()  # or it would keep its locks, and the relay waiting
+        fill(conn, PRESET, rows)
+
+        def commit() -> None:
+            conn.commit()
+            conn.autocommit = True
+            conn.execute("NOTIFY outrider_ready")
+
+        yield commit
+
+
+def _rate(url: str, rows: int) -> float:
+    """Jobs a second from the first start to the last end, by the database's clock."""
+    deadline = time.monotonic() + DRAIN_SECONDS
+    with psycopg.connect(url, autocommit=True) as conn:
+        while conn.execute(UNFINISHED).fetchone() != (False,):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{rows} jobs were not drained in {DRAIN_SECONDS:g} s")
+            time.sleep(POLL_SECONDS)
+        row = conn.execute(DRAINED).fetchone()
+    assert row is not None
+    drained, seconds = row
+    if drained != rows:
+        raise ValueError(f"{drained} results for {rows} jobs")
+    return float(drained / seconds)

@@ -1,0 +1,36 @@
+"""How much is measured, in a full and in a quick run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`repeat` is how often each section is measured, for the median of its figures. Times are in seconds."""
+
+    repeat: int = 3
+    submission_seconds: float = 2.0
+    connections: tuple[int, ...] = (1, 16, 64, 256)
+    drain_rows: int = 120_000
+    pickups: int = 300
+    small_rows: int = 10_000
+    middle_rows: int = 100_000
+    large_rows: int = 1_000_000
+    held_seconds: float = 60.0
+    held_window: float = 10.0
+
+
+FULL: Final = Plan()
+QUICK: Final = Plan(
+    repeat=1,
+    submission_seconds=0.4,
+    drain_rows=20_000,
+    pickups=60,
+    small_rows=5_000,
+    middle_rows=20_000,
+    large_rows=50_000,
+    held_seconds=6.0,
+    held_window=1.5,
+)

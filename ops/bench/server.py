@@ -1,0 +1,107 @@
+"""The PostgreSQL that is measured: durable, in a temporary folder, a new database for each section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, LiteralString
+from urllib.parse import quote, urlencode
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+import migrations
+from ops.local import local_postgres
+
+SETTINGS: Final = {
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    "shared_buffers": "512MB",
+    "max_wal_size": "8GB",
+    "checkpoint_timeout": "15min",
+    "max_connections": "200",
+    "track_commit_timestamp": "on",
+}
+
+# Rows as the API and enqueue write them, n at a time: 225 bytes of content, the size of a short paragraph.
+# With a `due` to come they wait for it.
+FILL: LiteralString = """
+WITH job AS (
+    INSERT INTO jobs (id, user_id, preset, content, run_at)
+    SELECT outrider_uuid7(), 'bench', %(preset)s, repeat('outrider ', 25),
+           coalesce(%(due)s::timestamptz, now())
+    FROM generate_series(1, %(rows)s)
+    RETURNING id, user_id, preset, priority, run_at
+), entry AS (
+    INSERT INTO outbox (job_id, user_id, preset, priority, status, run_at, ready_at)
+    SELECT id, user_id, preset, priority,
+           (CASE WHEN run_at > now() THEN 'waiting' ELSE 'ready' END)::outbox_status, run_at,
+           CASE WHEN run_at > now() THEN NULL ELSE now() END
+    FROM job
+)
+INSERT INTO job_state_records (job_id, seq, to_state, attempt, reason)
+SELECT id, 0, 'PENDING', 0, 'enqueued' FROM job
+"""
+
+
+class Server:
+    """Makes databases on the server that `url` names."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._made = 0
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a new, migrated database; it is dropped at the end."""
+        self._made += 1
+        name = f"bench_{self._made}"
+        self._admin(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            url = self._named(name)
+            migrations.up(url)
+            yield url
+        finally:
+            self._admin(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def version(self) -> str:
+        with psycopg.connect(self._url) as conn:
+            return conn.info.parameter_status("server_version") or ""
+
+    def _admin(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self._url, autocommit=True) as conn:
+            conn.execute(statement)
+
+    def _named(self, name: str) -> str:
+        options = {key: value for key, value in conninfo_to_dict(self._url).items() if value is not None}
+        options.pop("dbname", None)
+        return f"postgresql:///{name}?{urlencode(options, quote_via=quote)}"
+
+
+@contextmanager
+def bench_server() -> Iterator[Server]:
+    """A server of our own; nothing of it is left afterwards."""
+    with TemporaryDirectory(prefix="outrider-bench-") as folder:
+        Path(folder).chmod(0o755)  # run by root, the server is another user's process
+        with local_postgres(Path(folder), SETTINGS) as url:
+            yield Server(url)
+
+
+def fill(conn: psycopg.Connection, preset: str, rows: int, due: str | None = None) -> None:
+    """Add `rows` jobs, due now or at `due`, in the caller's transaction."""
+    conn.execute(FILL, {"preset": preset, "rows": rows, "due": due})
+
+
+def empty(conn: psycopg.Connection) -> None:
+    """Forget every job, in the caller's transaction."""
+    conn.execute("TRUNCATE jobs, outbox, job_results, job_state_records")
+
+
+def settle(conn: psycopg.Connection) -> None:
+    """Leave neither dirty pages nor missing statistics to whatever is measured next. Needs autocommit."""
+    conn.execute("VACUUM (ANALYZE) jobs, outbox, job_results, job_state_records")
+    conn.execute("CHECKPOINT")
