@@ -11,6 +11,7 @@ from typing import Final
 from uuid import UUID
 
 import structlog
+from psycopg import Error
 
 from engine.account import Account
 from engine.db import Pool, lent
@@ -65,8 +66,10 @@ class Consumer:
         self._left_behind: set[Execution] = set()
         self._exhausted_since: float | None = None
         self._saturated = False
+        self._draining = False
         self._releasing: set[asyncio.Task[None]] = set()
         self._strays: set[Key] = set()
+        self._claiming = False
         self._wake = asyncio.Event()
         self._account = Account()
         self._lease = Lease(
@@ -102,8 +105,10 @@ class Consumer:
                 self._wake_at(stop),
             ):
                 stack.push_async_callback(_ended, asyncio.create_task(work))
-            await self._claim_until(stop)
-            await self._drain()
+            try:
+                await self._claim_until(stop)
+            finally:
+                await self._drain()
         return 1 if self._exhausted else 0
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
@@ -125,12 +130,14 @@ class Consumer:
         worker_id = self._lease.worker_id
         if not free or worker_id is None:
             return 0
+        self._claiming = True
         try:
             attempts = await self._source.claim(worker_id, free)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, Error) as error:
             log.warning("claim.failed", error=str(error))
-            await asyncio.sleep(MIN_IDLE_SECONDS)
             return 0
+        finally:
+            self._claiming = False
         for attempt in attempts:
             self._start(attempt)
         return len(attempts)
@@ -170,14 +177,17 @@ class Consumer:
         for key, execution in self._held.items():
             if key not in leased and execution.started < sent:
                 execution.cancel(Released("lost"))
-        # Returned twice running and never held: the reply to its claim was lost on the way.
-        strays = leased.keys() - self._held.keys()
+        if not self._claiming:  # else what is not held may be in the reply that is about to be read
+            self._look_for_strays(leased.keys() - self._held.keys())
+        self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
+
+    def _look_for_strays(self, strays: set[Key]) -> None:
+        """Release what was returned twice running and is not held: the reply to its claim was lost on the way."""
         if unknown := strays & self._strays:
             task = asyncio.create_task(self._release(unknown))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
         self._strays = strays - unknown
-        self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
 
     async def _release(self, unknown: set[Key]) -> None:
         worker_id = self._lease.worker_id
@@ -185,7 +195,7 @@ class Consumer:
             return
         rows = [PutBack(job_id, number, "unknown to its worker") for job_id, number in unknown]
         log.warning("attempts.released", reason="unknown to their worker", rows=len(rows))
-        with suppress(DatabaseUnavailable):  # two beats later they are found again
+        with suppress(DatabaseUnavailable, Error):  # two beats later they are found again
             async with lent(self._pool) as conn:
                 await put_back(conn, worker_id, rows)
 
@@ -211,7 +221,7 @@ class Consumer:
             self._exhausted_since = None
         elif self._exhausted_since is None:
             self._exhausted_since = now
-        elif self._exhausted:
+        elif self._exhausted and not self._draining:
             log.error("worker.exhausted", left_behind=len(left))
             self._wake.set()
 
@@ -242,7 +252,7 @@ class Consumer:
             try:
                 async with lent(self._pool) as conn:
                     await report(conn, latest)
-            except DatabaseUnavailable:
+            except (DatabaseUnavailable, Error):
                 continue  # shown again within a second, or never: progress is a courtesy
             for each in latest:
                 if execution := self._held.get((each.job_id, each.attempt)):
@@ -254,12 +264,13 @@ class Consumer:
 
     async def _drain(self) -> None:
         """Finish what runs within the drain time; then give back the rest, and wait for that to be written."""
-        self._saturated = True
+        self._draining = self._saturated = True
         if self._held:
             log.info("worker.draining", attempts=len(self._held), seconds=self._drain_seconds)
         await self._emptied(self._drain_seconds)
         for execution in list(self._held.values()):
             execution.cancel(Released("shutdown"))
+        self._recorder.release_effects()
         await self._emptied(GRACE_SECONDS + self._lease.seconds)
 
     async def _emptied(self, seconds: float) -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from psycopg import AsyncConnection, Error, OperationalError, errors
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -43,13 +44,23 @@ async def connect(url: str, *, name: str, hot: bool = False) -> Connection:
 
     Raises DatabaseUnavailable.
     """
-    options: dict[str, Any] = {"options": PINNED, "prepare_threshold": 0} if hot else {}
+    options: dict[str, Any] = {"prepare_threshold": 0} if hot else {}
     try:
         return await AsyncConnection.connect(
-            url, autocommit=True, application_name=f"outrider {name}", **LINK, **options
+            with_options(url, PINNED) if hot else url,
+            autocommit=True,
+            application_name=f"outrider {name}",
+            **LINK,
+            **options,
         )
     except OperationalError as error:
         raise DatabaseUnavailable(str(error).strip()) from error
+
+
+def with_options(url: str, options: str) -> str:
+    """`url` with more server settings, beside any that it brings: a search_path must hold on every connection."""
+    given = conninfo_to_dict(url).get("options") or os.environ.get("PGOPTIONS", "")
+    return make_conninfo(url, options=f"{given} {options}".strip())
 
 
 @asynccontextmanager

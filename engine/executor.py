@@ -11,17 +11,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+import structlog
 from pydantic import ValidationError
 
 from engine.errors import PermanentError
-from engine.model import Attempt, Failed, Job, Outcome, Retry
-from engine.outcome import interpret
+from engine.model import Attempt, Failed, Job, Outcome, Retry, Snoozed
+from engine.outcome import after, describe, interpret
 from engine.pipeline import Pipeline
 
 GRACE_SECONDS: Final = 1.0
 """How long a cancelled pipeline may take to unwind before it is left behind, its slot still taken."""
 
+THREADLESS_SECONDS: Final = 5.0
+"""When to try again where the process could not start a thread."""
+
 MAX_PROGRESS_MESSAGE: Final = 500
+
+log = structlog.get_logger()
 
 
 class Execution:
@@ -69,8 +75,8 @@ class Execution:
         try:
             share = float(fraction)
             text = str(message)[:MAX_PROGRESS_MESSAGE].replace("\0", "").encode(errors="replace").decode()
-        except (TypeError, ValueError):
-            return  # a pipeline must not fail for how it reports its progress
+        except Exception:  # noqa: BLE001 - a pipeline must not fail for how it reports its progress
+            return
         self.latest = (min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0, text)
         self.progress_n += 1
 
@@ -78,16 +84,13 @@ class Execution:
         """Start the pipeline; metadata that does not fit its model fails the job at once."""
         try:
             job = self._prepared()
-        except Exception as error:  # noqa: BLE001 - a validator is an author's code and may raise anything
-            self._finish(Failed(error))
+        except BaseException as error:  # noqa: BLE001 - a validator is an author's code and may raise anything
+            self._finish(Failed(describe(error)))
             return
         if self.pipeline.is_async:
             self._task = self._loop.create_task(self._run_async(job))
         else:
-            run = contextvars.copy_context().run
-            threading.Thread(
-                target=run, args=(self._run_plain, job), name=f"attempt {job.id}", daemon=True
-            ).start()
+            self._start_thread(job)
 
     def time_out(self) -> None:
         """Stop the pipeline because its time is up: an error like any other."""
@@ -104,6 +107,7 @@ class Execution:
             self._end(outcome)
         else:
             self._task.cancel()
+            self._task.add_done_callback(self._unstarted)
             self._loop.call_later(GRACE_SECONDS, self._end, outcome)
 
     def _prepared(self) -> Job:
@@ -118,6 +122,17 @@ class Execution:
         except ValidationError as error:
             faults = "; ".join(f"{'/'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
             raise PermanentError(f"metadata: {faults}") from error
+
+    def _start_thread(self, job: Job) -> None:
+        run = contextvars.copy_context().run
+        thread = threading.Thread(
+            target=run, args=(self._run_plain, job), name=f"attempt {job.id}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # the process, or its container, has no thread left
+            log.warning("attempt.refused", job_id=job.id, attempt=self.attempt, error=str(error))
+            self._finish(Snoozed(THREADLESS_SECONDS))
 
     async def _run_async(self, job: Job) -> None:
         # BaseException, too: a SystemExit that left this task would end the event loop and every neighbour.
@@ -136,6 +151,11 @@ class Execution:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._finish, outcome)
 
+    def _unstarted(self, _task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step never runs: nothing else would free its slot."""
+        if not self.idle and self._forced is not None:
+            self._finish(self._forced)
+
     def _finish(self, outcome: Outcome) -> None:
         self.idle = True
         self._end(outcome)
@@ -145,10 +165,3 @@ class Execution:
         if not self.ended:
             self.ended = True
             self._on_end(self, outcome)
-
-
-def after(error: BaseException) -> Outcome:
-    """What an exception that left the pipeline means."""
-    if isinstance(error, PermanentError):
-        return Failed(error)
-    return Retry(None, error)

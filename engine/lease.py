@@ -17,12 +17,13 @@ import psycopg
 import structlog
 
 from engine import workers
-from engine.db import LINK
+from engine.db import LINK, with_options
 from engine.metrics import HEARTBEATS
 from engine.workers import Leased, Registration
 
 BEATS_PER_LEASE: Final = 3
 MIN_GAP_SECONDS: Final = 0.05
+LAST_WORDS_SECONDS: Final = 1.0
 
 log = structlog.get_logger()
 
@@ -50,7 +51,11 @@ class Lease:
         self._loop = asyncio.get_running_loop()
         self._id: int | None = None
         self._acknowledged = 0.0
+        self._period = seconds / BEATS_PER_LEASE
         self._ticks = 0
+        self._seen = -1
+        self._silent = 0.0
+        self._turned = time.monotonic()
         self._stopping = threading.Event()
         self._due = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -88,34 +93,46 @@ class Lease:
         self._thread.join(timeout=self.seconds)
 
     def _renew(self) -> None:
-        period = self.seconds / BEATS_PER_LEASE
-        stalled = 0
-        ticks = -1
         while not self._stopping.is_set():
             try:
                 with self._connected() as conn:
                     while not self._stopping.is_set():
-                        # Counted in turns of this thread, not by the clock: a process that was stopped and
-                        # continued finds much time gone, and only has to tick again.
-                        stalled = stalled + 1 if self._ticks == ticks else 0
-                        ticks = self._ticks
-                        self._end_if(stalled >= 2 * BEATS_PER_LEASE)
-                        if stalled < BEATS_PER_LEASE:
+                        if self._silence() < self.seconds:
                             self._beat(conn)
-                        self._wait(period)
+                        self._wait()
                     self._leave(conn)
-            except psycopg.Error as error:
+            except Exception as error:  # noqa: BLE001 - without this thread the worker could do nothing for ever
                 HEARTBEATS.labels("failed").inc()
                 log.warning("heartbeat.failed", error=str(error).strip())
-                self._stopping.wait(min(1.0, period / 2))
+                self._silence()
+                self._stopping.wait(min(1.0, self._period / 2))
+
+    def _silence(self) -> float:
+        """For how many seconds the loop has not ticked. Ends the process when that is hopeless.
+
+        A turn of this thread counts for a period at most: a process that was stopped and continued finds much
+        time gone, and only has to tick again.
+        """
+        now = time.monotonic()
+        turn = min(now - self._turned, self._period)
+        self._turned = now
+        self._silent = self._silent + turn if self._ticks == self._seen else 0.0
+        self._seen = self._ticks
+        if self._silent >= 2 * self.seconds:
+            try:
+                # Writing the log may be what blocks the process.
+                threading.Timer(LAST_WORDS_SECONDS, os._exit, [1]).start()
+                log.error("process.stalled", seconds=2 * self.seconds, running=list(self._running()))
+            finally:
+                os._exit(1)
+        return self._silent
 
     def _connected(self) -> psycopg.Connection[Any]:
-        limit = max(1, int(self.seconds / BEATS_PER_LEASE)) * 1000
+        limit = max(1000, int(self._period * 1000))
         return psycopg.connect(
-            self._url,
+            with_options(self._url, f"-c statement_timeout={limit} -c lock_timeout={limit}"),
             autocommit=True,
             application_name="outrider lease",
-            options=f"-c statement_timeout={limit} -c lock_timeout={limit}",
             **(LINK | {"tcp_user_timeout": limit}),
         )
 
@@ -142,16 +159,11 @@ class Lease:
         except RuntimeError:
             self._stopping.set()  # the loop has closed: there is nobody left to renew for
 
-    def _wait(self, period: float) -> None:
-        self._due.wait(period)
+    def _wait(self) -> None:
+        self._due.wait(self._period)
         self._stopping.wait(MIN_GAP_SECONDS)
         self._due.clear()
 
     def _leave(self, conn: psycopg.Connection[Any]) -> None:
         if self._id is not None:
             workers.leave(conn, self._id)
-
-    def _end_if(self, hopeless: bool) -> None:
-        if hopeless:
-            log.error("process.stalled", seconds=2 * self.seconds, running=list(self._running()))
-            os._exit(1)

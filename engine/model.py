@@ -121,12 +121,6 @@ class JobError:
     type: str
     message: str
 
-    @classmethod
-    def of(cls, error: BaseException | str) -> JobError:
-        if isinstance(error, str):
-            return cls("Error", error)
-        return cls(type(error).__name__, str(error) or type(error).__name__)
-
 
 Effects = Callable[[AsyncConnection[Any]], Awaitable[None]]
 
@@ -144,14 +138,14 @@ class Retry:
     """An error: try again after `delay` seconds, or after the pipeline's back-off when None. Spends budget."""
 
     delay: float | None
-    error: BaseException | str
+    error: BaseException | JobError | str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     """An error that another attempt would not mend."""
 
-    error: BaseException | str
+    error: BaseException | JobError | str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, assert_never
 
 import orjson
 
+from engine.errors import PermanentError
 from engine.model import (
     Attempt,
     Cancelled,
@@ -28,11 +29,10 @@ from engine.pipeline import Pipeline
 MAX_OUTPUT_BYTES: Final = 4 << 20
 MAX_BACKOFF_SECONDS: Final = 600.0
 MAX_DELAY_SECONDS: Final = 31_536_000.0
+MAX_TYPE: Final = 200
 MAX_MESSAGE: Final = 2000
 ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-STRICT: Final = (
-    orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
-)
+STRICT: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+")
 
 
@@ -43,14 +43,39 @@ class Encoded(NamedTuple):
 
 
 def interpret(returned: Any) -> Outcome:
-    """What a pipeline's return value means. Output that cannot be stored fails the job: a retry would not help."""
-    if isinstance(returned, Retry | Failed | Snoozed):
-        return returned
-    completed = returned if isinstance(returned, Completed) else Completed(returned)
+    """What a pipeline's return value means. One that cannot be stored fails the job: a retry would not help."""
     try:
-        return Completed(encode(completed.output), completed.effects)
-    except (TypeError, ValueError, RecursionError) as error:
-        return Failed(f"the output cannot be stored: {error}")
+        match returned:
+            case Retry(delay, error):
+                return Retry(None if delay is None else _bounded(delay), describe(error))
+            case Failed(error):
+                return Failed(describe(error))
+            case Snoozed(delay):
+                return Snoozed(_bounded(delay))
+            case Completed(output, effects):
+                return Completed(encode(output), effects)
+            case _:
+                return Completed(encode(returned))
+    except (TypeError, ValueError, OverflowError, RecursionError) as fault:
+        return Failed(describe(f"the outcome cannot be stored: {fault}"))
+
+
+def after(error: BaseException) -> Outcome:
+    """What an exception that left a pipeline, or its effects, means."""
+    if isinstance(error, PermanentError):
+        return Failed(describe(error))
+    return Retry(None, describe(error))
+
+
+def describe(error: BaseException | JobError | str) -> JobError:
+    """`error` as text that can be stored and logged. Never raises, though `__str__` is an author's code and may."""
+    if isinstance(error, JobError):
+        return error
+    name = "Error" if isinstance(error, str) else _clean(type(error).__name__, MAX_TYPE)
+    try:
+        return JobError(name, _clean(str(error), MAX_MESSAGE) or name)
+    except BaseException:  # noqa: BLE001
+        return JobError(name, "what it says cannot be read")
 
 
 def encode(output: Any) -> Encoded:
@@ -73,9 +98,7 @@ def settle(attempt: Attempt, pipeline: Pipeline, outcome: Outcome, rng: random.R
         case Retry(delay, error):
             if attempt.errors + 1 >= (attempt.max_attempts or pipeline.max_attempts):
                 return Failed(error)
-            return Retry(backoff(pipeline, attempt.errors, rng) if delay is None else _bounded(delay), error)
-        case Snoozed(delay):
-            return Snoozed(_bounded(delay))
+            return Retry(backoff(pipeline, attempt.errors, rng) if delay is None else delay, error)
         case _:
             return outcome
 
@@ -94,7 +117,7 @@ def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending |
                 job_id, number, JobState.COMPLETED, "completed", encode(output).text, metadata=metadata
             )
         case Failed(error):
-            known = JobError.of(error)
+            known = describe(error)
             return Ending(
                 job_id,
                 number,
@@ -107,7 +130,7 @@ def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending |
                 1,
             )
         case Retry(delay, error):
-            return PutBack(job_id, number, "error", delay, _json(JobError.of(error), number), 1)
+            return PutBack(job_id, number, "error", delay, _json(describe(error), number), 1)
         case Snoozed(delay):
             return PutBack(job_id, number, "snoozed", delay)
         case Released(reason):
@@ -121,7 +144,7 @@ def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending |
 def label(outcome: Outcome) -> str:
     """The outcome's name in metrics and logs."""
     match outcome:
-        case Retry(_, TimeoutError()) | Failed(TimeoutError()):
+        case Retry(error=error) | Failed(error=error) if describe(error).type == TimeoutError.__name__:
             return "timeout"
         case _:
             return type(outcome).__name__.lower()
@@ -130,7 +153,7 @@ def label(outcome: Outcome) -> str:
 def fingerprint(error: JobError) -> str:
     """Equal for errors that differ only in numbers, ids and addresses."""
     likeness = f"{error.type}:{VARYING.sub('#', error.message)}"
-    return hashlib.sha256(likeness.encode(errors="replace")).hexdigest()[:16]
+    return hashlib.sha256(likeness.encode()).hexdigest()[:16]
 
 
 def _bounded(delay: float) -> float:
@@ -138,10 +161,9 @@ def _bounded(delay: float) -> float:
 
 
 def _json(error: JobError, number: int) -> str:
-    shown = {"type": _clean(error.type), "message": _clean(error.message), "attempt": number}
-    return orjson.dumps(shown).decode()
+    return orjson.dumps({"type": error.type, "message": error.message, "attempt": number}).decode()
 
 
-def _clean(text: str) -> str:
+def _clean(text: str, limit: int) -> str:
     """Whatever an exception said, as text that PostgreSQL stores."""
-    return text[:MAX_MESSAGE].replace("\0", "\ufffd").encode(errors="replace").decode()
+    return text[:limit].replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -58,7 +58,9 @@ class Pipeline:
     is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(self.function))
+        call = getattr(self.function, "__call__", None)  # noqa: B004 - of an object that is called like a function
+        is_async = inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+        object.__setattr__(self, "is_async", is_async)
         faults = [
             message
             for message, wrong in (

@@ -6,26 +6,30 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import structlog
-from psycopg import AsyncConnection, DataError
+from psycopg import AsyncConnection, DataError, Error, errors
+from psycopg.rows import tuple_row
 
 from engine.batcher import Batcher
 from engine.db import HotConnection, Pool, lent, transient
 from engine.errors import DatabaseUnavailable, LeaseLost
-from engine.executor import Execution, after
+from engine.executor import GRACE_SECONDS, Execution
 from engine.metrics import BATCH_ROWS, BATCH_SECONDS
-from engine.model import Completed, Effects, Failed, JobState, Outcome
+from engine.model import Attempt, Cancelled, Completed, Effects, Failed, JobState, Outcome, Released
 from engine.moves import Ending, PutBack, finish, put_back, settled
 from engine.moves.record import Settled
-from engine.outcome import record, settle
+from engine.outcome import after, record, settle
 
 MAX_BATCH: Final = 500
 FIRST_PAUSE_SECONDS: Final = 0.05
 MAX_PAUSE_SECONDS: Final = 2.0
+EFFECT_TRIES: Final = 3
+"""A deadlock or a lost connection is nobody's error; but effects that bring one about each time are."""
 
 FENCE: LiteralString = "SELECT 1 FROM outbox WHERE job_id = %s AND attempt = %s AND worker_id = %s FOR UPDATE"
 
@@ -63,13 +67,22 @@ class Recorder:
         if isinstance(outcome, Completed) and outcome.effects is not None:
             task = asyncio.create_task(self._with_effects(execution, outcome, outcome.effects, metadata))
             self._effects.add(task)
-            task.add_done_callback(self._effects.discard)
+            task.add_done_callback(partial(self._effects_left, execution, metadata))
         else:
             self._put(execution, outcome, metadata)
 
-    async def aclose(self) -> None:
+    def release_effects(self) -> None:
+        """Stop effects that are still running: what they wrote is rolled back, and their jobs are released."""
         for task in self._effects:
             task.cancel()
+
+    def _effects_left(self, execution: Execution, metadata: str, task: asyncio.Task[None]) -> None:
+        self._effects.discard(task)
+        if task.cancelled():
+            self._put(execution, Released("shutdown"), metadata)
+
+    async def aclose(self) -> None:
+        self.release_effects()
         await self._conn.aclose()
 
     def _put(self, execution: Execution, outcome: Outcome, metadata: str) -> None:
@@ -82,8 +95,10 @@ class Recorder:
     ) -> None:
         if isinstance(answer, DataError) and isinstance(outcome, Completed):
             self._put(execution, Failed(f"the output cannot be stored: {answer}"), metadata)
-        else:
-            self._on_recorded(execution, answer if isinstance(answer, Exception) else outcome)
+        elif isinstance(answer, Exception):
+            self._on_recorded(execution, answer)
+        else:  # a job whose owner asked to cancel it is not put back
+            self._on_recorded(execution, Cancelled() if answer is JobState.CANCELLED else outcome)
 
     async def _flush(self, items: Sequence[tuple[int, Row]]) -> Sequence[JobState | Exception]:
         """Write one group, again and again until it is acknowledged or the lease under it is lost."""
@@ -99,7 +114,7 @@ class Recorder:
                     done |= await _write(conn, worker_id, rows)
                 break
             except Exception as error:
-                if not (transient(error) or isinstance(error, DatabaseUnavailable)):
+                if not _passing(error):
                     raise
                 log.warning("record.failed", error=str(error), rows=len(rows))
                 await asyncio.sleep(pause)
@@ -114,7 +129,9 @@ class Recorder:
             await self._complete(execution, outcome, effects, metadata)
         except LeaseLost as error:
             self._on_recorded(execution, error)
-        except Exception as error:  # noqa: BLE001 - effects are an author's code: a raise is the job's error
+        except BaseException as error:  # effects are an author's code: whatever they raise is the job's error
+            if isinstance(error, asyncio.CancelledError) and _being_cancelled():
+                raise
             self._put(execution, settle(attempt, execution.pipeline, after(error), self._rng), metadata)
         else:
             self._on_recorded(execution, outcome)
@@ -122,27 +139,49 @@ class Recorder:
     async def _complete(
         self, execution: Execution, outcome: Completed, effects: Effects, metadata: str
     ) -> None:
-        """Write result and effects together, tried again while the database cannot be reached."""
+        """Write result and effects together, again while the database cannot be reached or finds a deadlock."""
         attempt = execution.record
-        pause = FIRST_PAUSE_SECONDS
+        seconds = attempt.timeout_seconds or execution.pipeline.timeout
         ending = record(attempt, outcome, metadata)
+        tries = 0
+
+        async def counted(conn: AsyncConnection[Any]) -> None:
+            nonlocal tries
+            tries += 1
+            await effects(conn)
+
         while self._worker_id() == attempt.worker_id:
-            seconds = attempt.timeout_seconds or execution.pipeline.timeout
             try:
-                async with asyncio.timeout(seconds), lent(self._pool, seconds) as conn:
-                    if pause > FIRST_PAUSE_SECONDS and await settled(conn, [attempt.key]):
+                async with (
+                    asyncio.timeout(seconds) as limit,
+                    lent(self._pool, seconds + GRACE_SECONDS) as conn,
+                ):
+                    if tries and await settled(conn, [attempt.key]):
                         return
-                    # Fence first, then the effects, then result and audit: one transaction, the author's and ours.
-                    async with conn.transaction():
-                        await _fence(conn, attempt.key, attempt.worker_id)
-                        await effects(conn)
-                        await _write(conn, attempt.worker_id, [ending])
-                    return
-            except DatabaseUnavailable as error:
+                    await _together(conn, attempt, counted, ending)
+            except (TimeoutError, DatabaseUnavailable, Error) as error:
+                if limit.expired():
+                    raise TimeoutError(f"the effects did not end within {seconds:g} s") from error
+                if tries == EFFECT_TRIES or not _passing(error):
+                    raise
                 log.warning("record.failed", error=str(error), rows=1)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, MAX_PAUSE_SECONDS)
+                await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**tries)
+            else:
+                return
         raise LeaseLost(str(attempt.job.id))
+
+
+async def _together(conn: AsyncConnection[Any], attempt: Attempt, effects: Effects, ending: Row) -> None:
+    """Fence first, then the effects, then result and audit: one transaction, the author's and ours."""
+    try:
+        async with conn.transaction():
+            await _fence(conn, attempt.key, attempt.worker_id)
+            await effects(conn)
+            conn.row_factory = tuple_row
+            if not await _write(conn, attempt.worker_id, [ending]):
+                raise LeaseLost(str(attempt.job.id))
+    finally:
+        conn.row_factory = tuple_row  # the next borrower's rows are not the author's
 
 
 async def _fence(conn: AsyncConnection[Any], key: tuple[UUID, int], worker_id: int) -> None:
@@ -152,16 +191,31 @@ async def _fence(conn: AsyncConnection[Any], key: tuple[UUID, int], worker_id: i
 
 
 async def _write(conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row]) -> Settled:
-    """The caller may own a transaction; without one, each kind of row commits by itself, and may."""
+    """All of `rows` or, when this raises, none: a group that is split for its bad row is written from the start."""
     began = time.perf_counter()
     done: Settled = {}
-    if endings := [row for row in rows if isinstance(row, Ending)]:
-        done |= await finish(conn, worker_id, endings)
-    if returns := [row for row in rows if isinstance(row, PutBack)]:
-        done |= await put_back(conn, worker_id, returns)
+    endings = [row for row in rows if isinstance(row, Ending)]
+    returns = [row for row in rows if isinstance(row, PutBack)]
+    async with conn.transaction() if endings and returns else nullcontext():
+        if endings:
+            done |= await finish(conn, worker_id, endings)
+        if returns:
+            done |= await put_back(conn, worker_id, returns)
     BATCH_ROWS.labels("record").observe(len(rows))
     BATCH_SECONDS.labels("record").observe(time.perf_counter() - began)
     return done
+
+
+def _being_cancelled() -> bool:
+    """Whether the current task is asked to stop, rather than its code raising CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether it will go by itself: nothing is wrong with what was to be written."""
+    interrupted = errors.QueryCanceled | errors.LockNotAvailable
+    return transient(error) or isinstance(error, DatabaseUnavailable | interrupted)
 
 
 def _key(row: Row) -> tuple[UUID, int]:
