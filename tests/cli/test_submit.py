@@ -65,7 +65,7 @@ async def listens(port: int) -> bool:
 async def served(settings: Set, configured: None) -> AsyncIterator[None]:  # noqa: ARG001 - what it sets
     """A web process on the configured port, with the tests' pipelines."""
     port = free_port()
-    settings(http_port=port, admin_port=0, drain_seconds=1, pipelines=pipelines.__name__)
+    settings(http_port=port, admin_port=0, drain_seconds=0, pipelines=pipelines.__name__)
     # Its log would be part of what the command seems to print.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     async with web_process(port):
