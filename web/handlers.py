@@ -29,7 +29,7 @@ PATIENCE_SECONDS: Final = 5.0
 IDEMPOTENCY_KEY: Final = Header(
     name=idempotency.HEADER,
     description="Same key and same body within 24 h: the first answer again. Quoted or bare.",
-    schema={"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!#-~])?$"},
+    schema={"type": "string", "pattern": idempotency.PATTERN},
 )
 IF_NONE_MATCH: Final = Header(name="If-None-Match", description="An ETag: 304 while the job is unchanged.")
 PREFER: Final = Header(

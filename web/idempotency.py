@@ -15,8 +15,9 @@ from engine.errors import Problem
 from web.problems import Refused
 
 HEADER: Final = "Idempotency-Key"
-KEY: Final = re.compile(r"[ -~]{1,255}")
-QUOTED: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+PATTERN: Final = r'^([!#-~]([ -~]{0,253}[!-~])?|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
+"""A bare key, or a quoted one (RFC 8941 §3.3.3): 1 to 255 printable ASCII characters."""
+KEY: Final = re.compile(PATTERN)
 ESCAPE: Final = re.compile(r'\\(["\\])')
 
 
@@ -28,11 +29,9 @@ def key_of(request: web.Request, *, owner: str, route: str, document: bytes) -> 
     given = request.headers.getall(HEADER, ())
     if not given:
         return None
-    key = given[0]
-    if quoted := QUOTED.fullmatch(key):
-        key = ESCAPE.sub(r"\1", quoted[1])
-    if len(given) > 1 or not KEY.fullmatch(key):
+    if len(given) > 1 or not KEY.fullmatch(given[0]):
         detail = f"{HEADER} must be one value of 1 to 255 printable ASCII characters."
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, detail, errors=[Problem(f"/{HEADER}", detail)])
+    key = ESCAPE.sub(r"\1", given[0][1:-1]) if given[0].startswith('"') else given[0]
     body = orjson.dumps(orjson.loads(document), option=orjson.OPT_SORT_KEYS)
     return IdempotencyKey(owner, route, key, hashlib.sha256(body).digest())

@@ -116,7 +116,7 @@ def _answer(answer: Answer, links: Sequence[str]) -> Json:
     if answer.model is not None:
         found["content"] = {answer.media: {"schema": _ref(answer.model)}}
     elif answer.media != "application/json":
-        found["content"] = {answer.media: {"schema": {"type": "string"}}}
+        found["content"] = {answer.media: {}}
     if links:
         found["links"] = {
             name: {"operationId": name, "parameters": {"job_id": "$response.body#/job_id"}} for name in links
@@ -151,11 +151,12 @@ def _headers(described: Mapping[str, str]) -> Json:
 
 def _schemas(operations: Sequence[Operation], registry: Registry) -> Json:
     asked = [each.body for each in operations if each.body is not None]
-    shown = [
+    shown: list[type[BaseModel]] = [schemas.ProblemDetails]
+    shown += [
         answer.model for each in operations for answer in each.answers.values() if answer.model is not None
     ]
     modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in asked]
-    modes += [(model, "serialization") for model in (*shown, schemas.ProblemDetails)]
+    modes += [(model, "serialization") for model in shown]
     _, generated = models_json_schema(modes, ref_template=REF)
     found: Json = generated["$defs"]
     base = found[schemas.JobToRun.__name__]

@@ -24,7 +24,7 @@ from engine.enqueue import MAX_CONTENT_BYTES
 from engine.errors import InvalidJob, Problem
 from engine.model import DEFAULT_PRIORITY, NewJob
 from engine.pipeline import PRESET, Registry
-from engine.text import escape, json_faults, text_fault
+from engine.text import escape, json_faults, text_fault, whole
 from web.paging import CURSOR
 
 MAX_BATCH: Final = 1000
@@ -49,13 +49,6 @@ def _sized(content: str) -> str:
     return _storable(content)
 
 
-def _whole(value: Any) -> Any:
-    # Lax integers, for 2.0 is one in JSON; but neither text nor true.
-    if isinstance(value, str | bool):
-        raise PydanticCustomError("int_type", "not an integer")
-    return value
-
-
 def _in_range(moment: datetime) -> datetime | None:
     if moment >= LAST_RUN_AT:
         raise PydanticCustomError("too_late", "later than the year 9998")
@@ -77,7 +70,7 @@ class JobToRun(Asked):
     )
     preset: str = Field(description="Which pipeline runs it; see /pipeline/presets.")
     metadata: dict[str, Any] = Field(default_factory=dict, description="Checked against the preset's schema.")
-    priority: Annotated[int, Field(ge=1, le=4, strict=False), BeforeValidator(_whole)] = Field(
+    priority: Annotated[int, Field(ge=1, le=4, strict=False), BeforeValidator(whole)] = Field(
         default=DEFAULT_PRIORITY, description="1 is first."
     )
     run_at: Annotated[AwareDatetime, AfterValidator(_in_range)] | None = Field(
@@ -86,10 +79,10 @@ class JobToRun(Asked):
     delay_seconds: Annotated[float, Field(ge=0, le=MAX_DELAY_SECONDS, allow_inf_nan=False)] | None = Field(
         default=None, description="Not before so many seconds have passed. Not together with run_at."
     )
-    max_attempts: Annotated[int, Field(ge=1, le=25, strict=False), BeforeValidator(_whole)] | None = Field(
+    max_attempts: Annotated[int, Field(ge=1, le=25, strict=False), BeforeValidator(whole)] | None = Field(
         default=None, description="How many errors the job survives; the preset's own by default."
     )
-    timeout_seconds: Annotated[int, Field(ge=1, le=86_400, strict=False), BeforeValidator(_whole)] | None = (
+    timeout_seconds: Annotated[int, Field(ge=1, le=86_400, strict=False), BeforeValidator(whole)] | None = (
         Field(default=None, description="How long one attempt may take; the preset's own by default.")
     )
 

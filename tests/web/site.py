@@ -26,7 +26,7 @@ from engine.settings import Settings, load
 from web import health
 from web.app import create_app
 from web.auth import Authenticator
-from web.keys import Keys, open_keys
+from web.keys import open_keys
 from web.operations import Api
 from web.server import serving
 from web.store import PostgresStore, open_store
@@ -94,16 +94,14 @@ class Site:
 
 
 @asynccontextmanager
-async def served(
-    database_url: str, *, registry: Registry = REGISTRY, keys: Keys | None = None, **given: Any
-) -> AsyncIterator[Site]:
+async def served(database_url: str, *, registry: Registry = REGISTRY, **given: Any) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         wanted = settings(**given)
         store = await stack.enter_async_context(open_store(database_url, lambda: None))
         draining = asyncio.Event()
         api = Api(
             registry=registry,
-            auth=Authenticator(keys or await stack.enter_async_context(open_keys(wanted)), wanted),
+            auth=Authenticator(await stack.enter_async_context(open_keys(wanted)), wanted),
             store=store,
             checks=health.checks(store, draining),
             draining=draining,

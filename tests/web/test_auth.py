@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 from typing import Any
 
@@ -53,9 +54,7 @@ BAD = {
     "algorithm RS256 with a secret": token(key=RSA, alg="RS256"),
     "algorithm a list": signed({"alg": ["HS256"]}, GOOD),
     "another secret": token(key="another secret of thirty-two bytes!!"),
-    "tampered claims": ".".join(
-        (lambda h, _, s: (h, segment(GOOD | {"sub": "bob"}), s))(*token().split("."))
-    ),
+    "tampered claims": re.sub(r"\..*\.", f".{segment(GOOD | {'sub': 'bob'})}.", token()),
     "no signature": ".".join(token().split(".")[:2]) + ".",
     "expired": token(ttl=-31),
     "no exp": signed(HS, {"sub": "ann"}),

@@ -43,7 +43,7 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
 
 async def ids(client: aiohttp.ClientSession, job_id: str, last: str | None = None) -> list[str | None]:
     async with asyncio.timeout(5), stream(client, job_id, last) as told:
-        return [id async for _, id, _ in told]
+        return [seq async for _, seq, _ in told]
 
 
 async def test_transitions_and_progress_arrive_as_they_happen_until_the_terminal_one(
@@ -51,18 +51,18 @@ async def test_transitions_and_progress_arrive_as_they_happen_until_the_terminal
 ) -> None:
     job_id = await submit(ann)
     async with asyncio.timeout(10), stream(ann, job_id) as told:
-        event, id, first = await anext(told)
-        assert (event, id, first["from_status"], first["to_status"]) == ("status", "0", None, "pending")
+        event, seq, first = await anext(told)
+        assert (event, seq, first["from_status"], first["to_status"]) == ("status", "0", None, "pending")
         attempt = await hands.claim()
-        event, id, second = await anext(told)
-        assert (event, id, second["to_status"], second["attempt"]) == ("status", "1", "processing", 1)
+        event, seq, second = await anext(told)
+        assert (event, seq, second["to_status"], second["attempt"]) == ("status", "1", "processing", 1)
         await hands.progress(attempt, 1, 0.5, "half-way\nthere")
         assert await anext(told) == ("progress", None, {"fraction": 0.5, "message": "half-way\nthere"})
         await hands.progress(attempt, 2, 0.75, "nearly")
         assert await anext(told) == ("progress", None, {"fraction": 0.75, "message": "nearly"})
         await hands.finish(attempt, output={})
-        event, id, last = await anext(told)
-        assert (event, id, last["to_status"]) == ("status", "2", "completed")
+        event, seq, last = await anext(told)
+        assert (event, seq, last["to_status"]) == ("status", "2", "completed")
         assert [rest async for rest in told] == []
 
 
@@ -104,7 +104,7 @@ async def test_a_terminal_transition_before_a_retry_does_not_end_the_stream(ann:
     async with asyncio.timeout(10), stream(ann, job_id) as told:
         assert [(await anext(told))[1] for _ in range(4)] == ["0", "1", "2", "3"]
         await hands.finish(await hands.claim())
-        assert [id async for _, id, _ in told] == ["4", "5"]
+        assert [seq async for _, seq, _ in told] == ["4", "5"]
 
 
 async def test_a_ping_keeps_an_idle_stream_open(ann: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import aiohttp
 import orjson
 import pytest
 from psycopg import AsyncConnection
+from yarl import URL
 
 from engine.model import JobState
 from tests.web.site import JOB, Hands, Site, get, submit, until
@@ -74,7 +75,7 @@ async def test_a_preset_that_is_gone_falls_back_to_a_pipelines_defaults(ann: Any
 async def test_an_etag_changes_with_state_and_progress_and_304_saves_the_body(ann: Any, hands: Hands) -> None:
     job_id = await submit(ann)
     path = f"/pipeline/job/{job_id}"
-    tags = []
+    tags: list[str] = []
 
     async def changed() -> str:
         async with ann.get(path, headers={"If-None-Match": ", ".join(tags) or '"none"'}) as response:
@@ -183,9 +184,9 @@ async def pages(client: aiohttp.ClientSession, **parameters: Any) -> list[list[s
         if body["next_cursor"] is None:
             assert "Link" not in response.headers
             return found
-        link = response.links["next"]["url"]
-        assert link.query["cursor"] == body["next_cursor"]
-        parameters = dict(link.query)
+        query = URL(response.links["next"]["url"]).query
+        assert query["cursor"] == body["next_cursor"]
+        parameters = dict(query)
 
 
 async def test_a_list_is_newest_first_and_pages_cover_it_exactly_once(ann: Any, bob: Any) -> None:
@@ -338,7 +339,7 @@ async def test_an_id_in_capitals_is_the_same_id(ann: Any) -> None:
     assert UUID((await get(ann, job_id.upper()))["job_id"]) == UUID(job_id)
 
 
-async def test_jobs_of_two_owners_never_mix_in_one_grouped_read(site: Site, ann: Any, bob: Any) -> None:
+async def test_jobs_of_two_owners_never_mix_in_one_grouped_read(ann: Any, bob: Any) -> None:
     mine, theirs = await submit(ann), await submit(bob)
 
     async def status(client: Any, job_id: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def test_what_is_no_key_set_is_refused(body: bytes) -> None:
 
 class Endpoint:
     def __init__(self) -> None:
-        self.response = lambda: web.Response(body=document(OLD))
+        self.response: Callable[[], web.Response] = lambda: web.Response(body=document(OLD))
         self.requests = 0
 
     async def handle(self, _request: web.Request) -> web.Response:

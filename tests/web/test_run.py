@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from psycopg import AsyncConnection
 
-from tests.web.site import JOB, Hands, Site, get, submit
+from tests.web.site import JOB, Hands, get, submit
 
 Conn = AsyncConnection[Any]
 
@@ -112,8 +112,8 @@ async def test_a_batch_is_accepted_in_the_order_given(ann: Any, conn: Conn) -> N
         assert response.status == 202
     assert body.keys() == {"job_ids"}
     rows = await (await conn.execute("SELECT id, content FROM jobs")).fetchall()
-    contents = {str(id): content for id, content in rows}
-    assert [contents[id] for id in body["job_ids"]] == [job["content"] for job in jobs]
+    contents = {str(job_id): content for job_id, content in rows}
+    assert [contents[job_id] for job_id in body["job_ids"]] == [job["content"] for job in jobs]
 
 
 async def test_a_batch_with_one_bad_job_accepts_none(ann: Any, conn: Conn) -> None:
@@ -197,7 +197,7 @@ async def test_a_batch_is_replayed_whole(ann: Any, conn: Conn) -> None:
     assert await count(conn, "jobs") == 2
 
 
-async def test_many_requests_at_once_with_one_key_make_one_job(site: Site, conn: Conn, ann: Any) -> None:
+async def test_many_requests_at_once_with_one_key_make_one_job(ann: Any, conn: Conn) -> None:
     async with asyncio.timeout(10):
         answers = await asyncio.gather(*(post(ann, "same") for _ in range(100)))
     assert {answer[0] for answer in answers} == {202}

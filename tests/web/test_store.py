@@ -68,7 +68,8 @@ async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_do
         assert (await get(client, job_id))["status"] == "pending"
     row = await (
         await conn.execute(
-            "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM outbox), (SELECT count(*) FROM job_state_records)"
+            "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM outbox),"
+            " (SELECT count(*) FROM job_state_records)"
         )
     ).fetchone()
     assert row == (accepted, accepted, accepted)
@@ -107,7 +108,7 @@ async def test_503_where_too_many_submissions_wait(
 
 
 async def test_what_the_door_let_through_and_postgresql_refuses_is_a_422_alone(
-    site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch
+    site: Site, conn: Conn
 ) -> None:
     """Should a check be missing, its neighbours in the group are still accepted."""
     await conn.execute("ALTER TABLE jobs ADD CHECK (content <> 'planted')")
@@ -132,7 +133,7 @@ async def test_one_look_asks_once_for_each_job_and_wakes_only_what_changed() -> 
 
     async def pulse(ids: Sequence[UUID]) -> dict[UUID, Pulse]:
         looks.append(list(ids))
-        return {id: Pulse(versions[id], 0, JobState.PENDING) for id in ids if id in versions}
+        return {each: Pulse(versions[each], 0, JobState.PENDING) for each in ids if each in versions}
 
     watcher = Watcher(pulse, look_seconds=0.01)
     quiet, busy, gone = uuid4(), uuid4(), uuid4()

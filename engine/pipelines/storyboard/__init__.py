@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from engine.errors import PermanentError
 from engine.model import Job
@@ -15,6 +15,7 @@ from engine.pipeline import Metadata, Run, pipeline
 from engine.pipelines.storyboard.captions import Cue, Subtitler, to_srt, to_webvtt
 from engine.pipelines.storyboard.script import Scene, read
 from engine.pipelines.storyboard.words import BEATS_PER_WORD
+from engine.text import whole
 
 MAX_SCENES = 5_000
 """Keeps the output within 4 MiB: a heading and a word are 6 bytes of script, but 150 of output."""
@@ -25,7 +26,9 @@ class StoryboardMetadata(Metadata):
         "plain",
         description="plain: every word is narrated; markdown: headings title scenes, mark-up is dropped",
     )
-    words_per_minute: int = Field(150, ge=80, le=300, strict=True, description="pace of the narration")
+    words_per_minute: Annotated[int, BeforeValidator(whole)] = Field(
+        150, ge=80, le=300, description="pace of the narration"
+    )
 
 
 class SceneView(TypedDict):
