@@ -20,6 +20,7 @@ ROOT: Final = Path(__file__).parents[2]
 HOST: Final = "127.0.0.1"
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 30.0
+PIPELINES: Final = "ops.bench.pipelines"
 POLL_SECONDS: Final = 0.02
 
 SECRET: Final = "the benchmark signs its own tokens with this"  # noqa: S105  # it guards a server that lives for minutes
@@ -31,19 +32,19 @@ ENVIRON: Final[Mapping[str, str]] = {
 
 
 @contextmanager
-def web(url: str, store: str) -> Iterator[int]:
+def web(url: str, store: str, pipelines: str = PIPELINES) -> Iterator[int]:
     """A web process over one of the stores of ops.bench.web; gives its port."""
     port = _free_port()
-    keys = {"OUTRIDER_JWT_SECRET": SECRET, "OUTRIDER_PIPELINES": "ops.bench.pipelines"}
+    keys = {"OUTRIDER_JWT_SECRET": SECRET, "OUTRIDER_PIPELINES": pipelines}
     with _process("ops.bench.web", store, url=url, OUTRIDER_HTTP_PORT=str(port), **keys):
         yield port
 
 
 @contextmanager
-def worker(url: str, slots: int) -> Iterator[None]:
-    """A worker process with the benchmark's pipelines."""
-    settings = {"OUTRIDER_WORKER_CONCURRENCY": str(slots), "OUTRIDER_PIPELINES": "ops.bench.pipelines"}
-    with _process("worker", url=url, **settings):
+def worker(url: str, slots: int, **settings: str) -> Iterator[None]:
+    """A worker process with the benchmark's pipelines, unless its `settings` say otherwise."""
+    own = {"OUTRIDER_WORKER_CONCURRENCY": str(slots), "OUTRIDER_PIPELINES": PIPELINES}
+    with _process("worker", url=url, **(own | settings)):
         yield
 
 

@@ -1,0 +1,1 @@
+"""Faults on purpose: real processes, real signals, and the truth kept outside the database."""

@@ -1,0 +1,21 @@
+"""A pipeline that runs long enough to be interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from engine.model import Job
+from engine.pipeline import Run, pipeline
+
+RUN_SECONDS: Final = 0.05
+
+
+@pipeline("pause")
+async def pause(_job: Job, run: Run) -> int:
+    """Runs for 50 ms and returns the number of its attempt."""
+    await asyncio.sleep(RUN_SECONDS)
+    return run.attempt
+
+
+pipelines = [pause]
