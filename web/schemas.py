@@ -52,7 +52,8 @@ def _sized(content: str) -> str:
 def _in_range(moment: datetime) -> datetime | None:
     if moment >= LAST_RUN_AT:
         raise PydanticCustomError("too_late", "later than the year 9998")
-    return moment if moment >= EPOCH else None  # long past is simply "at once"
+    # Long past is simply "at once"; in UTC, for PostgreSQL knows no zone beyond 15:59.
+    return moment.astimezone(UTC) if moment >= EPOCH else None
 
 
 class Asked(BaseModel):

@@ -165,6 +165,8 @@ GOOD = {
     "a pair of surrogates": job(content="\U0001f600"),
     "64 bits": job(metadata={"a": [2**63 - 1, -(2**63)]}),
     "nesting of 64": job_with('"metadata": {"a": ' + "[" * 63 + "]" * 63 + "}"),
+    "a zone that PostgreSQL does not know": job(run_at="7801-05-12T04:48:05.2+20:23"),
+    "the last moment": job(run_at="9998-12-31T23:59:59.999999-00:00"),
     "nulls": job(run_at=None, max_attempts=None, timeout_seconds=None),
     "many members": job(metadata={f"m{n}": n for n in range(5000)}),
     "extreme numbers": job_with('"metadata": {"a": [1e308, -1e308, 5e-324, 0.1, 12.50]}'),
