@@ -53,6 +53,8 @@ async def _main(settings: Settings, stop: asyncio.Event) -> int:
     ports = Ports.choose(settings)
     async with _database(settings) as url:
         await asyncio.to_thread(migrations.up, url)
+        if stop.is_set():
+            return 0
         settings = _with_secret(settings)
         async with _children(settings, url, ports) as children:
             failure = await unless(stop, all_ready(children))

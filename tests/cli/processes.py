@@ -22,7 +22,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        time.sleep(0.03)
     return True
 
 
