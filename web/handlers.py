@@ -3,86 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from functools import cache
 from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
 from aiohttp import web
-from prometheus_client import Counter
 
-from engine import audit, jobs, metrics, moves
-from engine.enqueue import Accepted, Submission
-from engine.errors import IdempotencyMismatch, JobNotFound
+from engine import audit, jobs, moves
+from engine.errors import JobNotFound
 from engine.explain import explain
 from engine.jobs import JobView
 from engine.model import JobState
-from web import health, idempotency, paging, render, requests, schemas, streams
+from web import health, paging, render, requests, schemas, shown, streams, submissions
 from web.auth import READ, WRITE
-from web.operations import MIB, Answer, Call, Header, Operation, operation
+from web.operations import Answer, Call, Header, Operation, operation
 from web.render import reply
 from web.watcher import Watch
 
 PATIENCE_SECONDS: Final = 5.0
 """How often a long poll looks whether its client is still there."""
 
-IDEMPOTENCY_KEY: Final = Header(
-    name=idempotency.HEADER,
-    description="Same key and same body within 24 h: the first answer again. Quoted or bare.",
-    schema={"type": "string", "pattern": idempotency.PATTERN},
-)
 IF_NONE_MATCH: Final = Header(name="If-None-Match", description="An ETag: 304 while the job is unchanged.")
 PREFER: Final = Header(
     name="Prefer", description="`wait=N`: wait up to N (30 at most) seconds for a terminal status."
 )
-FOLLOW: Final = ("job", "history", "events", "explained", "cancel", "retry")
-REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an earlier request."}
-
-
-@operation(
-    "POST",
-    "/pipeline/run",
-    summary="Run one job",
-    scope=WRITE,
-    headers=(IDEMPOTENCY_KEY,),
-    links=FOLLOW,
-    answers={
-        202: Answer(
-            description="Accepted: the job is durable.",
-            model=schemas.Accepted,
-            headers={"Location": "The job.", "Retry-After": "When to look, in seconds.", **REPLAYED},
-        )
-    },
-)
-async def run(call: Call, body: schemas.JobToRun) -> web.Response:
-    accepted = await _accepted(call, [body], "/pipeline/run", batch=False)
-    job_id = accepted.job_ids[0]
-    links = render.links(job_id)
-    headers = {"Location": links["self"], "Retry-After": "1"} | _replayed(accepted)
-    return reply(
-        {"job_id": str(job_id), "status": "pending", "links": links},
-        status=HTTPStatus.ACCEPTED,
-        headers=headers,
-    )
-
-
-@operation(
-    "POST",
-    "/pipeline/batch",
-    summary="Run up to 1000 jobs, all or none",
-    scope=WRITE,
-    headers=(IDEMPOTENCY_KEY,),
-    max_body=16 * MIB,
-    answers={
-        202: Answer(
-            description="Accepted: ids in the order given.", model=schemas.AcceptedBatch, headers=REPLAYED
-        )
-    },
-)
-async def batch(call: Call, body: schemas.Batch) -> web.Response:
-    accepted = await _accepted(call, body.jobs, "/pipeline/batch", batch=True)
-    ids = [str(job_id) for job_id in accepted.job_ids]
-    return reply({"job_ids": ids}, status=HTTPStatus.ACCEPTED, headers=_replayed(accepted))
 
 
 @operation(
@@ -94,7 +38,7 @@ async def batch(call: Call, body: schemas.Batch) -> web.Response:
     answers={
         200: Answer(
             description="The job as it stands.",
-            model=schemas.JobObject,
+            model=shown.JobObject,
             headers={"ETag": "Changes with the job.", "Preference-Applied": "The wait that was granted."},
         ),
         304: Answer(description="Unchanged.", headers={"ETag": "The job's."}),
@@ -119,7 +63,7 @@ async def job(call: Call, job_id: UUID) -> web.Response:
     "/pipeline/job/{job_id}/history",
     summary="How the job got where it is",
     scope=READ,
-    answers={200: Answer(description="The audit trail, oldest first.", model=schemas.History)},
+    answers={200: Answer(description="The audit trail, oldest first.", model=shown.History)},
 )
 async def history(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
@@ -151,7 +95,7 @@ async def events(call: Call, job_id: UUID) -> web.StreamResponse:
     scope=READ,
     answers={
         200: Answer(
-            description="A page.", model=schemas.JobsPage, headers={"Link": 'rel="next", where more follow.'}
+            description="A page.", model=shown.JobsPage, headers={"Link": 'rel="next", where more follow.'}
         )
     },
 )
@@ -190,8 +134,8 @@ async def list_jobs(call: Call, query: schemas.JobsQuery) -> web.Response:
     scope=WRITE,
     refuses=(409,),
     answers={
-        200: Answer(description="It is cancelled.", model=schemas.Standing),
-        202: Answer(description="Its running attempt is being stopped.", model=schemas.Standing),
+        200: Answer(description="It is cancelled.", model=shown.Standing),
+        202: Answer(description="Its running attempt is being stopped.", model=shown.Standing),
     },
 )
 async def cancel(call: Call, job_id: UUID) -> web.Response:
@@ -207,7 +151,7 @@ async def cancel(call: Call, job_id: UUID) -> web.Response:
     summary="Run a failed or cancelled job again",
     scope=WRITE,
     refuses=(409,),
-    answers={202: Answer(description="It is queued again.", model=schemas.Standing)},
+    answers={202: Answer(description="It is queued again.", model=shown.Standing)},
 )
 async def retry(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
@@ -221,7 +165,7 @@ async def retry(call: Call, job_id: UUID) -> web.Response:
     "/pipeline/job/{job_id}/explain",
     summary="Why the job is where it is",
     scope=READ,
-    answers={200: Answer(description="A sentence, and the facts behind it.", model=schemas.ExplanationShown)},
+    answers={200: Answer(description="A sentence, and the facts behind it.", model=shown.ExplanationShown)},
 )
 async def explained(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
@@ -241,15 +185,15 @@ async def explained(call: Call, job_id: UUID) -> web.Response:
     "/pipeline/presets",
     summary="What can be run",
     scope=READ,
-    answers={200: Answer(description="The presets.", model=schemas.Presets)},
+    answers={200: Answer(description="The presets.", model=shown.Presets)},
 )
 async def presets(call: Call) -> web.Response:
     return reply(render.presets(call.api.registry))
 
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
-    run,
-    batch,
+    submissions.run,
+    submissions.batch,
     list_jobs,
     job,
     history,
@@ -261,34 +205,6 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     health.alive,
     health.ready,
 )
-
-
-async def _accepted(call: Call, wanted: list[schemas.JobToRun], route: str, *, batch: bool) -> Accepted:
-    schemas.check(wanted, call.api.registry, batch=batch)
-    owner = call.caller.owner
-    key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
-    traceparent = requests.traceparent(call.request)
-    new = tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted)
-    try:
-        accepted = await call.api.store.submit(Submission(new, key))
-    except IdempotencyMismatch:
-        metrics.IDEMPOTENCY.labels("mismatch").inc()
-        raise
-    if key is not None:
-        metrics.IDEMPOTENCY.labels("replayed" if accepted.replayed else "first").inc()
-    if not accepted.replayed:
-        for each in wanted:
-            _enqueued(each.preset).inc()
-    return accepted
-
-
-@cache  # finite: an accepted job's preset is a registered one
-def _enqueued(preset: str) -> Counter:
-    return metrics.JOBS_ENQUEUED.labels(preset)
-
-
-def _replayed(accepted: Accepted) -> dict[str, str]:
-    return {"Idempotent-Replayed": "true"} if accepted.replayed else {}
 
 
 def _standing(job_id: UUID, state: JobState, status: HTTPStatus) -> web.Response:

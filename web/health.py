@@ -13,7 +13,7 @@ from engine.errors import OutriderError
 from web.operations import Answer, Call, operation
 from web.problems import RETRY_SECONDS
 from web.render import reply
-from web.schemas import Health
+from web.shown import Health
 from web.store import Store
 
 

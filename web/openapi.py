@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from engine.pipeline import Pipeline, Registry
-from web import schemas
+from web import schemas, shown
 from web.operations import Answer, Operation
 from web.problems import CONTENT_TYPE
 
@@ -138,7 +138,7 @@ def _refusals(each: Operation) -> dict[int, Json]:
         status: {
             "description": HTTPStatus(status).phrase,
             "headers": _headers(HEADERS.get(status, {})),
-            "content": {CONTENT_TYPE: {"schema": _ref(schemas.ProblemDetails)}},
+            "content": {CONTENT_TYPE: {"schema": _ref(shown.ProblemDetails)}},
         }
         for status in statuses - each.answers.keys()
     }
@@ -151,12 +151,12 @@ def _headers(described: Mapping[str, str]) -> Json:
 
 def _schemas(operations: Sequence[Operation], registry: Registry) -> Json:
     asked = [each.body for each in operations if each.body is not None]
-    shown: list[type[BaseModel]] = [schemas.ProblemDetails]
-    shown += [
+    answered: list[type[BaseModel]] = [shown.ProblemDetails]
+    answered += [
         answer.model for each in operations for answer in each.answers.values() if answer.model is not None
     ]
     modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in asked]
-    modes += [(model, "serialization") for model in shown]
+    modes += [(model, "serialization") for model in answered]
     _, generated = models_json_schema(modes, ref_template=REF)
     found: Json = generated["$defs"]
     base = found[schemas.JobToRun.__name__]

@@ -1,10 +1,10 @@
-"""The shapes of the API: what clients send (checked with these models) and what they get (described by them)."""
+"""What clients send, checked with these models; what is wrong with it, as problems with JSON pointers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import (
@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    JsonValue,
     ValidationError,
     model_validator,
 )
@@ -26,14 +25,13 @@ from engine.model import DEFAULT_PRIORITY, NewJob
 from engine.pipeline import PRESET, Registry
 from engine.text import escape, json_faults, text_fault, whole
 from web.paging import CURSOR
+from web.shown import Status
 
 MAX_BATCH: Final = 1000
 MAX_DELAY_SECONDS: Final = 31_536_000
 MAX_OFFSET: Final = 10_000
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_RUN_AT: Final = datetime(9999, 1, 1, tzinfo=UTC)
-
-Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 
 
 def _storable(text: str) -> str:
@@ -173,138 +171,3 @@ def check(jobs: list[JobToRun], registry: Registry, *, batch: bool) -> None:
     ]
     if problems:
         raise InvalidJob(problems)
-
-
-class Shown(BaseModel):
-    """Base of what clients get. The handlers render dicts; these describe them in /openapi.json."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Links(Shown):
-    self: str
-    history: str
-    events: str
-    cancel: str
-
-
-class Accepted(Shown):
-    job_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
-    status: Literal["pending"]
-    links: Links
-
-
-class AcceptedBatch(Shown):
-    job_ids: list[Annotated[str, Field(json_schema_extra={"format": "uuid"})]]
-
-
-class Progress(Shown):
-    fraction: Annotated[float, Field(ge=0, le=1)]
-    message: str
-
-
-class LatestError(Shown):
-    type: str
-    message: str
-    attempt: int
-
-
-class ListedJob(Shown):
-    """A job in a list: everything but its content and result."""
-
-    job_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
-    status: Status
-    preset: str
-    metadata: dict[str, JsonValue]
-    priority: int
-    attempt: int = Field(description="Starts so far; may exceed max_attempts, which limits errors.")
-    max_attempts: int
-    timeout_seconds: float
-    created_at: AwareDatetime
-    updated_at: AwareDatetime
-    run_at: AwareDatetime
-    started_at: AwareDatetime | None
-    completed_at: AwareDatetime | None
-    progress: Progress | None
-    error: LatestError | None
-    links: Links
-
-
-class JobObject(ListedJob):
-    """A job."""
-
-    content: str
-    result: JsonValue
-
-
-class JobsPage(Shown):
-    jobs: list[ListedJob]
-    next_cursor: str | None
-    limit: int
-    offset: int
-
-
-class Transition(Shown):
-    seq: int
-    from_status: Status | None
-    to_status: Status
-    timestamp: AwareDatetime
-    attempt: int
-    reason: str | None
-    metadata: dict[str, JsonValue] | None
-
-
-class History(Shown):
-    history: list[Transition]
-
-
-class Standing(Shown):
-    job_id: Annotated[str, Field(json_schema_extra={"format": "uuid"})]
-    status: Status
-    links: Links
-
-
-class FactShown(Shown):
-    code: str
-    detail: str
-
-
-class ExplanationShown(Shown):
-    status: Status
-    summary: str
-    facts: list[FactShown]
-    estimate_seconds: float | None
-
-
-class Preset(Shown):
-    preset: str
-    description: str
-    metadata_schema: dict[str, JsonValue] | None
-    timeout_seconds: float
-    max_attempts: int
-
-
-class Presets(Shown):
-    presets: list[Preset]
-
-
-class Health(Shown):
-    status: Literal["ok", "unavailable"]
-    checks: dict[str, str]
-
-
-class Fault(Shown):
-    pointer: str
-    detail: str
-
-
-class ProblemDetails(Shown):
-    """RFC 9457. `errors` is there when the status is 422."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    request_id: str
-    errors: list[Fault] | None = None

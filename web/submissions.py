@@ -1,0 +1,100 @@
+"""Accepting jobs: one, or a batch that is accepted whole or not at all."""
+
+from __future__ import annotations
+
+from functools import cache
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import Counter
+
+from engine import metrics
+from engine.enqueue import Accepted, Submission
+from engine.errors import IdempotencyMismatch
+from web import idempotency, render, requests, schemas, shown
+from web.auth import WRITE
+from web.operations import MIB, Answer, Call, Header, operation
+from web.render import reply
+
+IDEMPOTENCY_KEY: Final = Header(
+    name=idempotency.HEADER,
+    description="Same key and same body within 24 h: the first answer again. Quoted or bare.",
+    schema={"type": "string", "pattern": idempotency.PATTERN},
+)
+FOLLOW: Final = ("job", "history", "events", "explained", "cancel", "retry")
+REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an earlier request."}
+
+
+@operation(
+    "POST",
+    "/pipeline/run",
+    summary="Run one job",
+    scope=WRITE,
+    headers=(IDEMPOTENCY_KEY,),
+    links=FOLLOW,
+    answers={
+        202: Answer(
+            description="Accepted: the job is durable.",
+            model=shown.Accepted,
+            headers={"Location": "The job.", "Retry-After": "When to look, in seconds.", **REPLAYED},
+        )
+    },
+)
+async def run(call: Call, body: schemas.JobToRun) -> web.Response:
+    accepted = await _accepted(call, [body], "/pipeline/run", batch=False)
+    job_id = accepted.job_ids[0]
+    links = render.links(job_id)
+    headers = {"Location": links["self"], "Retry-After": "1"} | _replayed(accepted)
+    return reply(
+        {"job_id": str(job_id), "status": "pending", "links": links},
+        status=HTTPStatus.ACCEPTED,
+        headers=headers,
+    )
+
+
+@operation(
+    "POST",
+    "/pipeline/batch",
+    summary="Run up to 1000 jobs, all or none",
+    scope=WRITE,
+    headers=(IDEMPOTENCY_KEY,),
+    max_body=16 * MIB,
+    answers={
+        202: Answer(
+            description="Accepted: ids in the order given.", model=shown.AcceptedBatch, headers=REPLAYED
+        )
+    },
+)
+async def batch(call: Call, body: schemas.Batch) -> web.Response:
+    accepted = await _accepted(call, body.jobs, "/pipeline/batch", batch=True)
+    ids = [str(job_id) for job_id in accepted.job_ids]
+    return reply({"job_ids": ids}, status=HTTPStatus.ACCEPTED, headers=_replayed(accepted))
+
+
+async def _accepted(call: Call, wanted: list[schemas.JobToRun], route: str, *, batch: bool) -> Accepted:
+    schemas.check(wanted, call.api.registry, batch=batch)
+    owner = call.caller.owner
+    key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
+    traceparent = requests.traceparent(call.request)
+    new = tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted)
+    try:
+        accepted = await call.api.store.submit(Submission(new, key))
+    except IdempotencyMismatch:
+        metrics.IDEMPOTENCY.labels("mismatch").inc()
+        raise
+    if key is not None:
+        metrics.IDEMPOTENCY.labels("replayed" if accepted.replayed else "first").inc()
+    if not accepted.replayed:
+        for each in wanted:
+            _enqueued(each.preset).inc()
+    return accepted
+
+
+@cache  # finite: an accepted job's preset is a registered one
+def _enqueued(preset: str) -> Counter:
+    return metrics.JOBS_ENQUEUED.labels(preset)
+
+
+def _replayed(accepted: Accepted) -> dict[str, str]:
+    return {"Idempotent-Replayed": "true"} if accepted.replayed else {}
