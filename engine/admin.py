@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from engine.errors import ConfigurationError
 from engine.settings import Settings
 
 Check = Callable[[], Awaitable[None]]
@@ -54,7 +55,10 @@ async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIt
     try:
         port = PORTS[role] if settings.admin_port is None else settings.admin_port
         site = web.TCPSite(runner, settings.admin_host, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError([f"OUTRIDER_ADMIN_PORT: {error.strerror or error}"]) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

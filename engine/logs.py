@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
@@ -31,14 +33,15 @@ def configure(settings: Settings, role: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         redact,
     ]
+    sink: Any = _Sink(sys.stderr.buffer if form == "json" else sys.stderr)
     if form == "json":
-        factory: Any = structlog.BytesLoggerFactory(sys.stderr.buffer)
+        factory: Any = structlog.BytesLoggerFactory(sink)
         rendering: list[structlog.typing.Processor] = [
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_dumps),
         ]
     else:
-        factory = structlog.PrintLoggerFactory(sys.stderr)
+        factory = structlog.PrintLoggerFactory(sink)
         rendering = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     structlog.configure(
         processors=[*shared, *rendering],
@@ -67,7 +70,32 @@ class _Foreign(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
-        log.log(record.levelno, "library.logged", logger=record.name, message=record.getMessage())
+        level = record.levelno // 10 * 10  # structlog knows the five standard ones
+        try:
+            log.log(
+                level,
+                "library.logged",
+                logger=record.name,
+                message=record.getMessage(),
+                exc_info=record.exc_info,
+            )
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted is its library's fault
+            self.handleError(record)
+
+
+class _Sink:
+    """A stream whose reader may go away: what is logged then is lost, and whoever logs goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: Any) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _adopt_foreign(level: int) -> None:
@@ -77,4 +105,7 @@ def _adopt_foreign(level: int) -> None:
 
 
 def _dumps(event: Any, **_: Any) -> bytes:
-    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+    try:
+        return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError):  # a lone surrogate, an integer beyond 64 bits
+        return json.dumps(event, default=repr).encode()

@@ -23,6 +23,7 @@ from engine.process import pause
 
 BATCH: Final = 1000
 DEAD_ROWS: Final = 10_000
+PROMOTE_SECONDS: Final = 0.2
 CHORE_SECONDS: Final = 60.0
 
 log = structlog.get_logger()
@@ -32,7 +33,8 @@ DELETE FROM job_progress
 WHERE job_id = ANY (ARRAY(
     SELECT p.job_id FROM job_progress p
     WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = p.job_id AND o.attempt = p.attempt)
-    LIMIT %s))
+    LIMIT %s
+    FOR UPDATE SKIP LOCKED))
 """
 
 PRUNE_KEYS: LiteralString = """
@@ -87,13 +89,14 @@ class Maintenance:
         self._lease_seconds = lease_seconds
         self._retention_days = retention_days
         self._on_ready = on_ready
+        # Effects may hold the whole pool; these two must go on, for nothing else brings their jobs back.
+        self._promoting = HotConnection(url, name="promote")
         self._lapsing = HotConnection(url, name="lapse")
         self._lapsing_since: tuple[Connection, float] | None = None
         self._vacuum_after = 0.0
         self._cycled = time.monotonic()
         self._sampled: set[tuple[str, str]] = set()
         self.chores = [
-            Chore("promote", 0.2, self._promote),
             Chore("prune_progress", 30.0, _statement(PRUNE_PROGRESS)),
             Chore("prune_keys", 60.0, _statement(PRUNE_KEYS)),
             Chore("vacuum", 2.0, self._vacuum),
@@ -111,11 +114,16 @@ class Maintenance:
     async def run(self, stop: asyncio.Event) -> None:
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._every(stop, "promote", PROMOTE_SECONDS, self._promote))
                 group.create_task(self._every(stop, "lapse", self._lease_seconds / 6, self._lapse))
                 for chore in self.chores:
                     group.create_task(self._every(stop, chore.name, chore.period, self._lent(chore)))
         finally:
-            await self._lapsing.aclose()
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._promoting.aclose()
+        await self._lapsing.aclose()
 
     async def _every(
         self, stop: asyncio.Event, name: str, period: float, work: Callable[[], Awaitable[int]]
@@ -138,8 +146,9 @@ class Maintenance:
 
         return work
 
-    async def _promote(self, conn: Connection) -> int:
-        rows = await promote(conn, BATCH)
+    async def _promote(self) -> int:
+        async with self._promoting.use() as conn:
+            rows = await promote(conn, BATCH)
         self._cycled = time.monotonic()
         if rows:
             self._on_ready()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -19,16 +20,20 @@ Main = Callable[[Settings, asyncio.Event], Awaitable[int]]
 DONE, FAILED, USAGE, UNHEALTHY = 0, 1, 2, 3
 """Exit codes of every command."""
 
+EXIT_SECONDS = 5.0
+"""How long what `main` left behind may take to end."""
+
 
 def run(role: str, main: Main, settings: Settings | None = None) -> int:
     """Run `main(settings, stop)` to its end and return the exit code.
 
     The first SIGTERM or SIGINT sets `stop`; a second one ends the process at once.
     """
+    left = threading.Event()
     try:
         settings = settings or load()
         logs.configure(settings, role)
-        return asyncio.run(_signalled(main, settings))
+        return asyncio.run(_bounded(main, settings, left))
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"outrider {role}: {problem}", file=sys.stderr)
@@ -36,6 +41,31 @@ def run(role: str, main: Main, settings: Settings | None = None) -> int:
     except (DatabaseUnavailable, SchemaMismatch) as error:
         print(f"outrider {role}: {error}", file=sys.stderr)
         return FAILED
+    finally:
+        left.set()
+
+
+async def _bounded(main: Main, settings: Settings, left: threading.Event) -> int:
+    """Bound what comes between the end of `main` and `left`, too.
+
+    asyncio.run waits, for ever if need be, for tasks that swallow their cancellation and for the threads of
+    `asyncio.to_thread`; both may be a pipeline's.
+    """
+    code = FAILED
+    try:
+        code = await _signalled(main, settings)
+    finally:
+        threading.Thread(target=_leave, args=(left, code), daemon=True).start()
+    return code
+
+
+def _leave(left: threading.Event, code: int) -> None:
+    if left.wait(EXIT_SECONDS):
+        return
+    try:
+        structlog.get_logger().warning("process.abandoned", seconds=EXIT_SECONDS)
+    finally:
+        os._exit(code)
 
 
 async def _signalled(main: Main, settings: Settings) -> int:

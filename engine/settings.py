@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from psycopg import Error
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -72,6 +74,15 @@ class Settings(BaseModel):
     log_format: Literal["json", "console"] | None = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     retention_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+
+    @field_validator("database_url")
+    @classmethod
+    def _parsable(cls, url: SecretStr | None) -> SecretStr | None:
+        try:
+            conninfo_to_dict(url.get_secret_value() if url else "")
+        except Error:  # whose text may show the password
+            raise ValueError("not a PostgreSQL connection string") from None
+        return url
 
     @field_validator("transport")
     @classmethod

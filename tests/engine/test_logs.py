@@ -1,0 +1,107 @@
+"""Logging tells no secrets, and never fails whoever logs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pytest
+import structlog
+
+from engine import logs
+from engine.settings import load
+
+JOB = UUID(int=7)
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    known = structlog.get_config()
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    structlog.configure(**known)
+    structlog.contextvars.clear_contextvars()
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+def configured(**settings: Any) -> Any:
+    logs.configure(load({}, **({"log_format": "json"} | settings)), "worker")
+    structlog.configure(cache_logger_on_first_use=False)
+    return structlog.get_logger()
+
+
+def lines(captured: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in captured.readouterr().err.splitlines()]
+
+
+def test_an_event_is_one_line_of_json_with_its_role(capfd: pytest.CaptureFixture[str]) -> None:
+    configured().info("attempt.ended", job_id=JOB, seconds=0.5)
+    [line] = lines(capfd)
+    assert (line["event"], line["role"], line["level"]) == ("attempt.ended", "worker", "info")
+    assert (line["job_id"], line["seconds"]) == (str(JOB), 0.5)
+    assert line["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("event", "hidden"),
+    [
+        ({"authorization": "Bearer abc"}, "abc"),
+        ({"api_key": "abc123"}, "abc123"),
+        ({"jwt_secret": "abc123"}, "abc123"),
+        ({"error": "connection to postgresql://ann:hunter2@db/x failed"}, "hunter2"),
+        ({"error": "refused: Bearer eyJhbGciOi.abc-_"}, "eyJhbGciOi"),
+    ],
+)
+def test_secrets_are_hidden(capfd: pytest.CaptureFixture[str], event: dict[str, str], hidden: str) -> None:
+    configured().warning("something.happened", **event)
+    assert hidden not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["\ud800", 2**80, {"\udfff": 1}, object(), float("nan"), b"\xff"])
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_whatever_is_logged_gives_a_line(capfd: pytest.CaptureFixture[str], value: Any, form: str) -> None:
+    configured(log_format=form).info("odd.seen", value=value)
+    assert "odd.seen" in capfd.readouterr().err
+
+
+def test_a_library_s_record_keeps_its_traceback_and_any_level(capfd: pytest.CaptureFixture[str]) -> None:
+    configured()
+    try:
+        print(1 // 0)
+    except ZeroDivisionError:
+        logging.getLogger("lib").exception("it broke %d times", 3)
+    logging.getLogger("lib").log(35, "odd level")
+    logging.getLogger("lib").info("too quiet")
+    broken, odd = lines(capfd)
+    assert (broken["logger"], broken["message"]) == ("lib", "it broke 3 times")
+    assert "ZeroDivisionError" in broken["exception"]
+    assert odd["message"] == "odd level"
+
+
+def test_the_level_is_the_configured_one(capfd: pytest.CaptureFixture[str]) -> None:
+    log = configured(log_level="error")
+    log.warning("not.shown")
+    log.error("is.shown")
+    assert [line["event"] for line in lines(capfd)] == ["is.shown"]
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_reader_that_has_gone_does_not_fail_the_one_who_logs(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = os.fdopen(writing, "w", buffering=1)
+    monkeypatch.setattr(sys, "stderr", stream)
+    log = configured(log_format=form)
+    for _ in range(3):
+        log.info("nobody.reads")
+    with pytest.raises(BrokenPipeError):
+        stream.close()

@@ -1,0 +1,70 @@
+"""Hints wake at once what would else find out by polling; losing one costs nothing but that."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from engine.notify import CANCEL, READY, Notifier, listen
+from tests.helpers import Conn
+
+WAIT = 10.0
+
+
+@asynccontextmanager
+async def running(*works: object) -> AsyncIterator[None]:
+    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def heard(queue: asyncio.Queue[str]) -> str:
+    async with asyncio.timeout(WAIT):
+        return await queue.get()
+
+
+async def test_a_poke_is_heard_and_pokes_of_a_moment_are_one(database_url: str) -> None:
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    notifier = Notifier(database_url)
+    async with running(listen(database_url, queue.put_nowait), notifier.run()):
+        assert await heard(queue) == READY  # after connecting: hints may have been missed
+        for _ in range(100):
+            notifier.poke()
+        assert await heard(queue) == READY
+        notifier.poke()
+        assert await heard(queue) == READY
+        assert queue.qsize() <= 1
+
+
+async def test_a_cancellation_is_told_apart(database_url: str, conn: Conn) -> None:
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    async with running(listen(database_url, queue.put_nowait)):
+        await heard(queue)
+        await conn.execute("SELECT pg_notify('outrider_cancel', '')")
+        assert await heard(queue) == CANCEL
+
+
+async def test_both_ends_come_back_after_their_connections_were_terminated(
+    database_url: str, conn: Conn
+) -> None:
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    notifier = Notifier(database_url)
+    async with running(listen(database_url, queue.put_nowait), notifier.run()):
+        await heard(queue)
+        notifier.poke()
+        await heard(queue)
+        await conn.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE application_name IN ('outrider listener', 'outrider notifier') AND datname = current_database()"
+        )
+        assert await heard(queue) == READY  # the listener is back, and says that it may have missed something
+        async with asyncio.timeout(WAIT):
+            while queue.empty():
+                notifier.poke()
+                await asyncio.sleep(0.01)

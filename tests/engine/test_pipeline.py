@@ -1,0 +1,102 @@
+"""What authors write is checked when it is declared and when it is loaded, not when a job meets it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from engine.errors import ConfigurationError
+from engine.pipeline import Pipeline, Registry, load, pipeline
+
+
+async def on_the_loop(_job: Any, _run: Any) -> None: ...
+
+
+def in_a_thread(_job: Any, _run: Any) -> None: ...
+
+
+class Caller:
+    async def __call__(self, _job: Any, _run: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "is_async"),
+    [
+        (on_the_loop, True),
+        (in_a_thread, False),
+        (functools.partial(on_the_loop), True),
+        (Caller(), True),
+        (print, False),
+    ],
+)
+def test_an_async_function_is_known_however_it_is_wrapped(function: Any, is_async: bool) -> None:
+    assert Pipeline(preset="p", function=function).is_async is is_async
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"preset": ""},
+        {"preset": "Upper"},
+        {"preset": "-p"},
+        {"preset": "p" * 64},
+        {"preset": "p\n"},
+        {"timeout": 0.5},
+        {"timeout": 86_401},
+        {"timeout": float("nan")},
+        {"max_attempts": 0},
+        {"max_attempts": 26},
+        {"backoff": -1},
+        {"backoff": 601},
+    ],
+)
+def test_a_declaration_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    known: dict[str, Any] = {"preset": "p", "function": in_a_thread}
+    with pytest.raises(ConfigurationError):
+        Pipeline(**(known | wrong))
+
+
+def test_a_docstring_is_the_description_unless_one_is_given() -> None:
+    def told(_job: Any, _run: Any) -> None:
+        """Tells."""
+
+    assert pipeline("p")(told).description == "Tells."
+    assert pipeline("p", description="Says.")(told).description == "Says."
+
+
+def test_two_pipelines_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="twice"):
+        Registry([Pipeline(preset="p", function=in_a_thread), Pipeline(preset="p", function=in_a_thread)])
+
+
+def module(name: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> str:
+    made = ModuleType(name)
+    vars(made).update(members)
+    monkeypatch.setitem(sys.modules, name, made)
+    return name
+
+
+def test_a_module_adds_its_pipelines_to_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Pipeline(preset="mine", function=in_a_thread)
+    found = load([module("some_pipelines", monkeypatch, pipelines=[mine])])
+    assert found["mine"] is mine
+    assert "storyboard" in found
+
+
+@pytest.mark.parametrize(
+    "members", [{}, {"pipelines": "mine"}, {"pipelines": [in_a_thread]}, {"pipelines": ()}]
+)
+def test_a_module_that_does_not_list_pipelines_is_refused(
+    monkeypatch: pytest.MonkeyPatch, members: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match="some_pipelines"):
+        load([module("some_pipelines", monkeypatch, **members)])
+
+
+def test_a_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"no\.such\.module"):
+        load(["no.such.module"])
