@@ -1,0 +1,134 @@
+"""A site: worker processes over the test's database, maintenance beside them, and what they left on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from uuid import UUID
+
+import orjson
+import pytest
+
+from engine.db import open_pool
+from tests.acceptance import work
+from tests.engine.scene import WAIT, Scene, until
+from tests.helpers import Conn
+
+ROOT = Path(__file__).parents[2]
+LEASE = 2.0
+
+
+class Process:
+    """A worker process; its log is a file."""
+
+    def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
+        self._child = child
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def send(self, number: signal.Signals) -> None:
+        self._child.send_signal(number)
+
+    def logged(self, event: str) -> int:
+        """How many lines of `event` it has written."""
+        lines = [line for line in self._log.read_bytes().splitlines() if line.startswith(b"{")]
+        return sum(orjson.loads(line)["event"] == event for line in lines)
+
+    async def says(self, event: str, times: int = 1) -> None:
+        async def look() -> bool:
+            assert self._child.returncode is None, self._log.read_text()
+            return self.logged(event) >= times
+
+        await until(look)
+
+    async def ended(self, seconds: float = WAIT) -> int:
+        async with asyncio.timeout(seconds):
+            return await self._child.wait()
+
+    async def end(self) -> None:
+        if self._child.returncode is None:
+            self._child.kill()  # ends a stopped process, too
+        await self._child.wait()
+
+
+class Site(Scene):
+    def __init__(self, url: str, conn: Conn, pool: object, folder: Path, stack: AsyncExitStack) -> None:
+        super().__init__(url, conn, pool)  # type: ignore[arg-type]
+        self.folder = folder
+        self.limits = {each.preset: each.max_attempts for each in work.pipelines}
+        self._stack = stack
+        self._started = 0
+
+    async def start(self, *, lease: float = LEASE, slots: int = 10, drain: float = 20) -> Process:
+        """A worker process, once it holds a lease."""
+        self._started += 1
+        log = self.folder / f"worker-{self._started}.log"
+        settings = {
+            "DATABASE_URL": self.url,
+            "PIPELINES": "tests.acceptance.work",
+            "ADMIN_PORT": 0,
+            "LEASE_SECONDS": lease,
+            "WORKER_CONCURRENCY": slots,
+            "DRAIN_SECONDS": drain,
+        }
+        with log.open("wb") as stream:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "worker"),
+                cwd=ROOT,
+                stderr=stream,
+                env=os.environ | {f"OUTRIDER_{name}": str(value) for name, value in settings.items()},
+            )
+        process = Process(child, log)
+        self._stack.push_async_callback(process.end)
+        await process.says("worker.registered")
+        return process
+
+    async def submit(self, preset: str, count: int = 1) -> list[UUID]:
+        return [await self.enqueue(preset, content=str(self.folder)) for _ in range(count)]
+
+    def runs(self) -> list[tuple[str, UUID, int, int]]:
+        """(preset, job, attempt, process) of each start, in order."""
+        file = self.folder / "runs"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [
+            (preset, UUID(job), int(attempt), int(pid)) for preset, job, attempt, pid in map(str.split, lines)
+        ]
+
+    async def running(self, count: int) -> None:
+        """Wait until so many attempts have started."""
+
+        async def look() -> bool:
+            return len(self.runs()) >= count
+
+        await until(look)
+
+    def go(self, attempt: int | None = None) -> None:
+        (self.folder / ("go" if attempt is None else f"go-{attempt}")).touch()
+
+    async def ledger(self) -> list[tuple[UUID, int]]:
+        """What effects have written: (job, attempt), a row for each."""
+        rows = await (await self.conn.execute("SELECT job_id, attempt FROM ledger")).fetchall()
+        return [(job_id, attempt) for job_id, attempt in rows]
+
+
+@pytest.fixture
+async def site(database_url: str, conn: Conn, tmp_path: Path) -> AsyncIterator[Site]:
+    await conn.execute("CREATE TABLE ledger (job_id uuid NOT NULL, attempt integer NOT NULL)")
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(open_pool(database_url, name="test", size=4))
+        site = Site(database_url, conn, pool, tmp_path, stack)
+        yield site
+        assert await site.broken() == []
+        runs = [(job_id, attempt) for _, job_id, attempt, _ in site.runs()]
+        assert len(runs) == len(set(runs)), "an attempt ran twice"
+        written = [job_id for job_id, _ in await site.ledger()]
+        assert len(written) == len(set(written)), "effects happened twice"
