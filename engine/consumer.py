@@ -119,9 +119,10 @@ class Consumer:
             free = max(0, min(self._slots - len(self._occupied), 2 * self._slots - len(self._held)))
             claimed = await self._claim(free)
             self._saturated = claimed == free
-            if claimed and self._saturated:
+            if claimed:  # there may be more; only an empty claim has also looked below the source's mark
+                idle = MIN_IDLE_SECONDS
                 continue
-            idle = MIN_IDLE_SECONDS if claimed else min(idle * 2, MAX_IDLE_SECONDS)
+            idle = min(idle * 2, MAX_IDLE_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(idle):
                     await self._wake.wait()

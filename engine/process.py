@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def run(role: str, main: Main, settings: Settings | None = None) -> int:
     try:
         settings = settings or load()
         logs.configure(settings, role)
+        _calm_the_collector()
         return asyncio.run(_bounded(main, settings, left))
     except ConfigurationError as error:
         for problem in error.problems:
@@ -43,6 +45,16 @@ def run(role: str, main: Main, settings: Settings | None = None) -> int:
         return FAILED
     finally:
         left.set()
+
+
+def _calm_the_collector() -> None:
+    """Collect cyclic garbage less often.
+
+    Thousands of live attempts and requests make each pass long, and they hold no cycles: at the default threshold
+    a fifth of a worker's time went into looking for some.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 async def _bounded(main: Main, settings: Settings, left: threading.Event) -> int:

@@ -30,8 +30,8 @@ class Source(Protocol):
 class PostgresSource:
     """Claims from the outbox on a connection of its own, remembering per lane how far it has come.
 
-    Rows below that mark (late commits, released jobs) are found by a sweep of the whole index: at once when a
-    claim comes back short, every 2 s at most while claims come back full, and never for more than 1/20 of the time.
+    Rows below that mark (late commits, released jobs) are found by a sweep of the whole index: when a claim comes
+    back empty, every 2 s while claims do not, and never for more than 1/20 of the time.
     """
 
     def __init__(self, url: str, presets: Sequence[str]) -> None:
@@ -48,8 +48,8 @@ class PostgresSource:
         if self._idle_since_sweep() >= max(SWEEP_SECONDS, SWEEP_COST * self._cost):
             return await self._sweep(worker_id, limit)
         found = await self._scan(worker_id, limit, sweep=False)
-        if len(found) < limit and self._idle_since_sweep() >= SWEEP_COST * self._cost:
-            found += await self._sweep(worker_id, limit - len(found))
+        if not found and self._idle_since_sweep() >= SWEEP_COST * self._cost:
+            return await self._sweep(worker_id, limit)
         return found
 
     async def aclose(self) -> None:
