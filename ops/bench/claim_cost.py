@@ -26,7 +26,7 @@ MOST: Final = 1.3
 
 LATER: Final = "2100-01-01T00:00Z"
 
-# What finishing leaves of the `ready` jobs: a result and two more audit rows each.
+# What finishing leaves of all jobs: a result and two more audit rows each.
 FINISH_ALL: LiteralString = """
 WITH done AS (
     DELETE FROM outbox RETURNING job_id, user_id, run_at
@@ -53,14 +53,15 @@ class Cost(NamedTuple):
 def run(server: Server, plan: Plan) -> Iterator[Row]:
     small, middle, large = plan.small_rows, plan.middle_rows, plan.large_rows
     base, half_way = f"{number(small)} ready", f"{number(middle)} ready"
-    situations: dict[str, Callable[[Connection], None]] = {
-        base: lambda conn: fill(conn, PRESET, small),
-        half_way: lambda conn: fill(conn, PRESET, middle),
-        f"{number(large)} ready": lambda conn: fill(conn, PRESET, large),
-        f"{base}, {number(large)} scheduled": lambda conn: _scheduled(conn, small, large),
-        f"{base}, {number(large)} finished": lambda conn: _finished(conn, small, large),
-    }
-    costs = {name: _cost(server, filling) for name, filling in situations.items()}
+    with server.database() as url:
+        costs = {
+            base: _cost(url, lambda conn: fill(conn, PRESET, small)),
+            half_way: _cost(url, lambda conn: fill(conn, PRESET, middle - small)),
+            f"{number(large)} ready": _cost(url, lambda conn: fill(conn, PRESET, large - middle)),
+            f"{base}, {number(large)} finished": _cost(url, lambda conn: _finished(conn, small)),
+        }
+    with server.database() as url:
+        costs[f"{base}, {number(large)} scheduled"] = _cost(url, lambda conn: _scheduled(conn, small, large))
     times = {name: Row(f"{name}: time", cost.microseconds, "µs") for name, cost in costs.items()}
     buffers = {name: Row(f"{name}: shared buffers", cost.buffers, "") for name, cost in costs.items()}
     for name in costs:
@@ -72,24 +73,22 @@ def run(server: Server, plan: Plan) -> Iterator[Row]:
             yield ratio(f"{name}: buffers / {base}", buffers[name], buffers[base], at_most=goal)
 
 
+def _finished(conn: Connection, ready: int) -> None:
+    conn.execute(FINISH_ALL)
+    fill(conn, PRESET, ready)
+
+
 def _scheduled(conn: Connection, ready: int, scheduled: int) -> None:
     fill(conn, PRESET, scheduled, LATER)
     fill(conn, PRESET, ready)
 
 
-def _finished(conn: Connection, ready: int, finished: int) -> None:
-    fill(conn, PRESET, finished)
-    conn.execute(FINISH_ALL)
-    fill(conn, PRESET, ready)
-
-
-def _cost(server: Server, filling: Callable[[Connection], None]) -> Cost:
-    with server.database() as url:
-        with psycopg.connect(url, autocommit=True) as conn:
-            filling(conn)
-            settle(conn)
-            worker_id = workers.register(conn, workers.Registration("bench", [PRESET], BATCH), 3600)
-        return asyncio.run(_claimed(url, worker_id))
+def _cost(url: str, change: Callable[[Connection], None]) -> Cost:
+    with psycopg.connect(url, autocommit=True) as conn:
+        change(conn)
+        settle(conn)
+        worker_id = workers.register(conn, workers.Registration("bench", [PRESET], BATCH), 3600)
+    return asyncio.run(_claimed(url, worker_id))
 
 
 async def _claimed(url: str, worker_id: int) -> Cost:

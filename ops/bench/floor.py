@@ -18,10 +18,15 @@ IN_FLIGHT: Final = 2
 """Batches claimed and not yet finished, where two connections take turns."""
 SECONDS: Final = 120.0
 
+# Or maintenance would take back what no living worker holds.
+REGISTER: LiteralString = """
+INSERT INTO workers (name, presets, slots, expires_at) VALUES ('floor', '{}', 0, now() + interval '1 hour') RETURNING id
+"""
+
 CLAIM: LiteralString = """
 WITH taken AS (
     UPDATE outbox
-    SET status = 'leased', attempt = attempt + 1, version = version + 1, worker_id = 0, claimed_at = clock_timestamp()
+    SET status = 'leased', attempt = attempt + 1, version = version + 1, worker_id = %s, claimed_at = clock_timestamp()
     WHERE job_id = ANY (ARRAY(
         SELECT job_id FROM outbox
         WHERE status = 'ready' AND preset = %s AND priority = 2 AND position > %s
@@ -59,9 +64,12 @@ class Claims:
         self._conn = conn
         self._preset = preset
         self._low = 0
+        row = conn.execute(REGISTER).fetchone()
+        assert row is not None
+        self._worker_id = row[0]
 
     def next(self) -> list[UUID]:
-        rows = self._conn.execute(CLAIM, [self._preset, self._low, BATCH]).fetchall()
+        rows = self._conn.execute(CLAIM, [self._worker_id, self._preset, self._low, BATCH]).fetchall()
         self._low = max((row[1] for row in rows), default=self._low)
         return [row[0] for row in rows]
 

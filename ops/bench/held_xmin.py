@@ -39,6 +39,13 @@ class Claimed(NamedTuple):
     sweep: bool
 
 
+class Log(NamedTuple):
+    """Every scan, and for the machine's own ups and downs every enqueue of a batch: when it ended, what it took."""
+
+    claims: list[Claimed]
+    enqueues: list[tuple[float, float]]
+
+
 class WatchedSource(PostgresSource):
     """Notes what each scan took."""
 
@@ -57,9 +64,11 @@ class WatchedSource(PostgresSource):
 def run(server: Server, plan: Plan) -> Iterator[Row]:
     rows = repeated(plan.repeat, lambda: _measured(server, plan), "ms")
     window = f"{plan.held_window:g} s"
+    ends = f"last {window} / first {window}"
     yield Row(f"cursor claim, first {window}, median", rows["first"].samples, "ms")
     yield Row(f"cursor claim, last {window}, median", rows["last"].samples, "ms")
-    yield Row(f"last {window} / first {window}", rows["ratio"].samples, at_most=MOST)
+    yield Row(f"cursor claim, {ends}", rows["claim"].samples, at_most=MOST)
+    yield Row(f"an enqueue of as many, {ends}", rows["enqueue"].samples)
     yield Row(f"sweep, last {window}, median", rows["sweep"].samples, "ms")
     yield Row(f"sweeps in {plan.held_seconds:g} s", rows["sweeps"].samples, "")
     yield Row(f"jobs in {plan.held_seconds:g} s", rows["jobs"].samples, "")
@@ -70,41 +79,46 @@ def _measured(server: Server, plan: Plan) -> dict[str, float]:
         holder.isolation_level = IsolationLevel.REPEATABLE_READ
         holder.execute("SELECT count(*) FROM outbox")
         began = time.perf_counter()
-        claims = asyncio.run(_work(url, plan.held_seconds))
-        end = claims[-1].at
-    first = _medians([each for each in claims if each.at < began + plan.held_window])
-    last = _medians([each for each in claims if each.at > end - plan.held_window])
+        log = asyncio.run(_work(url, plan.held_seconds))
+    head, tail = began + plan.held_window, log.claims[-1].at - plan.held_window
+    cursor = [(each.at, each.took) for each in log.claims if not each.sweep and each.rows == BATCH]
+    sweeps = [each.took for each in log.claims if each.sweep and each.at > tail]
+    first, last = _ends(cursor, head, tail)
+    first_enqueue, last_enqueue = _ends(log.enqueues, head, tail)
     return {
-        "first": first[0],
-        "last": last[0],
-        "ratio": last[0] / first[0],
-        "sweep": last[1],
-        "sweeps": sum(each.sweep for each in claims),
-        "jobs": sum(each.rows for each in claims),
+        "first": 1000 * first,
+        "last": 1000 * last,
+        "claim": last / first,
+        "enqueue": last_enqueue / first_enqueue,
+        "sweep": 1000 * median(sweeps or [0.0]),
+        "sweeps": sum(each.sweep for each in log.claims),
+        "jobs": sum(each.rows for each in log.claims),
     }
 
 
-def _medians(claims: list[Claimed]) -> tuple[float, float]:
-    """Milliseconds of a full claim from the cursor, and of a sweep."""
-    cursor = [1000 * each.took for each in claims if not each.sweep and each.rows == BATCH]
-    sweeps = [1000 * each.took for each in claims if each.sweep]
-    return median(cursor), median(sweeps or [0.0])
+def _ends(timed: list[tuple[float, float]], head: float, tail: float) -> tuple[float, float]:
+    """The median of what ended before `head`, and of what ended after `tail`."""
+    first = median(took for at, took in timed if at < head)
+    return first, median(took for at, took in timed if at > tail)
 
 
-async def _work(url: str, seconds: float) -> list[Claimed]:
+async def _work(url: str, seconds: float) -> Log:
     source = WatchedSource(url)
+    enqueues: list[tuple[float, float]] = []
     async with await connect(url, name="bench", hot=True) as conn:
         worker_id = await asyncio.to_thread(_register, url)
         for _ in range(AHEAD):
             await _enqueue(conn)
         end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+        while (began := time.perf_counter()) < end:
             await _enqueue(conn)
+            enqueued = time.perf_counter()
+            enqueues.append((enqueued, enqueued - began))
             attempts = await source.claim(worker_id, BATCH)
             endings = [Ending(*attempt.key, JobState.COMPLETED, "completed", "null") for attempt in attempts]
             await finish(conn, worker_id, endings)
     await source.aclose()
-    return source.claims
+    return Log(source.claims, enqueues)
 
 
 async def _enqueue(conn: Connection) -> None:

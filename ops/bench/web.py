@@ -1,21 +1,27 @@
-"""The web process over one of three stores, as `python -m ops.bench.web group | single | stub`."""
+"""The web process over one of four stores, as `python -m ops.bench.web group | single | stub | timed`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final
+from typing import Final, LiteralString
+from uuid import UUID
 
 from engine import process
-from engine.db import open_pool
+from engine.db import Pool, open_pool
 from engine.enqueue import Accepted, Submission, enqueue_group
 from web.__main__ import OpenStore, main
 from web.store import PostgresStore, open_store
 
 POOL_SIZE: Final = 20
 """More connections than that only queue inside a PostgreSQL on a few cores."""
+
+COMMITS: LiteralString = """
+CREATE TABLE bench_commits AS SELECT * FROM unnest(%s::uuid[], %s::float8[]) AS x(job_id, committed)
+"""
 
 
 class SingleStore(PostgresStore):
@@ -37,18 +43,40 @@ class StubStore(PostgresStore):
         return Accepted(tuple(new.id for new in submission.jobs))
 
 
+class TimedStore(PostgresStore):
+    """Group commit that remembers when each commit was acknowledged, and leaves it in the database at its end."""
+
+    def __init__(self, url: str, pool: Pool, poke: Callable[[], None]) -> None:
+        super().__init__(url, pool, poke)
+        self._commits: dict[UUID, float] = {}
+
+    async def _write(self, group: Sequence[Submission]) -> Sequence[Accepted | Exception]:
+        answers = await super()._write(group)
+        now = time.time()
+        self._commits.update((new.id, now) for submission in group for new in submission.jobs)
+        return answers
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        async with self.connection() as conn:
+            await conn.execute(COMMITS, [list(self._commits), list(self._commits.values())])
+
+
 @asynccontextmanager
 async def _opened(
     kind: type[PostgresStore], url: str, poke: Callable[[], None]
 ) -> AsyncIterator[PostgresStore]:
     async with open_pool(url, name="bench", size=POOL_SIZE) as pool:
-        yield kind(url, pool, poke)
+        store = kind(url, pool, poke)
+        yield store
+        await store.aclose()
 
 
 STORES: Final[Mapping[str, OpenStore]] = {
     "group": open_store,
     "single": partial(_opened, SingleStore),
     "stub": partial(_opened, StubStore),
+    "timed": partial(_opened, TimedStore),
 }
 
 if __name__ == "__main__":
