@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
 
 import orjson
 from aiohttp import web
+from pydantic import BaseModel
 
 from engine.audit import AuditRow
 from engine.jobs import JobView
@@ -91,13 +93,18 @@ def presets(registry: Registry) -> dict[str, Any]:
             {
                 "preset": each.preset,
                 "description": each.description,
-                "metadata_schema": each.metadata and each.metadata.model_json_schema(),
+                "metadata_schema": each.metadata and _schema(each.metadata),
                 "timeout_seconds": whole(each.timeout),
                 "max_attempts": each.max_attempts,
             }
             for each in registry.values()
         ]
     }
+
+
+@cache  # finite: the models of the registered presets
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def utc(moment: datetime | None) -> datetime | None:

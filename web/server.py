@@ -10,6 +10,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from engine.errors import ConfigurationError
 from web import problems
 from web.boundary import REQUEST_ID, new_request_id
 from web.problems import Refused
@@ -70,7 +71,10 @@ class _Runner(web.AppRunner):
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int, *, drain_seconds: float) -> AsyncIterator[int]:
-    """Serve `app` until the block ends; gives the port. Requests in flight have `drain_seconds` to end."""
+    """Serve `app` until the block ends; gives the port. Requests in flight have `drain_seconds` to end.
+
+    Raises ConfigurationError where the address cannot be listened on.
+    """
     options: dict[str, Any] = {
         "access_log": None,
         "keepalive_timeout": KEEPALIVE_SECONDS,
@@ -80,7 +84,10 @@ async def serving(app: web.Application, host: str, port: int, *, drain_seconds: 
     runner = _Runner(app, **options)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        try:
+            await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        except OSError as error:
+            raise ConfigurationError([f"cannot listen on {host}:{port}: {error.strerror}"]) from error
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

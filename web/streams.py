@@ -10,10 +10,8 @@ import orjson
 import structlog
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
-from psycopg import Error
 
 from engine import audit, metrics
-from engine.errors import OutriderError
 from engine.jobs import JobView
 from web import render
 from web.operations import Call
@@ -66,8 +64,8 @@ class _Stream:
                 view = await self._call.api.store.read(view.job_id, self._call.caller.sees)
         except (ConnectionError, TimeoutError):
             pass  # the client has gone, or no longer reads
-        except (OutriderError, Error) as error:
-            log.warning("stream.broken", error=str(error))
+        except Exception as error:  # a bug too: it must not write a second response into this one
+            log.warning("stream.broken", exc_info=error)
 
     async def _told(self, view: JobView) -> bool:
         """Send what is new; True once the terminal transition, with nothing after it, has been sent."""

@@ -14,6 +14,7 @@ import orjson
 import pytest
 
 from engine import process
+from engine.errors import ConfigurationError
 from tests.web.site import JOB, WAIT, Site, bearer, served, settings, submit, until
 from web import __main__ as entry
 from web import requests
@@ -220,6 +221,14 @@ async def test_draining_says_so_and_asks_clients_to_leave(database_url: str) -> 
         async with client.get("/healthz") as response:
             assert (response.status, await response.json()) == (200, {"status": "ok", "checks": {}})
         await submit(client)
+
+
+async def test_an_address_that_is_taken_stops_the_start_with_a_line(
+    database_url: str, shared_site: Site
+) -> None:
+    given = settings(database_url=database_url, http_port=shared_site.port, admin_port=0)
+    with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{shared_site.port}"):
+        await entry.main(given, asyncio.Event())
 
 
 async def test_stopping_fails_no_request_that_is_being_answered(

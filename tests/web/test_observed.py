@@ -1,0 +1,101 @@
+"""What a request leaves behind: one log line without secrets, and its metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from prometheus_client import REGISTRY as METRICS
+from structlog.testing import capture_logs
+
+from tests.web.site import JOB, SECRET, Site, get, submit, token
+
+
+def metric(name: str, **labels: str) -> float:
+    return METRICS.get_sample_value(name, labels) or 0.0
+
+
+async def test_a_request_is_one_line_that_holds_no_token(site: Site) -> None:
+    client = await site.client("ann")
+    good, bad = str(client.headers["Authorization"]), token("ann", key="x" * 32)
+    with capture_logs() as lines:
+        job_id = await submit(client)
+        await get(client, job_id)
+        async with client.get("/pipeline/jobs?cursor=secret", headers={"Authorization": f"Bearer {bad}"}):
+            pass
+        async with client.get("/nowhere", headers={"X-Request-Id": "mine"}):
+            pass
+    assert [(line["event"], line["method"], line["path"], line["status"]) for line in lines] == [
+        ("request.answered", "POST", "/pipeline/run", 202),
+        ("request.answered", "GET", f"/pipeline/job/{job_id}", 200),
+        ("request.answered", "GET", "/pipeline/jobs", 401),
+        ("request.answered", "GET", "/nowhere", 404),
+    ]
+    assert lines[3]["request_id"] == "mine"
+    text = orjson.dumps(lines).decode()
+    for secret in (good.split()[1], bad, SECRET, "cursor", JOB["content"]):
+        assert secret not in text
+
+
+async def test_an_error_of_ours_is_logged_with_its_cause_and_told_without(
+    site: Site, ann: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise RuntimeError("the cause")
+
+    monkeypatch.setattr(site.store, "read", broken)
+    with capture_logs() as lines:
+        async with ann.get("/pipeline/job/01890000-0000-7000-8000-000000000000") as response:
+            assert response.status == 500
+            assert response.headers["Content-Type"] == "application/problem+json"
+            assert "the cause" not in await response.text()
+    assert [line["event"] for line in lines] == ["request.failed", "request.answered"]
+    assert str(lines[0]["exc_info"]) == "the cause"
+
+
+async def test_requests_and_accepted_jobs_are_counted(site: Site, ann: Any) -> None:
+    def counts() -> list[float]:
+        return [
+            metric("outrider_http_request_seconds_count", route="/pipeline/run", method="POST", status="202"),
+            metric(
+                "outrider_http_request_seconds_count",
+                route="/pipeline/job/{job_id}",
+                method="GET",
+                status="200",
+            ),
+            metric("outrider_http_request_seconds_count", route="unknown", method="GET", status="404"),
+            metric("outrider_jobs_enqueued_total", preset="echo"),
+            metric("outrider_idempotency_keys_total", outcome="first"),
+            metric("outrider_idempotency_keys_total", outcome="replayed"),
+            metric("outrider_idempotency_keys_total", outcome="mismatch"),
+            metric("outrider_auth_failures_total", reason="missing"),
+            metric("outrider_auth_failures_total", reason="scope"),
+            metric("outrider_batch_rows_count", batch="submissions"),
+        ]
+
+    before = counts()
+    await get(ann, await submit(ann))
+    for job in (JOB, JOB, JOB | {"content": "other"}):
+        async with ann.post("/pipeline/run", json=job, headers={"Idempotency-Key": "k"}):
+            pass
+    async with ann.post("/pipeline/batch", json={"jobs": [JOB, JOB]}):
+        pass
+    for client in (await site.client(None), await site.client("ann", scope="")):
+        async with client.get("/pipeline/jobs"):
+            pass
+    async with ann.get("/nowhere"):
+        pass
+    assert [after - was for after, was in zip(counts(), before, strict=True)] == [
+        3,
+        1,
+        1,
+        4,
+        1,
+        1,
+        1,
+        1,
+        1,
+        5,
+    ]
+    assert metric("outrider_http_requests_in_flight") == 0
