@@ -12,8 +12,8 @@ from prometheus_client import Counter, Histogram
 from engine.errors import LeaseLost
 from engine.executor import Execution
 from engine.metrics import ATTEMPTS, JOBS_FINISHED, RUN_SECONDS, WAIT_SECONDS
-from engine.model import Cancelled, Completed, Failed, JobState, Outcome
-from engine.outcome import label
+from engine.model import Cancelled, Completed, Failed, JobState, Outcome, Retry
+from engine.outcome import describe, label
 
 log = structlog.get_logger()
 
@@ -67,8 +67,10 @@ def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error:
 
 
 def _error(outcome: Outcome) -> str | None:
-    error = getattr(outcome, "error", None)
-    return None if error is None else f"{type(error).__name__}: {error}"[:500]
+    if not isinstance(outcome, Retry | Failed):
+        return None
+    known = describe(outcome.error)
+    return f"{known.type}: {known.message}"[:500]
 
 
 class _Children(dict[tuple[str, ...], Any]):

@@ -9,13 +9,14 @@ from typing import Literal
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-EXECUTE, READY = b"E", b"Z"
+EXECUTE, QUERY, READY = b"E", b"Q", b"Z"
 
 Moment = Literal["before it is sent", "after its commit"]
 
 
 class Cutter:
-    """Passes everything on. Armed for a connection, by its name, it cuts that one at its next statement.
+    """Passes everything on. Armed for a connection, by its name, it cuts that one at its next statement, or at the
+    next simple one of some text.
 
     In autocommit the server has committed when it says that it is ready: cut then, the client cannot know.
     """
@@ -25,10 +26,16 @@ class Cutter:
         self.cuts = 0
         self._name = b""
         self._moment: Moment | None = None
+        self._text: bytes | None = None
 
-    def arm(self, name: str, moment: Moment) -> None:
+    def arm(self, name: str, moment: Moment, text: str | None = None) -> None:
         self._name = f"outrider {name}".encode()
         self._moment = moment
+        self._text = text.encode() if text else None
+
+    def meant(self, kind: bytes, message: bytes) -> bool:
+        """Whether this is a statement to be cut at."""
+        return kind == EXECUTE if self._text is None else kind == QUERY and self._text in message
 
     async def passed(
         self, up: tuple[asyncio.StreamReader, asyncio.StreamWriter], down: asyncio.StreamWriter, url: str
@@ -73,7 +80,7 @@ class _Link:
     async def requests(self, reader: asyncio.StreamReader) -> None:
         while True:
             kind, message = await _message(reader)
-            if kind == EXECUTE:
+            if self._cutter.meant(kind, message):
                 if self._cutter.cut(self._hello, "before it is sent"):
                     raise _Cut
                 self._executed = True

@@ -76,13 +76,14 @@ class Scene:
         lease: float = LEASE,
         drain: float = 5.0,
         url: str | None = None,
+        pool: Pool | None = None,
         source: Source | None = None,
     ) -> AsyncIterator[Worker]:
         registry = Registry(pipelines)
         self.limits |= {each.preset: each.max_attempts for each in pipelines}
         consumer = Consumer(
             url or self.url,
-            self.pool,
+            pool or self.pool,
             source or PostgresSource(url or self.url, tuple(registry)),
             registry,
             slots=slots,

@@ -135,11 +135,13 @@ async def test_an_async_pipeline_that_swallows_its_cancellation_is_left_behind_w
     async with asyncio.timeout(WAIT):
         await started.wait()
     watched.execution.time_out()
-    outcome = await watched.outcome()
-    assert isinstance(outcome, Retry)
-    assert isinstance(outcome.error, TimeoutError)
-    assert not watched.idle.is_set()
-    let_go.set()
+    try:
+        outcome = await watched.outcome()
+        assert isinstance(outcome, Retry)
+        assert isinstance(outcome.error, TimeoutError)
+        assert not watched.idle.is_set()
+    finally:
+        let_go.set()
     async with asyncio.timeout(WAIT):
         await watched.idle.wait()
     assert len(watched.heard) == 1

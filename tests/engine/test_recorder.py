@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import REGISTRY
 from psycopg.rows import dict_row
 
+from engine.db import open_pool
 from engine.model import Completed, Failed, JobState, Retry
 from tests.engine.cutter import Moment, cutter
 from tests.engine.scene import Scene, preset, until
@@ -199,6 +200,32 @@ async def test_effects_that_always_raise_use_up_the_budget(scene: Scene, error: 
     assert job.error
     assert job.error["type"] == type(error).__name__
     assert await counters(scene.conn, job_id) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("moment", ["before it is sent", "after its commit"])
+async def test_effects_whose_connection_is_cut_at_commit_happen_once(scene: Scene, moment: Moment) -> None:
+    await ledger(scene.conn)
+    calls = 0
+
+    async with cutter(scene.url) as cut, open_pool(cut.url, name="effects", size=2) as pool:
+
+        @preset()
+        async def answer(job: Any, _run: Any) -> Completed:
+            async def effects(conn: Conn) -> None:
+                nonlocal calls
+                calls += 1
+                await conn.execute("INSERT INTO ledger VALUES (%s, 'done')", [job.id])
+                if calls == 1:
+                    cut.arm("effects", moment, "COMMIT")
+
+            return Completed(None, effects)
+
+        async with scene.worker(answer, pool=pool):
+            [job] = await scene.ended(job_id := await scene.enqueue())
+    assert (job.state, cut.cuts) == (JobState.COMPLETED, 1)
+    assert calls == (1 if moment == "after its commit" else 2)
+    assert await fetchone(scene.conn, "SELECT count(*) FROM ledger") == (1,)
+    assert await counters(scene.conn, job_id) == (1, 0, 0)
 
 
 async def test_effects_that_break_their_connection_each_time_use_up_the_budget(scene: Scene) -> None:
