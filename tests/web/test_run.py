@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from psycopg import AsyncConnection
 
-from tests.web.site import JOB, Hands, get, submit
+from tests.web.site import JOB, Hands, Site, get, served, submit
 
 Conn = AsyncConnection[Any]
 
@@ -227,3 +227,25 @@ async def test_two_keys_in_one_request_are_refused(ann: Any) -> None:
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
     async with ann.post("/pipeline/run", json=JOB, headers=headers) as response:
         assert response.status == 422
+
+
+async def test_keys_that_race_through_two_processes_make_one_job_each(
+    site: Site, database_url: str, conn: Conn
+) -> None:
+    async with served(database_url) as other, asyncio.timeout(20):
+        clients = [await site.client("ann"), await other.client("ann")]
+        keys = [f"k{n}" for n in range(20)]
+        asked = [
+            (client, key)
+            for turn in range(5)
+            for key in (keys if turn % 2 else keys[::-1])
+            for client in clients
+        ]
+        answers = await asyncio.gather(*(post(client, key) for client, key in asked))
+    ids: dict[str, set[bytes]] = {}
+    for (_, key), (status, _, body, _) in zip(asked, answers, strict=True):
+        assert status == 202
+        ids.setdefault(key, set()).add(body)
+    assert {len(bodies) for bodies in ids.values()} == {1}
+    assert sum(answer[3] is None for answer in answers) == len(keys)
+    assert await count(conn, "jobs") == len(keys)
