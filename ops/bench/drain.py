@@ -65,9 +65,8 @@ def _by_sql(url: str, drain: Callable[[str, str], None], rows: int) -> float:
 @contextmanager
 def _backlog(url: str, rows: int) -> Iterator[Callable[[], None]]:
     """Jobs that nobody sees before the given function is called."""
+    empty(url)
     with psycopg.connect(url) as conn:
-        empty(conn)
-        conn.commit()  # or it would keep its locks, and the relay waiting
         fill(conn, PRESET, rows)
 
         def commit() -> None:

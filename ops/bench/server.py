@@ -27,6 +27,8 @@ SETTINGS: Final = {
     "track_commit_timestamp": "on",
 }
 
+TABLES: Final = ("jobs", "outbox", "job_results", "job_state_records")
+
 # Rows as the API and enqueue write them, n at a time: 225 bytes of content, the size of a short paragraph.
 # With a `due` to come they wait for it.
 FILL: LiteralString = """
@@ -96,12 +98,15 @@ def fill(conn: psycopg.Connection, preset: str, rows: int, due: str | None = Non
     conn.execute(FILL, {"preset": preset, "rows": rows, "due": due})
 
 
-def empty(conn: psycopg.Connection) -> None:
-    """Forget every job, in the caller's transaction."""
-    conn.execute("TRUNCATE jobs, outbox, job_results, job_state_records")
+def empty(url: str) -> None:
+    """Forget every job. One lock at a time: holding one while waiting for the next would deadlock with the relay."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        for table in TABLES:
+            conn.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(table)))
 
 
 def settle(conn: psycopg.Connection) -> None:
     """Leave neither dirty pages nor missing statistics to whatever is measured next. Needs autocommit."""
-    conn.execute("VACUUM (ANALYZE) jobs, outbox, job_results, job_state_records")
+    tables = sql.SQL(", ").join(map(sql.Identifier, TABLES))
+    conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(tables))
     conn.execute("CHECKPOINT")
