@@ -205,11 +205,12 @@ async def test_effects_that_always_raise_use_up_the_budget(scene: Scene, error: 
 @pytest.mark.parametrize("moment", ["before it is sent", "after its commit"])
 async def test_effects_whose_connection_is_cut_at_commit_happen_once(scene: Scene, moment: Moment) -> None:
     await ledger(scene.conn)
+    name = f"effects-{moment[:3]}"
     calls = 0
 
     async with cutter(scene.url) as cut, open_pool(cut.url, name="effects", size=2) as pool:
 
-        @preset()
+        @preset(name)
         async def answer(job: Any, _run: Any) -> Completed:
             async def effects(conn: Conn) -> None:
                 nonlocal calls
@@ -221,9 +222,10 @@ async def test_effects_whose_connection_is_cut_at_commit_happen_once(scene: Scen
             return Completed(None, effects)
 
         async with scene.worker(answer, pool=pool):
-            [job] = await scene.ended(job_id := await scene.enqueue())
+            [job] = await scene.ended(job_id := await scene.enqueue(name))
     assert (job.state, cut.cuts) == (JobState.COMPLETED, 1)
     assert calls == (1 if moment == "after its commit" else 2)
+    assert attempts(name, "lost") == 0
     assert await fetchone(scene.conn, "SELECT count(*) FROM ledger") == (1,)
     assert await counters(scene.conn, job_id) == (1, 0, 0)
 

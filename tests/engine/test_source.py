@@ -76,8 +76,9 @@ async def test_within_a_lane_the_first_ready_is_the_first_claimed(conn: Conn, so
 
 
 async def test_a_job_committed_after_later_ones_were_claimed_is_found(
-    connect: Connect, conn: Conn, source: PostgresSource
+    connect: Connect, conn: Conn, source: PostgresSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engine.source.SWEEP_SECONDS", 3600.0)
     late = await connect(autocommit=False)
     await enqueue(late, new(content="late"))
     await enqueue(conn, new(content="early"))
