@@ -24,7 +24,7 @@ LEASE = 2.0
 
 
 class Process:
-    """A worker process; its log is a file."""
+    """A worker or relay process; its log is a file."""
 
     def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
         self._child = child
@@ -67,10 +67,12 @@ class Site(Scene):
         self._stack = stack
         self._started = 0
 
-    async def start(self, *, lease: float = LEASE, slots: int = 10, drain: float = 20) -> Process:
-        """A worker process, once it holds a lease."""
+    async def start(
+        self, role: str = "worker", *, lease: float = LEASE, slots: int = 10, drain: float = 20
+    ) -> Process:
+        """A worker or relay process, once it holds a lease."""
         self._started += 1
-        log = self.folder / f"worker-{self._started}.log"
+        log = self.folder / f"{role}-{self._started}.log"
         settings = {
             "DATABASE_URL": self.url,
             "PIPELINES": "tests.acceptance.work",
@@ -82,7 +84,7 @@ class Site(Scene):
         with log.open("wb") as stream:
             child = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "worker"),
+                *("-m", role),
                 cwd=ROOT,
                 stderr=stream,
                 env=os.environ | {f"OUTRIDER_{name}": str(value) for name, value in settings.items()},

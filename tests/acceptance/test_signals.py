@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -168,3 +169,19 @@ async def test_workers_that_come_and_go_do_every_job_s_effects_once(
     assert sorted(job_id for job_id, _ in await site.ledger()) == sorted(ids)
     spent = {(await counters(site.conn, job_id))[1:] for job_id in ids}
     assert spent <= ({(0, 0)} if number == signal.SIGTERM else {(0, 0), (0, 1), (0, 2)})
+
+
+async def test_a_relay_alone_runs_promotes_and_takes_back_what_another_left(site: Site) -> None:
+    ids = await site.submit("wait", 4)
+    victim = await site.start(lease=1, slots=2)
+    await site.running(2)
+    relay = await site.start("relay", lease=1)
+    victim.send(signal.SIGKILL)
+    later = datetime.now(UTC) + timedelta(seconds=0.5)
+    ids.append(await site.enqueue("wait", content=str(site.folder), run_at=later))
+    site.go()
+    ended = await site.ended(*ids)
+    assert {job.state for job in ended} == {JobState.COMPLETED}
+    assert sorted([await counters(site.conn, job_id) for job_id in ids]) == [(1, 0, 0)] * 3 + [(2, 0, 1)] * 2
+    relay.send(signal.SIGTERM)
+    assert await relay.ended() == 0
