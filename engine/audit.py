@@ -9,6 +9,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from engine.db import fetchall
 from engine.model import JobState
 
 
@@ -38,7 +39,7 @@ async def history(
     conn: AsyncConnection[Any], job_id: UUID, owner: str | None, after: int = -1
 ) -> list[AuditRow] | None:
     """The job's transitions with a `seq` above `after`, oldest first; None when that owner has no such job."""
-    rows = await (await conn.execute(HISTORY, {"id": job_id, "owner": owner, "after": after})).fetchall()
+    rows = await fetchall(conn, HISTORY, {"id": job_id, "owner": owner, "after": after})
     if not rows:
         return None
     return [

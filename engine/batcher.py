@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
-from psycopg import Error
+from psycopg import DataError, IntegrityError
+from psycopg.errors import ProgramLimitExceeded
 
 from engine.db import transient
 from engine.errors import DatabaseUnavailable, Overloaded
@@ -18,6 +19,9 @@ R = TypeVar("R")
 
 MAX_WAITING = 10_000
 TRIES = 5
+
+BISECTED = (DataError, IntegrityError, ProgramLimitExceeded, UnicodeError)
+"""Errors that are an item's own fault: the rest of its group is written without it."""
 
 
 class _Waiting(NamedTuple, Generic[T, R]):
@@ -30,9 +34,9 @@ class _Waiting(NamedTuple, Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Groups concurrent items into calls of `flush`, one at a time and without a timer.
 
-    `flush` answers each item in order; an answer that is an exception is for its item alone. An error in a
-    statement is bisected down to the items that cause it; a deadlock or a lost connection sends the same group
-    again, so `flush` must be safe to repeat. `weigh` bounds a group beside its count.
+    `flush` answers each item in order; an answer that is an exception is for its item alone. An item's own error
+    is bisected down to it; a deadlock or a lost connection sends the same group again, so `flush` must be safe to
+    repeat. `weigh` bounds a group, and what waits, beside their counts.
     """
 
     def __init__(
@@ -42,12 +46,15 @@ class Batcher(Generic[T, R]):
         max_group: int = 500,
         weigh: Callable[[T], int] = lambda _: 1,
         max_weight: int = 8 << 20,
+        max_waiting_weight: int = 64 << 20,
         tries: int = TRIES,
     ) -> None:
         self._flush = flush
         self._max_group = max_group
         self._weigh = weigh
         self._max_weight = max_weight
+        self._max_waiting_weight = max_waiting_weight
+        self._waiting_weight = 0
         self._tries = tries
         self._queue: deque[_Waiting[T, R]] = deque()
         self._writer: asyncio.Task[None] | None = None
@@ -63,8 +70,8 @@ class Batcher(Generic[T, R]):
         Cancelled before its group is taken, the item is withdrawn; later it is still written and its answer
         dropped. Raises Overloaded, or what `flush` raised for this item.
         """
-        if len(self._queue) >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} requests are waiting already")
+        if len(self._queue) >= MAX_WAITING or self._waiting_weight >= self._max_waiting_weight:
+            raise Overloaded(f"{len(self._queue)} requests are waiting already")
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self.put(item, partial(_settle, answer), answer.cancelled)
         return await answer
@@ -76,7 +83,9 @@ class Batcher(Generic[T, R]):
         withdrawn: Callable[[], bool] = lambda: False,
     ) -> None:
         """Have `item` written, and `answered` called on the loop with its answer, unless it is `withdrawn`."""
-        self._queue.append(_Waiting(item, self._weigh(item), answered, withdrawn))
+        weight = self._weigh(item)
+        self._waiting_weight += weight
+        self._queue.append(_Waiting(item, weight, answered, withdrawn))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write(), name="batcher")
 
@@ -100,6 +109,7 @@ class Batcher(Generic[T, R]):
             if group and weight + self._queue[0].weight > self._max_weight:
                 break
             waiting = self._queue.popleft()
+            self._waiting_weight -= waiting.weight
             if not waiting.withdrawn():
                 group.append(waiting)
                 weight += waiting.weight
@@ -108,7 +118,7 @@ class Batcher(Generic[T, R]):
     async def _answer(self, group: list[_Waiting[T, R]]) -> None:
         try:
             answers = await self._flushed([waiting.item for waiting in group])
-        except (Error, UnicodeError) as error:
+        except BISECTED as error:
             if len(group) == 1:
                 group[0].answered(error)
                 return

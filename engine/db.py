@@ -7,17 +7,18 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from psycopg import AsyncConnection, Error, OperationalError, errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from engine.errors import DatabaseUnavailable
 
 Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
+Rows = list[TupleRow]
 
 CONNECT_SECONDS: Final = 5
 STATEMENT_SECONDS: Final = 10.0
@@ -91,6 +92,7 @@ async def deadline(conn: Connection, seconds: float = STATEMENT_SECONDS) -> Asyn
         yield
     except Error as error:
         if conn.closed or _unavailable(error):
+            sever(conn)  # after a fail-over it may lead to a server that only reads
             raise DatabaseUnavailable(str(error).strip()) from error
         raise
     finally:
@@ -109,6 +111,22 @@ async def lent(pool: Pool, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[
             yield conn
     finally:
         await pool.putconn(conn)
+
+
+async def fetchall(conn: AsyncConnection[Any], statement: LiteralString, parameters: Any = None) -> Rows:
+    """Run a statement and give its rows as tuples, whatever row factory the caller's connection has."""
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(statement, parameters)
+        return await cursor.fetchall()
+
+
+async def fetchone(
+    conn: AsyncConnection[Any], statement: LiteralString, parameters: Any = None
+) -> TupleRow | None:
+    """As `fetchall`, for a statement that gives one row at most."""
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(statement, parameters)
+        return await cursor.fetchone()
 
 
 def sever(conn: Connection) -> None:

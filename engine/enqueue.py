@@ -10,13 +10,15 @@ from uuid import UUID
 import orjson
 from psycopg import AsyncConnection
 
-from engine.db import array
+from engine.db import array, fetchall, fetchone
 from engine.errors import IdempotencyMismatch, InvalidJob, Overloaded, Problem
 from engine.model import Job, NewJob
 from engine.pipeline import PRESET
 from engine.text import json_faults, text_fault
 
 MAX_CONTENT_BYTES = 256 * 1024
+MAX_METADATA_BYTES = 256 * 1024
+MAX_DELAY_SECONDS = 31_536_000
 KEY_HOURS = 24
 
 KeyName = tuple[str, str, str]
@@ -30,9 +32,9 @@ WITH new AS MATERIALIZED (
     SELECT * FROM unnest(%(id)s::uuid[], %(user_id)s::text[], %(preset)s::text[], %(content)s::text[],
                          %(metadata)s::jsonb[], %(priority)s::smallint[], %(max_attempts)s::smallint[],
                          %(timeout_seconds)s::integer[], %(traceparent)s::text[], %(run_at)s::timestamptz[],
-                         %(key_no)s::integer[])
+                         %(delay_seconds)s::double precision[], %(key_no)s::integer[])
     AS new(id, user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, traceparent, run_at,
-           key_no)
+           delay_seconds, key_no)
 ), kept AS (
     INSERT INTO idempotency_keys AS held (owner, route, key, fingerprint, answer, expires_at)
     SELECT owner, route, key, fingerprint::bytea, answer::json, clock_timestamp() + %(key_hours)s * interval '1 hour'
@@ -51,7 +53,7 @@ WITH new AS MATERIALIZED (
     INSERT INTO jobs (id, user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, traceparent,
                       run_at)
     SELECT id, user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, traceparent,
-           coalesce(run_at, now())
+           coalesce(run_at, now() + delay_seconds * interval '1 second', now())
     FROM new
     WHERE key_no IS NULL OR key_no IN (SELECT no FROM fresh)
     ON CONFLICT (id) DO NOTHING
@@ -110,7 +112,7 @@ async def enqueue(conn: AsyncConnection[Any], new: NewJob) -> Job:
     Raises InvalidJob.
     """
     check(new)
-    row = await (await conn.execute(ENQUEUE, _parameters([Submission((new,))]))).fetchone()
+    row = await fetchone(conn, ENQUEUE, _parameters([Submission((new,))]))
     assert row is not None
     return Job(
         id=new.id,
@@ -137,7 +139,7 @@ async def enqueue_group(
         if each.key is not None:
             keyed.setdefault(each.key.name, each)
     written = [each for each in submissions if each.key is None] + list(keyed.values())
-    row = await (await conn.execute(ENQUEUE, _parameters(written))).fetchone()
+    row = await fetchone(conn, ENQUEUE, _parameters(written))
     assert row is not None
     fresh = {no - 1 for no in row[0]}
     held: Held = {}
@@ -163,6 +165,12 @@ def check(new: NewJob) -> None:
             "not 1 to 86400",
         ),
         ("/run_at", new.run_at is None or _sane(new.run_at), "not a time with a zone from 1970 to 9998"),
+        (
+            "/delay_seconds",
+            new.delay_seconds is None or 0 <= new.delay_seconds <= MAX_DELAY_SECONDS,
+            "not 0 to a year",
+        ),
+        ("/delay_seconds", new.delay_seconds is None or new.run_at is None, "not together with run_at"),
     )
     problems = [Problem(pointer, detail) for pointer, good, detail in ranges if not good]
     problems += [
@@ -170,7 +178,10 @@ def check(new: NewJob) -> None:
         for pointer, text in (("/content", new.content), ("/user_id", new.user_id))
         if (fault := text_fault(text))
     ]
-    problems += json_faults(dict(new.metadata), "/metadata")
+    faults = list(json_faults(dict(new.metadata), "/metadata"))
+    if not faults and len(orjson.dumps(dict(new.metadata))) > MAX_METADATA_BYTES:
+        faults.append(Problem("/metadata", f"more than {MAX_METADATA_BYTES} bytes as JSON"))
+    problems += faults
     if problems:
         raise InvalidJob(problems)
 
@@ -194,7 +205,8 @@ def _parameters(submissions: Sequence[Submission]) -> dict[str, object]:
         "max_attempts": (new.max_attempts for new, _ in jobs),
         "timeout_seconds": (new.timeout_seconds for new, _ in jobs),
         "traceparent": (new.traceparent for new, _ in jobs),
-        "run_at": (new.run_at and new.run_at.isoformat() for new, _ in jobs),
+        "run_at": (new.run_at and new.run_at.astimezone(UTC).isoformat() for new, _ in jobs),
+        "delay_seconds": (new.delay_seconds for new, _ in jobs),
         "key_no": (no for _, no in jobs),
         "owner": (key.owner for key in keys),
         "route": (key.route for key in keys),
@@ -209,7 +221,7 @@ async def _held(conn: AsyncConnection[Any], names: Sequence[KeyName]) -> Held:
     if not names:
         return {}
     columns = [array(name[column] for name in names) for column in range(3)]
-    rows = await (await conn.execute(HELD, columns)).fetchall()
+    rows = await fetchall(conn, HELD, columns)
     return {
         name: (bytes(fingerprint), tuple(UUID(text) for text in orjson.loads(answer)))
         for name, (fingerprint, answer) in zip(names, rows, strict=True)

@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from engine.db import array
+from engine.db import array, fetchall
 from engine.model import JobState
 
 
@@ -197,5 +197,5 @@ async def page(
 
 async def pulse(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, Pulse]:
     """Version, progress and state of each id that exists."""
-    rows = await (await conn.execute(PULSE, [array(ids)])).fetchall()
+    rows = await fetchall(conn, PULSE, [array(ids)])
     return {job_id: Pulse(version, n, JobState(state)) for job_id, version, n, state in rows}

@@ -17,7 +17,7 @@ from psycopg import AsyncConnection, Error
 from engine.db import Connection, HotConnection, Pool, lent
 from engine.errors import DatabaseUnavailable
 from engine.metrics import MAINTENANCE_ERRORS, MAINTENANCE_ROWS, OUTBOX_OLDEST, OUTBOX_ROWS, SAMPLED_AT
-from engine.model import JobState
+from engine.model import JobState, first_id_of
 from engine.moves import lapse, promote
 from engine.process import pause
 
@@ -40,14 +40,15 @@ WHERE job_id = ANY (ARRAY(
 PRUNE_KEYS: LiteralString = """
 DELETE FROM idempotency_keys
 WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM idempotency_keys WHERE expires_at < clock_timestamp() LIMIT %s FOR UPDATE SKIP LOCKED))
+    SELECT ctid FROM idempotency_keys WHERE expires_at < now() LIMIT %s FOR UPDATE SKIP LOCKED))
 """
 
-# Ids are in the order of creation: the oldest finished jobs are at the head of the primary key.
+# Ids are in the order of creation, and what finished long ago was created before that: the bound ends the scan of
+# the primary key where younger jobs begin.
 PRUNE_JOBS: LiteralString = """
 WITH old AS MATERIALIZED (
     SELECT job_id FROM job_results
-    WHERE finished_at < clock_timestamp() - %(days)s * interval '1 day'
+    WHERE job_id < %(bound)s AND finished_at < now() - %(days)s * interval '1 day'
     ORDER BY job_id
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
@@ -174,7 +175,12 @@ class Maintenance:
         return len(lapsed)
 
     async def _prune_jobs(self, conn: Connection) -> int:
-        return (await conn.execute(PRUNE_JOBS, {"days": self._retention_days, "limit": BATCH})).rowcount
+        bound = first_id_of(
+            time.time() - (self._retention_days - 1) * 86_400
+        )  # a day of slack for other clocks
+        return (
+            await conn.execute(PRUNE_JOBS, {"days": self._retention_days, "limit": BATCH, "bound": bound})
+        ).rowcount
 
     async def _vacuum(self, conn: Connection) -> int:
         """Clear the queue's head of dead rows: autovacuum wakes once a minute, and by then they triple its cost."""

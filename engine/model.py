@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,20 +49,26 @@ TRANSITIONS: Mapping[JobState | None, frozenset[JobState]] = {
 _last_tick = 0
 
 
+def first_id_of(moment: float) -> UUID:
+    """A bound below every version 7 id made at `moment` (seconds since 1970) or later."""
+    return UUID(int=int(moment * 1000) << 80)
+
+
 def uuid7() -> UUID:
     """A time-ordered id (RFC 9562 §5.7, method 3: sub-millisecond bits in rand_a), increasing in a process."""
     global _last_tick
     tick = max(time.time_ns() * 4096 // 1_000_000, _last_tick + 1)
     _last_tick = tick
     milliseconds, fraction = tick >> 12, tick & 0xFFF
-    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62))
+    return UUID(int=milliseconds << 80 | 7 << 76 | fraction << 64 | 2 << 62 | random.getrandbits(62))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
     """A job to be enqueued. `max_attempts` and `timeout_seconds` of None mean the preset's own.
 
-    `run_at` must be timezone-aware; None, or a time that has passed, means at once.
+    `run_at` must be timezone-aware; None, or a time that has passed, means at once. `delay_seconds` instead counts
+    from the transaction's start, by the database's clock.
     """
 
     user_id: str
@@ -71,6 +77,7 @@ class NewJob:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     priority: int = DEFAULT_PRIORITY
     run_at: datetime | None = None
+    delay_seconds: float | None = None
     max_attempts: int | None = None
     timeout_seconds: int | None = None
     traceparent: str | None = None

@@ -20,7 +20,9 @@ DEBOUNCE_SECONDS: Final = 0.002
 RECONNECT_SECONDS: Final = 1.0
 
 # A NOTIFY commits like a write. Nobody has to wait for the disk here: a hint does not outlive a crash anyway.
-NOTIFY: LiteralString = "SELECT set_config('synchronous_commit', 'off', true), pg_notify('outrider_ready', '')"
+NOTIFY: LiteralString = (
+    "SELECT set_config('synchronous_commit', 'off', true), pg_notify('outrider_ready', '')"
+)
 
 READY: Final = "outrider_ready"
 CANCEL: Final = "outrider_cancel"

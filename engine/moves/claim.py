@@ -8,7 +8,7 @@ from typing import Any, LiteralString, NamedTuple
 import orjson
 from psycopg import AsyncConnection
 
-from engine.db import array
+from engine.db import array, fetchall
 from engine.model import Attempt, Job
 
 
@@ -68,7 +68,7 @@ async def claim(
         "limit": limit,
         "metadata": f'{{"worker": {worker_id}}}',
     }
-    rows = await (await conn.execute(CLAIM, parameters)).fetchall()
+    rows = await fetchall(conn, CLAIM, parameters)
     return [_attempt(worker_id, row) for row in rows]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
+from psycopg.errors import LockNotAvailable
 
-from engine.errors import JobNotFound, StateConflict
+from engine.db import fetchone
+from engine.errors import JobNotFound, Overloaded, StateConflict
 from engine.model import JobState
 from engine.moves.settle import SETTLE
 
@@ -65,18 +68,22 @@ LEFT JOIN outbox o ON o.job_id = j.id
 WHERE j.id = %(id)s AND (%(owner)s::text IS NULL OR j.user_id = %(owner)s)
 """
 
+# Effects hold the row while they run, which may be long: whoever cancels must not wait for them with his connection.
+BRIEFLY: LiteralString = "SELECT set_config('lock_timeout', '1s', true)"
+
 TRIES = 5
 
 
 async def cancel(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> JobState:
     """CANCELLED when the job is (now or before), PROCESSING when its running attempt has been asked to stop.
 
-    Raises JobNotFound, and StateConflict when the job is COMPLETED or FAILED.
+    Raises JobNotFound, StateConflict when the job is COMPLETED or FAILED, and Overloaded when its row has been held
+    for longer than a second: by effects that are being committed, as a rule.
     """
     asked = {"id": job_id, "owner": owner}
     for _ in range(TRIES):
-        if row := await (await conn.execute(CANCEL, asked)).fetchone():
-            return JobState(row[0])
+        if (asked_of := await _cancel(conn, asked)) is not None:
+            return asked_of
         state = await _state(conn, job_id, owner)
         if state is JobState.CANCELLED:
             return state
@@ -86,17 +93,27 @@ async def cancel(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) ->
     raise StateConflict(job_id, state, "cancelled")
 
 
+async def _cancel(conn: AsyncConnection[Any], asked: Mapping[str, object]) -> JobState | None:
+    try:
+        async with conn.transaction():
+            await conn.execute(BRIEFLY)
+            row = await fetchone(conn, CANCEL, asked)
+    except LockNotAvailable as error:
+        raise Overloaded("the job's outcome is being written at this moment") from error
+    return None if row is None else JobState(row[0])
+
+
 async def redrive(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> None:
     """Queue a FAILED or CANCELLED job again, its budget new; the old result moves to the audit trail.
 
     Raises JobNotFound, and StateConflict in any other state.
     """
-    if not await (await conn.execute(REDRIVE, {"id": job_id, "owner": owner})).fetchone():
+    if not await fetchone(conn, REDRIVE, {"id": job_id, "owner": owner}):
         raise StateConflict(job_id, await _state(conn, job_id, owner), "retried")
 
 
 async def _state(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> JobState:
-    row = await (await conn.execute(STATE, {"id": job_id, "owner": owner})).fetchone()
+    row = await fetchone(conn, STATE, {"id": job_id, "owner": owner})
     if row is None:
         raise JobNotFound(job_id)
     return JobState(row[0])

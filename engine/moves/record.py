@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from engine.db import array, bare_array
+from engine.db import array, bare_array, fetchall
 from engine.model import JobState
 from engine.moves.settle import SETTLE
 
@@ -124,7 +124,7 @@ async def settled(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int
 async def _answer(
     conn: AsyncConnection[Any], statement: LiteralString, parameters: dict[str, object]
 ) -> Settled:
-    rows = await (await conn.execute(statement, parameters)).fetchall()
+    rows = await fetchall(conn, statement, parameters)
     return {(job_id, attempt): JobState(state) for job_id, attempt, state in rows}
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import orjson
 from psycopg import AsyncConnection
 
+from engine.db import fetchall, fetchone
 from engine.model import MAX_CRASHES, JobState
 from engine.moves.settle import SETTLE
 
@@ -16,7 +17,7 @@ UPDATE outbox
 SET status = 'ready', ready_at = clock_timestamp(), position = nextval('outbox_position')
 WHERE job_id = ANY (ARRAY(
     SELECT job_id FROM outbox
-    WHERE status = 'waiting' AND run_at <= clock_timestamp()
+    WHERE status = 'waiting' AND run_at <= now()  -- a volatile clock_timestamp() would read every waiting row
     ORDER BY run_at
     LIMIT %s
     FOR UPDATE SKIP LOCKED))
@@ -25,7 +26,7 @@ WHERE job_id = ANY (ARRAY(
 # A row that a heartbeat is renewing is locked and skipped; a heartbeat that comes later waits and finds it gone.
 EXPIRE: LiteralString = """
 DELETE FROM workers
-WHERE id = ANY (ARRAY(SELECT id FROM workers WHERE expires_at < clock_timestamp() FOR UPDATE SKIP LOCKED))
+WHERE id = ANY (ARRAY(SELECT id FROM workers WHERE expires_at < now() FOR UPDATE SKIP LOCKED))
 """
 
 ABANDONED: LiteralString = """
@@ -78,9 +79,9 @@ async def lapse(conn: AsyncConnection[Any], limit: int = 1000) -> list[Lapsed]:
     Three statements; needs no transaction around them, for a worker that is gone never comes back.
     """
     await conn.execute(EXPIRE)
-    row = await (await conn.execute(ABANDONED)).fetchone()
+    row = await fetchone(conn, ABANDONED)
     if row is None or row[0] is None:
         return []
     parameters = {"dead": row[0], "limit": limit, "max_crashes": MAX_CRASHES, "error": LOST}
-    rows = await (await conn.execute(LAPSE, parameters)).fetchall()
+    rows = await fetchall(conn, LAPSE, parameters)
     return [Lapsed(job_id, attempt, JobState(state)) for job_id, attempt, state in rows]

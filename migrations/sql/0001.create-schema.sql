@@ -9,8 +9,8 @@ CREATE TYPE outbox_status AS ENUM ('waiting', 'ready', 'published', 'leased');
 -- What was asked. Insert-only.
 CREATE TABLE jobs (
     id              uuid PRIMARY KEY,
-    user_id         text NOT NULL,
-    preset          text NOT NULL,
+    user_id         text NOT NULL CHECK (length(user_id) BETWEEN 1 AND 255),
+    preset          text NOT NULL CHECK (preset ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
     content         text NOT NULL CHECK (octet_length(content) BETWEEN 1 AND 262144),
     metadata        jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
     priority        smallint NOT NULL DEFAULT 2 CHECK (priority BETWEEN 1 AND 4),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from psycopg import DataError
-from psycopg.errors import DeadlockDetected
+from psycopg.errors import DeadlockDetected, QueryCanceled
 
 from engine import batcher
 from engine.batcher import Batcher
@@ -136,3 +136,27 @@ async def test_drain_waits_for_everything_put_in(store: Store) -> None:
     async with asyncio.timeout(5):
         await batch.drain()
     assert answers == [20, 40, 60]
+
+
+async def test_an_error_that_is_no_items_fault_is_not_bisected(store: Store) -> None:
+    store.faults = [QueryCanceled("too long")]
+    batch: Batcher[int, int] = Batcher(store.flush)
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(batch.submit(n) for n in (2, 4)), return_exceptions=True)
+    assert [type(a) for a in answers] == [QueryCanceled] * 2
+    assert store.groups == [[2, 4]]
+
+
+async def test_what_waits_is_bounded_by_weight_too(store: Store) -> None:
+    store.gate.clear()
+    batch: Batcher[int, int] = Batcher(store.flush, weigh=lambda item: item, max_waiting_weight=10)
+    async with asyncio.timeout(5):
+        waiting = [asyncio.create_task(batch.submit(2))]
+        await store.entered.wait()
+        waiting.append(asyncio.create_task(batch.submit(10)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batch.submit(4)
+        store.gate.set()
+        assert list(await asyncio.gather(*waiting)) == [20, 100]
+        assert await batch.submit(4) == 40

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
 
-from engine.enqueue import Accepted, IdempotencyKey, Submission, enqueue, enqueue_group
+from engine.audit import history
+from engine.enqueue import MAX_METADATA_BYTES, Accepted, IdempotencyKey, Submission, enqueue, enqueue_group
 from engine.errors import IdempotencyMismatch, InvalidJob
 from engine.model import uuid7
 from engine.moves import claim, finish
@@ -104,6 +106,10 @@ def test_ids_increase_and_are_version_7() -> None:
         ({"metadata": {"s": "\0"}}, "/metadata/s"),
         ({"metadata": {"\ud800": 1}}, "/metadata"),
         ({"metadata": {"x": {1, 2}}}, "/metadata/x"),
+        ({"metadata": {"x": "y" * MAX_METADATA_BYTES}}, "/metadata"),
+        ({"delay_seconds": -1.0}, "/delay_seconds"),
+        ({"delay_seconds": float("nan")}, "/delay_seconds"),
+        ({"delay_seconds": 1.0, "run_at": datetime(2030, 1, 1, tzinfo=UTC)}, "/delay_seconds"),
     ],
 )
 async def test_what_cannot_be_stored_is_refused_by_name(conn: Conn, changes: Any, pointer: str) -> None:
@@ -118,6 +124,8 @@ async def test_what_cannot_be_stored_is_refused_by_name(conn: Conn, changes: Any
     [
         "'u', 'p', ''",
         "'u', 'p', repeat('x', 262145)",
+        "'', 'p', 'x'",
+        "'u', 'No preset', 'x'",
         "'u', 'p', 'x', '[]'",
         "'u', 'p', 'x', '{}', 5",
         "'u', 'p', 'x', '{}', 2, 'infinity'",
@@ -209,3 +217,27 @@ async def test_a_batch_keeps_its_order(conn: Conn) -> None:
     )
     assert [row[0] for row in await cursor.fetchall()] == [str(n) for n in range(100)]
     assert all(isinstance(job_id, UUID) for job_id in accepted.job_ids)
+
+
+async def test_the_callers_row_factory_does_not_matter(connect: Connect) -> None:
+    conn = await connect(row_factory=dict_row)
+    async with conn.transaction():
+        job = await enqueue(conn, new())
+        [accepted] = await enqueue_group(conn, [one(KEY)])
+    assert isinstance(accepted, Accepted)
+    assert await history(conn, job.id, "ann") is not None
+
+
+async def test_a_delay_is_counted_by_the_databases_clock(conn: Conn) -> None:
+    await enqueue(conn, new(delay_seconds=90.5))
+    status, delay = await fetchone(
+        conn, "SELECT status, jobs.run_at - created_at FROM outbox JOIN jobs ON id = job_id"
+    )
+    assert status == "waiting"
+    assert abs(delay.total_seconds() - 90.5) < 1
+
+
+async def test_a_time_in_any_zone_is_stored_as_that_moment(conn: Conn) -> None:
+    due = datetime.now(timezone(timedelta(hours=20, minutes=23))) + timedelta(days=1)
+    await enqueue(conn, new(run_at=due))
+    assert await fetchone(conn, "SELECT run_at FROM outbox") == (due,)

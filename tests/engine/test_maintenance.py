@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from engine.db import open_pool
 from engine.errors import DatabaseUnavailable
 from engine.maintenance import BATCH, Maintenance
-from engine.model import JobState
+from engine.model import JobState, first_id_of, uuid7
 from engine.moves import Ending, Lane, claim, finish
 from engine.progress import Progress, report
 from tests.engine.scene import Scene, until
@@ -160,7 +160,8 @@ async def test_idempotency_keys_go_when_they_expire(scene: Scene, chores: Chores
 
 
 async def finished(conn: Conn, worker_id: int, days: float, state: JobState) -> UUID:
-    attempt = await started(conn, worker_id)
+    made = first_id_of(time.time() - days * 86_400).int + uuid7().int % 2**62
+    attempt = await started(conn, worker_id, id=UUID(int=made))
     await finish(conn, worker_id, [Ending(*attempt.key, state, "ended")])
     await conn.execute(
         "UPDATE job_results SET finished_at = now() - %s * interval '1 day' WHERE job_id = %s",

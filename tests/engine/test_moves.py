@@ -9,7 +9,7 @@ import pytest
 
 from engine import jobs
 from engine.enqueue import enqueue
-from engine.errors import JobNotFound, StateConflict
+from engine.errors import JobNotFound, Overloaded, StateConflict
 from engine.model import MAX_CRASHES, Attempt, JobState
 from engine.moves import (
     Ending,
@@ -357,3 +357,14 @@ async def test_a_move_in_the_callers_transaction_rolls_back_with_it(conn: Conn) 
     async with conn.transaction(force_rollback=True):
         await finish(conn, me, [completed(attempt)])
     assert await state(conn, attempt) is JobState.PROCESSING
+
+
+async def test_a_cancel_does_not_wait_long_for_a_row_that_effects_hold(connect: Connect) -> None:
+    conn, owner = await connect(), await connect()
+    attempt = await started(conn, await worker(conn))
+    async with asyncio.timeout(10), conn.transaction():
+        await conn.execute("SELECT FROM outbox WHERE job_id = %s FOR UPDATE", [attempt.job.id])
+        with pytest.raises(Overloaded):
+            await cancel(owner, attempt.job.id, "ann")
+    assert await fetchone(owner, "SHOW lock_timeout") == ("0",)
+    assert await cancel(owner, attempt.job.id, "ann") is JobState.PROCESSING

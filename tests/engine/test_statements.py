@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 import engine
 from engine.db import PINNED, array
-from engine.model import JobState
+from engine.maintenance import PRUNE_JOBS, PRUNE_KEYS
+from engine.model import JobState, first_id_of
 from engine.moves.claim import CLAIM
 from engine.moves.record import FINISH, PUT_BACK, Ending, PutBack, _columns
+from engine.moves.upkeep import PROMOTE
 from tests.conftest import Connect
 from tests.helpers import Conn, fetchone, worker
 
@@ -50,7 +53,7 @@ async def plan(conn: Conn, statement: str, parameters: dict[str, object]) -> str
     return "\n".join(row[0] for row in await cursor.fetchall())
 
 
-async def buffers(conn: Conn, statement: str, parameters: dict[str, object]) -> int:
+async def buffers(conn: Conn, statement: str, parameters: Mapping[str, object]) -> int:
     """Shared buffers that the statement touches; it is rolled back."""
     async with conn.transaction(force_rollback=True):
         explained = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}".encode()
@@ -59,7 +62,7 @@ async def buffers(conn: Conn, statement: str, parameters: dict[str, object]) -> 
     return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
 
 
-async def fetchone_json(conn: Conn, statement: bytes, parameters: dict[str, object]) -> tuple[Any, ...]:
+async def fetchone_json(conn: Conn, statement: bytes, parameters: Mapping[str, object]) -> tuple[Any, ...]:
     row = await (await conn.execute(statement, parameters)).fetchone()
     assert row is not None
     return tuple(row)
@@ -124,6 +127,24 @@ async def test_an_empty_queues_statistics_do_not_spoil_the_plans(connect: Connec
         assert "Seq Scan" not in seen
         assert "Hash Join" not in seen
         assert index in seen
+
+
+async def test_upkeep_reads_no_row_that_is_not_due(connect: Connect) -> None:
+    conn = await connect()
+    await fill(conn, "waiting", 20_000, 20_000)
+    await conn.execute(
+        "INSERT INTO idempotency_keys SELECT 'ann', 'r', n::text, '', '[]', now() + interval '1 d'"
+        " FROM generate_series(1, 20000) n"
+    )
+    await conn.execute("VACUUM ANALYZE")
+    bound = first_id_of(time.time() - 86_400)
+    for statement, parameters in (
+        (PROMOTE, {"limit": 1000}),
+        (PRUNE_KEYS, {"limit": 1000}),
+        (PRUNE_JOBS, {"limit": 1000, "days": 2, "bound": bound}),
+    ):
+        named = statement.replace("%s", "%(limit)s")
+        assert await buffers(conn, named, parameters) < 50
 
 
 async def test_an_owners_pages_are_read_from_their_indexes(connect: Connect) -> None:
