@@ -12,11 +12,10 @@ from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import structlog
-from psycopg import AsyncConnection, DataError, Error, errors
-from psycopg.rows import tuple_row
+from psycopg import AsyncConnection, Error, errors
 
-from engine.batcher import Batcher
-from engine.db import HotConnection, Pool, lent, transient
+from engine.batcher import BISECTED, Batcher
+from engine.db import HotConnection, Pool, fetchone, lent, transient
 from engine.errors import DatabaseUnavailable, LeaseLost
 from engine.executor import GRACE_SECONDS, Execution
 from engine.metrics import BATCH_ROWS, BATCH_SECONDS
@@ -40,6 +39,8 @@ Row = Ending | PutBack
 class Recorder:
     """Records outcomes for the worker whose lease `worker_id()` tells; None means that the lease is lost.
 
+    Effects run on connections of the pool `effects`, which lends them to strangers.
+
     `on_recorded(execution, outcome)` is called once for each outcome written, with what was written in the end (an
     error may have used up the budget), or with the exception for which nothing was: LeaseLost as a rule.
     """
@@ -47,12 +48,12 @@ class Recorder:
     def __init__(
         self,
         url: str,
-        pool: Pool,
+        effects: Pool,
         worker_id: Callable[[], int | None],
         on_recorded: Callable[[Execution, Outcome | Exception], None],
     ) -> None:
         self._conn = HotConnection(url, name="record")
-        self._pool = pool
+        self._lending = effects
         self._worker_id = worker_id
         self._on_recorded = on_recorded
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
@@ -93,8 +94,8 @@ class Recorder:
     def _answered(
         self, execution: Execution, outcome: Outcome, metadata: str, answer: JobState | Exception
     ) -> None:
-        if isinstance(answer, DataError) and isinstance(outcome, Completed):
-            self._put(execution, Failed(f"the output cannot be stored: {answer}"), metadata)
+        if isinstance(answer, BISECTED) and not isinstance(outcome, Failed):
+            self._put(execution, Failed(f"the outcome cannot be stored: {answer}"), metadata)
         elif isinstance(answer, Exception):
             self._on_recorded(execution, answer)
         else:  # a job whose owner asked to cancel it is not put back
@@ -113,8 +114,8 @@ class Recorder:
                         rows = [row for row in rows if _key(row) not in done]
                     done |= await _write(conn, worker_id, rows)
                 break
-            except Exception as error:
-                if not _passing(error):
+            except (DatabaseUnavailable, Error) as error:
+                if isinstance(error, BISECTED):
                     raise
                 log.warning("record.failed", error=str(error), rows=len(rows))
                 await asyncio.sleep(pause)
@@ -154,7 +155,7 @@ class Recorder:
             try:
                 async with (
                     asyncio.timeout(seconds) as limit,
-                    lent(self._pool, seconds + GRACE_SECONDS) as conn,
+                    lent(self._lending, seconds + GRACE_SECONDS) as conn,
                 ):
                     if tries and await settled(conn, [attempt.key]):
                         return
@@ -173,21 +174,12 @@ class Recorder:
 
 async def _together(conn: AsyncConnection[Any], attempt: Attempt, effects: Effects, ending: Row) -> None:
     """Fence first, then the effects, then result and audit: one transaction, the author's and ours."""
-    try:
-        async with conn.transaction():
-            await _fence(conn, attempt.key, attempt.worker_id)
-            await effects(conn)
-            conn.row_factory = tuple_row
-            if not await _write(conn, attempt.worker_id, [ending]):
-                raise LeaseLost(str(attempt.job.id))
-    finally:
-        conn.row_factory = tuple_row  # the next borrower's rows are not the author's
-
-
-async def _fence(conn: AsyncConnection[Any], key: tuple[UUID, int], worker_id: int) -> None:
-    cursor = await conn.execute(FENCE, [*key, worker_id])
-    if await cursor.fetchone() is None:
-        raise LeaseLost(str(key[0]))
+    async with conn.transaction():
+        if not await fetchone(conn, FENCE, [*attempt.key, attempt.worker_id]):
+            raise LeaseLost(str(attempt.job.id))
+        await effects(conn)
+        if not await _write(conn, attempt.worker_id, [ending]):
+            raise LeaseLost(str(attempt.job.id))
 
 
 async def _write(conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row]) -> Settled:
@@ -213,7 +205,7 @@ def _being_cancelled() -> bool:
 
 
 def _passing(error: BaseException) -> bool:
-    """Whether it will go by itself: nothing is wrong with what was to be written."""
+    """Whether it will go by itself: nothing is wrong with the effects."""
     interrupted = errors.QueryCanceled | errors.LockNotAvailable
     return transient(error) or isinstance(error, DatabaseUnavailable | interrupted)
 

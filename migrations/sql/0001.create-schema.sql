@@ -19,7 +19,9 @@ CREATE TABLE jobs (
     traceparent     text,
     run_at          timestamptz NOT NULL DEFAULT now()
                     CHECK (run_at BETWEEN '1970-01-01T00:00Z' AND '9999-01-01T00:00Z'),
+    -- A time that Python cannot hold would fail the claim of every job beside this one.
     created_at      timestamptz NOT NULL DEFAULT clock_timestamp()
+                    CHECK (created_at BETWEEN '1970-01-01T00:00Z' AND '9999-01-01T00:00Z')
 );
 CREATE INDEX jobs_owner ON jobs (user_id, id);
 
@@ -38,7 +40,8 @@ CREATE TABLE outbox (
     position         bigint NOT NULL DEFAULT nextval('outbox_position'),
     cancel_requested boolean NOT NULL DEFAULT false,
     worker_id        bigint,
-    run_at           timestamptz NOT NULL,
+    run_at           timestamptz NOT NULL
+                     CHECK (run_at BETWEEN '1970-01-01T00:00Z' AND '9999-01-01T00:00Z'),
     ready_at         timestamptz,
     publish_until    timestamptz,
     published_at     timestamptz,

@@ -13,7 +13,10 @@ from tests.helpers import Conn
 
 @pytest.fixture
 async def scene(database_url: str, conn: Conn) -> AsyncIterator[Scene]:
-    async with open_pool(database_url, name="test", size=10) as pool:
-        scene = Scene(database_url, conn, pool)
+    async with (
+        open_pool(database_url, name="test", size=10) as pool,
+        open_pool(database_url, name="effects", size=10, strangers=True) as effects,
+    ):
+        scene = Scene(database_url, conn, pool, effects)
         yield scene
         assert await scene.broken() == []

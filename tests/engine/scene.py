@@ -58,10 +58,11 @@ class Worker:
 class Scene:
     """Enqueues jobs, runs workers, and looks at what came of it."""
 
-    def __init__(self, url: str, conn: Conn, pool: Pool) -> None:
+    def __init__(self, url: str, conn: Conn, pool: Pool, effects: Pool) -> None:
         self.url = url
         self.conn = conn
         self.pool = pool
+        self.effects = effects
         self.limits: dict[str, int] = {}
 
     async def enqueue(self, preset: str = "p", content: str = "text", **asked: Any) -> UUID:
@@ -77,6 +78,7 @@ class Scene:
         drain: float = 5.0,
         url: str | None = None,
         pool: Pool | None = None,
+        effects: Pool | None = None,
         source: Source | None = None,
     ) -> AsyncIterator[Worker]:
         registry = Registry(pipelines)
@@ -84,6 +86,7 @@ class Scene:
         consumer = Consumer(
             url or self.url,
             pool or self.pool,
+            effects or self.effects,
             source or PostgresSource(url or self.url, tuple(registry)),
             registry,
             slots=slots,

@@ -512,12 +512,13 @@ async def test_a_fault_in_the_claiming_loop_still_drains(scene: Scene) -> None:
     consumer = Consumer(
         scene.url,
         scene.pool,
+        scene.effects,
         Broken(scene.url, ("p",)),
         {"p": work},
         slots=2,
         lease_seconds=2,
         drain_seconds=5,
     )
-    with pytest.raises(ZeroDivisionError):
+    with pytest.RaisesGroup(ZeroDivisionError):
         await Worker(consumer).ended()
     assert (await scene.view(job_id)).state is JobState.COMPLETED

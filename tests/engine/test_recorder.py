@@ -134,12 +134,28 @@ async def test_a_write_that_was_interrupted_is_sent_again(scene: Scene) -> None:
     assert await counters(scene.conn, job_id) == (1, 0, 0)
 
 
+async def test_a_write_that_is_refused_is_held_until_it_is_allowed(scene: Scene) -> None:
+    @preset("held")
+    async def answer(_job: Any, _run: Any) -> None: ...
+
+    await scene.conn.execute("ALTER TABLE job_results RENAME TO elsewhere")
+    job_id = await scene.enqueue("held")
+    async with scene.worker(answer):
+        await scene.row(
+            "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND xact_rollback > 0"
+        )
+        await scene.conn.execute("ALTER TABLE elsewhere RENAME TO job_results")
+        [job] = await scene.ended(job_id)
+    assert (job.state, attempts("held", "lost")) == (JobState.COMPLETED, 0)
+    assert await counters(scene.conn, job_id) == (1, 0, 0)
+
+
 async def test_results_and_jobs_put_back_of_one_group_are_written_together_or_not_at_all(
     scene: Scene,
 ) -> None:
     """Else the group, split for its bad row, would find what it wrote before and count it lost."""
     await scene.conn.execute(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
         "CREATE TRIGGER refuse BEFORE UPDATE ON outbox FOR EACH ROW WHEN (new.status = 'waiting')"
         " EXECUTE FUNCTION refuse()"
     )
@@ -208,7 +224,7 @@ async def test_effects_whose_connection_is_cut_at_commit_happen_once(scene: Scen
     name = f"effects-{moment[:3]}"
     calls = 0
 
-    async with cutter(scene.url) as cut, open_pool(cut.url, name="effects", size=2) as pool:
+    async with cutter(scene.url) as cut, open_pool(cut.url, name="effects", size=2, strangers=True) as pool:
 
         @preset(name)
         async def answer(job: Any, _run: Any) -> Completed:
@@ -221,7 +237,7 @@ async def test_effects_whose_connection_is_cut_at_commit_happen_once(scene: Scen
 
             return Completed(None, effects)
 
-        async with scene.worker(answer, pool=pool):
+        async with scene.worker(answer, effects=pool):
             [job] = await scene.ended(job_id := await scene.enqueue(name))
     assert (job.state, cut.cuts) == (JobState.COMPLETED, 1)
     assert calls == (1 if moment == "after its commit" else 2)
@@ -294,20 +310,27 @@ async def test_a_deadlock_between_effects_spends_nothing(scene: Scene) -> None:
 
 
 async def test_what_effects_do_to_their_connection_ends_with_them(scene: Scene) -> None:
+    seen: list[Any] = []
+
     @preset()
     async def answer(_job: Any, _run: Any) -> Completed:
         async def effects(conn: Conn) -> None:
+            cursor = await conn.execute(
+                "SELECT current_setting('statement_timeout'), pg_try_advisory_lock(7)"
+            )
+            seen.append(await cursor.fetchone())
             conn.row_factory = dict_row
-            await conn.execute("SELECT 1 AS one")
+            await conn.execute("SET statement_timeout = 12345")
 
         return Completed("done", effects)
 
-    async with scene.worker(answer):
-        for _ in range(2):
-            [job] = await scene.ended(await scene.enqueue())
-            assert job.state is JobState.COMPLETED
-    async with scene.pool.connection() as conn:
-        assert await (await conn.execute("SELECT 1")).fetchone() == (1,)
+    ids = [await scene.enqueue() for _ in range(3)]
+    async with (
+        open_pool(scene.url, name="effects", size=1, strangers=True) as alone,
+        scene.worker(answer, effects=alone),
+    ):
+        assert [each.state for each in await scene.ended(*ids)] == [JobState.COMPLETED] * 3
+    assert seen == [("0", True)] * 3
 
 
 async def test_effects_of_a_lost_attempt_are_never_run(scene: Scene) -> None:

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from psycopg import sql
+from psycopg.errors import CheckViolation
 
 from engine.enqueue import enqueue
 from engine.model import Attempt
@@ -139,3 +141,15 @@ async def test_metadata_that_cannot_be_read_is_said_of_its_job_only(
 
 def _fault(attempt: Any) -> str:
     return attempt.undecodable or ""
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "0044-03-15 BC", "10000-01-01"])
+@pytest.mark.parametrize("column", ["jobs.created_at", "outbox.run_at"])
+async def test_a_time_that_would_fail_every_claim_cannot_be_stored(
+    conn: Conn, column: str, moment: str
+) -> None:
+    await enqueue(conn, new())
+    table, name = column.split(".")
+    update = sql.SQL("UPDATE {} SET {} = {}").format(sql.Identifier(table), sql.Identifier(name), moment)
+    with pytest.raises(CheckViolation):
+        await conn.execute(update)
