@@ -14,7 +14,7 @@ from uuid import UUID
 import orjson
 import pytest
 
-from engine.db import open_pool
+from engine.db import Pool, open_pool
 from tests.acceptance import work
 from tests.engine.scene import WAIT, Scene, until
 from tests.helpers import Conn
@@ -60,8 +60,8 @@ class Process:
 
 
 class Site(Scene):
-    def __init__(self, url: str, conn: Conn, pool: object, folder: Path, stack: AsyncExitStack) -> None:
-        super().__init__(url, conn, pool)  # type: ignore[arg-type]
+    def __init__(self, url: str, conn: Conn, pool: Pool, folder: Path, stack: AsyncExitStack) -> None:
+        super().__init__(url, conn, pool, effects=pool)
         self.folder = folder
         self.limits = {each.preset: each.max_attempts for each in work.pipelines}
         self._stack = stack
