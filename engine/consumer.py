@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 from uuid import UUID
 
@@ -14,7 +14,7 @@ import structlog
 from psycopg import Error
 
 from engine.account import Account
-from engine.db import Pool, lent
+from engine.db import Pool, lent, open_pool
 from engine.errors import DatabaseUnavailable
 from engine.executor import GRACE_SECONDS, Execution
 from engine.lease import Lease
@@ -23,15 +23,17 @@ from engine.model import Attempt, Cancelled, Outcome, Released
 from engine.moves import PutBack, put_back
 from engine.notify import CANCEL, listen
 from engine.pipeline import Pipeline
-from engine.progress import Progress, report
+from engine.progress import report_forever
 from engine.recorder import Recorder
+from engine.settings import Settings
 from engine.source import Source
 from engine.workers import Leased, Registration
 
 MIN_IDLE_SECONDS: Final = 0.05
 MAX_IDLE_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.2
-PROGRESS_SECONDS: Final = 1.0
+MAX_EFFECTS: Final = 10
+"""Effects that a process commits at once; more wait for a connection."""
 
 log = structlog.get_logger()
 Key = tuple[UUID, int]
@@ -48,6 +50,7 @@ class Consumer:
         self,
         url: str,
         pool: Pool,
+        effects: Pool,
         source: Source,
         registry: Mapping[str, Pipeline],
         *,
@@ -68,7 +71,8 @@ class Consumer:
         self._saturated = False
         self._draining = False
         self._releasing: set[asyncio.Task[None]] = set()
-        self._strays: set[Key] = set()
+        self._strays: dict[Key, int] = {}
+        self._claims = 0
         self._claiming = False
         self._wake = asyncio.Event()
         self._account = Account()
@@ -79,7 +83,7 @@ class Consumer:
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._held)],
         )
-        self._recorder = Recorder(url, pool, lambda: self._lease.worker_id, self._on_recorded)
+        self._recorder = Recorder(url, effects, lambda: self._lease.worker_id, self._on_recorded)
         WORKER_SLOTS.set(slots)
 
     async def ready(self) -> None:
@@ -98,17 +102,22 @@ class Consumer:
             stack.push_async_callback(self._recorder.aclose)
             stack.push_async_callback(asyncio.to_thread, self._lease.close)
             self._lease.start()
-            for work in (
-                listen(self._url, self._heard),
-                self._watch(),
-                self._report_progress(),
-                self._wake_at(stop),
-            ):
-                stack.push_async_callback(_ended, asyncio.create_task(work))
-            try:
-                await self._claim_until(stop)
-            finally:
-                await self._drain()
+            async with asyncio.TaskGroup() as group:
+                loops = [
+                    group.create_task(loop)
+                    for loop in (
+                        listen(self._url, self._heard),
+                        report_forever(self._pool, self._held),
+                        self._watch(),
+                        self._wake_at(stop),
+                    )
+                ]
+                try:
+                    await self._claim_until(stop)
+                finally:
+                    await self._drain()
+                    for task in loops:
+                        task.cancel()
         return 1 if self._exhausted else 0
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
@@ -131,7 +140,7 @@ class Consumer:
         worker_id = self._lease.worker_id
         if not free or worker_id is None:
             return 0
-        self._claiming = True
+        self._claiming, self._claims = True, self._claims + 1
         try:
             attempts = await self._source.claim(worker_id, free)
         except (DatabaseUnavailable, Error) as error:
@@ -178,17 +187,21 @@ class Consumer:
         for key, execution in self._held.items():
             if key not in leased and execution.started < sent:
                 execution.cancel(Released("lost"))
-        if not self._claiming:  # else what is not held may be in the reply that is about to be read
-            self._look_for_strays(leased.keys() - self._held.keys())
+        self._look_for_strays(leased.keys() - self._held.keys())
         self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
 
     def _look_for_strays(self, strays: set[Key]) -> None:
-        """Release what was returned twice running and is not held: the reply to its claim was lost on the way."""
-        if unknown := strays & self._strays:
+        """Release what was returned twice running and is not held: the reply to its claim was lost on the way.
+
+        Unless the claim that ran when it was first seen is still running, and may yet bring it.
+        """
+        arrived = self._claims - self._claiming
+        unknown = {key for key in strays if self._strays.get(key, arrived + 1) <= arrived}
+        if unknown:
             task = asyncio.create_task(self._release(unknown))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
-        self._strays = strays - unknown
+        self._strays = {key: self._strays.get(key, self._claims) for key in strays - unknown}
 
     async def _release(self, unknown: set[Key]) -> None:
         worker_id = self._lease.worker_id
@@ -240,25 +253,6 @@ class Consumer:
         since = self._exhausted_since
         return since is not None and time.monotonic() - since > self._lease.seconds
 
-    async def _report_progress(self) -> None:
-        while True:
-            await asyncio.sleep(PROGRESS_SECONDS)
-            latest = [
-                Progress(*key, execution.progress_n, *execution.latest)
-                for key, execution in self._held.items()
-                if execution.progress_n > execution.reported_n
-            ]
-            if not latest:
-                continue
-            try:
-                async with lent(self._pool) as conn:
-                    await report(conn, latest)
-            except (DatabaseUnavailable, Error):
-                continue  # shown again within a second, or never: progress is a courtesy
-            for each in latest:
-                if execution := self._held.get((each.job_id, each.attempt)):
-                    execution.reported_n = each.n
-
     async def _wake_at(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._wake.set()
@@ -282,7 +276,23 @@ class Consumer:
                     await self._wake.wait()
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+@asynccontextmanager
+async def open_consumer(
+    settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline]
+) -> AsyncIterator[Consumer]:
+    """The consumer of a process, with its pools: effects may hold theirs for long, so they have one of their own."""
+    slots = settings.worker_concurrency
+    async with (
+        open_pool(url, name="worker", size=2) as pool,
+        open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), strangers=True) as effects,
+    ):
+        yield Consumer(
+            url,
+            pool,
+            effects,
+            source,
+            registry,
+            slots=slots,
+            lease_seconds=settings.lease_seconds,
+            drain_seconds=settings.drain_seconds,
+        )

@@ -65,8 +65,11 @@ def with_options(url: str, options: str) -> str:
 
 
 @asynccontextmanager
-async def open_pool(url: str, *, name: str, size: int) -> AsyncIterator[Pool]:
-    """A pool of autocommit connections for everything that is not hot. Getting one waits 5 s at most."""
+async def open_pool(url: str, *, name: str, size: int, strangers: bool = False) -> AsyncIterator[Pool]:
+    """A pool of autocommit connections for everything that is not hot. Getting one waits 5 s at most.
+
+    With `strangers`, code that is not ours uses them: each comes back as new, whatever was SET or locked on it.
+    """
     pool: Pool = AsyncConnectionPool(
         url,
         min_size=1,
@@ -74,10 +77,18 @@ async def open_pool(url: str, *, name: str, size: int) -> AsyncIterator[Pool]:
         open=False,
         timeout=CONNECT_SECONDS,
         reconnect_timeout=CONNECT_SECONDS,
-        kwargs={"autocommit": True, "application_name": f"outrider {name}", **LINK},
+        kwargs={"autocommit": True, "application_name": f"outrider {name}", **LINK}
+        | ({"prepare_threshold": None} if strangers else {}),
+        reset=_discard if strangers else None,
     )
     async with pool:
         yield pool
+
+
+async def _discard(conn: Connection) -> None:
+    conn.row_factory = tuple_row
+    await conn.set_autocommit(True)
+    await conn.execute("DISCARD ALL")
 
 
 @asynccontextmanager

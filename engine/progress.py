@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, LiteralString, NamedTuple
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Error
 
-from engine.db import array
+from engine.db import Pool, array, lent
+from engine.errors import DatabaseUnavailable
+from engine.executor import Execution
+
+REPORT_SECONDS: Final = 1.0
 
 REPORT: LiteralString = """
 INSERT INTO job_progress AS known (job_id, attempt, n, fraction, message)
@@ -31,6 +36,26 @@ class Progress(NamedTuple):
     n: int
     fraction: float
     message: str
+
+
+async def report_forever(pool: Pool, held: Mapping[tuple[UUID, int], Execution]) -> None:
+    """Each second, show what is new of the attempts in `held`."""
+    while True:
+        await asyncio.sleep(REPORT_SECONDS)
+        news = [
+            (execution, Progress(*key, execution.progress_n, *execution.latest))
+            for key, execution in held.items()
+            if execution.progress_n > execution.reported_n
+        ]
+        if not news:
+            continue
+        try:
+            async with lent(pool) as conn:
+                await report(conn, [progress for _, progress in news])
+        except (DatabaseUnavailable, Error):
+            continue  # shown again within a second, or never: progress is a courtesy
+        for execution, progress in news:
+            execution.reported_n = progress.n
 
 
 async def report(conn: AsyncConnection[Any], latest: Sequence[Progress]) -> None:

@@ -6,7 +6,10 @@ statement that may be repeated (`CREATE INDEX CONCURRENTLY IF NOT EXISTS`), and 
 
 from __future__ import annotations
 
+import asyncio
 import glob
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +20,7 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from yoyo import read_migrations
 
+from engine.db import HotConnection
 from engine.errors import SchemaMismatch
 from migrations.backend import Backend, checksum, connection, session
 
@@ -93,6 +97,26 @@ async def check(conn: AsyncConnection[Any]) -> None:
         raise SchemaMismatch("the database has no schema yet: run `outrider migrate up`") from None
     if missing := _ids() - applied:
         raise SchemaMismatch(f"the schema lacks {', '.join(sorted(missing))}: run `outrider migrate up`")
+
+
+@asynccontextmanager
+async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """`check` on a connection of its own, made once at start and then as often as readiness is asked for.
+
+    Raises SchemaMismatch or DatabaseUnavailable at once.
+    """
+    conn = HotConnection(url, name="readiness")
+    busy = asyncio.Lock()
+
+    async def checked() -> None:
+        async with busy, conn.use() as each:
+            await check(each)
+
+    try:
+        await checked()
+        yield checked
+    finally:
+        await conn.aclose()
 
 
 def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback"], path: Path) -> None:

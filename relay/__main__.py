@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Final
 
 import structlog
 
-import migrations
 from engine import pipeline
 from engine.admin import admin_server
-from engine.consumer import Consumer
-from engine.db import lent, open_pool
+from engine.consumer import open_consumer
+from engine.db import open_pool
 from engine.maintenance import Maintenance
 from engine.notify import Notifier
 from engine.process import run
 from engine.settings import Settings
 from engine.source import PostgresSource
+from migrations import open_check
 
 log = structlog.get_logger()
 
-CHORE_CONNECTIONS = 4
+CHORE_CONNECTIONS: Final = 4
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> int:
@@ -30,15 +31,13 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
     """
     registry = pipeline.load(settings.pipelines)
     url = settings.database()
-    size = CHORE_CONNECTIONS + min(settings.worker_concurrency, 10)
-    async with open_pool(url, name="relay", size=size) as pool:
-
-        async def schema() -> None:
-            async with lent(pool) as conn:
-                await migrations.check(conn)
-
-        await schema()
-        notifier = Notifier(url)
+    notifier = Notifier(url)
+    source = PostgresSource(url, tuple(registry))
+    async with (
+        open_check(url) as schema,
+        open_pool(url, name="chores", size=CHORE_CONNECTIONS) as pool,
+        open_consumer(settings, url, source, registry) as consumer,
+    ):
         maintenance = Maintenance(
             url,
             pool,
@@ -46,20 +45,10 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             retention_days=settings.retention_days,
             on_ready=notifier.poke,
         )
-        consumer = Consumer(
-            url,
-            pool,
-            PostgresSource(url, tuple(registry)),
-            registry,
-            slots=settings.worker_concurrency,
-            lease_seconds=settings.lease_seconds,
-            drain_seconds=settings.drain_seconds,
-        )
         checks = {"schema": schema, "maintenance": maintenance.ready, "lease": consumer.ready}
         async with admin_server(settings, "relay", checks) as port, asyncio.TaskGroup() as group:
-            log.info(
-                "relay.started", presets=list(registry), slots=settings.worker_concurrency, admin_port=port
-            )
+            slots = settings.worker_concurrency
+            log.info("relay.started", presets=list(registry), slots=slots, admin_port=port)
             notifying = group.create_task(notifier.run())
             maintaining = group.create_task(maintenance.run(stop))
             code = await consumer.run(stop)

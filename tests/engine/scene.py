@@ -33,6 +33,11 @@ async def until(look: Callable[[], Awaitable[T]], seconds: float = WAIT) -> T:
         return seen
 
 
+async def known(value: bool) -> bool:
+    """What this process knows without asking anyone, for `until`."""
+    return value
+
+
 def preset(name: str = "p", **options: Any) -> Callable[[Any], Pipeline]:
     """A pipeline that retries at once."""
     return pipeline(name, **({"backoff": 0.0, "max_attempts": 3} | options))

@@ -17,7 +17,7 @@ from engine.moves import cancel
 from engine.pipeline import Metadata
 from engine.source import PostgresSource
 from tests.engine.cutter import cutter
-from tests.engine.scene import WAIT, Scene, Worker, preset, until
+from tests.engine.scene import WAIT, Scene, Worker, known, preset, until
 from tests.helpers import counters, fetchone, trail
 
 LEASED = "SELECT 1 FROM outbox WHERE status = 'leased'"
@@ -338,6 +338,7 @@ async def test_drain_finishes_what_runs(scene: Scene) -> None:
     async with scene.worker(work) as worker:
         await scene.row(LEASED)
         worker.stop.set()
+        await until(lambda: known(worker.consumer._draining))
         waiting = await scene.enqueue()
         free.set()
         assert await worker.ended() == 0
