@@ -17,6 +17,7 @@ Checks = Mapping[str, Check]
 
 PORTS: Mapping[str, int] = {"web": 9191, "relay": 9192, "worker": 9193}
 CHECK_SECONDS = 3.0
+RETRY_SECONDS = "1"
 
 
 async def verdict(checks: Checks) -> tuple[bool, dict[str, str]]:
@@ -26,10 +27,12 @@ async def verdict(checks: Checks) -> tuple[bool, dict[str, str]]:
 
 
 async def health(checks: Checks) -> web.Response:
-    """200 or 503, `{"status", "checks"}`."""
+    """200, or 503 with Retry-After; `{"status", "checks"}`."""
     good, said = await verdict(checks)
-    body = {"status": "ok" if good else "unavailable", "checks": said}
-    return web.json_response(body, status=200 if good else 503)
+    if good:
+        return web.json_response({"status": "ok", "checks": said})
+    body = {"status": "unavailable", "checks": said}
+    return web.json_response(body, status=503, headers={"Retry-After": RETRY_SECONDS})
 
 
 @asynccontextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from engine.errors import Problem
 
 MAX_DEPTH = 64
+MAX_PROBLEMS = 20
+"""Faults looked for in one input: whoever mends these asks again, and a hostile one has millions."""
 INT64_MIN, UINT64_MAX = -(2**63), 2**64 - 1
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -22,27 +25,35 @@ def text_fault(text: str) -> str | None:
 
 
 def json_faults(value: Any, pointer: str = "") -> Iterator[Problem]:
-    """Everything in a parsed JSON value that could not be stored and read back as it is.
+    """What in a parsed JSON value could not be stored and read back as it is: the first MAX_PROBLEMS faults."""
+    return islice(_json_faults(value, pointer), MAX_PROBLEMS)
 
-    Iterative: a value nested deeply enough to be refused would also exhaust a recursive check.
-    """
-    stack: list[tuple[Any, str, int]] = [(value, pointer, 0)]
-    while stack:
-        item, where, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            yield Problem(where, f"nested deeper than {MAX_DEPTH}")
-        elif isinstance(item, dict):
-            for name, member in item.items():
-                if not isinstance(name, str):
-                    yield Problem(where, "a member's name is not a string")
-                elif fault := text_fault(name):
-                    yield Problem(where, f"a member's name: {fault}")
-                else:
-                    stack.append((member, f"{where}/{escape(name)}", depth + 1))
-        elif isinstance(item, list | tuple):
-            stack.extend((member, f"{where}/{index}", depth + 1) for index, member in enumerate(item))
-        elif fault := _scalar_fault(item):
-            yield Problem(where, fault)
+
+def _json_faults(value: Any, pointer: str) -> Iterator[Problem]:
+    # Iterative: a value nested deeply enough to be refused would also exhaust a recursive check.
+    # Each open container's walk, and the steps that led there: a pointer is built only for what is wrong.
+    walks: list[tuple[bool, Iterator[tuple[Any, Any]]]] = [(False, iter([(pointer, value)]))]
+    steps: list[Any] = []
+    while walks:
+        named, walk = walks[-1]
+        for step, member in walk:
+            if named and (fault := _name_fault(step)):
+                yield Problem(_pointer(steps), fault)
+            elif isinstance(member, dict | list | tuple):
+                if len(steps) > MAX_DEPTH:
+                    yield Problem(_pointer([*steps, step]), f"nested deeper than {MAX_DEPTH}")
+                    continue
+                steps.append(step)
+                by_name = isinstance(member, dict)
+                walks.append(
+                    (by_name, iter(member.items() if isinstance(member, dict) else enumerate(member)))
+                )
+                break
+            elif fault := _scalar_fault(member):
+                yield Problem(_pointer([*steps, step]), fault)
+        else:
+            walks.pop()
+            del steps[-1:]
 
 
 def whole(value: Any) -> Any:
@@ -55,6 +66,17 @@ def whole(value: Any) -> Any:
 def escape(name: str) -> str:
     """One step of a JSON pointer (RFC 6901 §3)."""
     return name.replace("~", "~0").replace("/", "~1")
+
+
+def _pointer(steps: Sequence[Any]) -> str:
+    """The first step is a pointer already."""
+    return "/".join([steps[0], *(escape(str(step)) for step in steps[1:])])
+
+
+def _name_fault(name: Any) -> str | None:
+    if not isinstance(name, str):
+        return "a member's name is not a string"
+    return (fault := text_fault(name)) and f"a member's name: {fault}"
 
 
 def _scalar_fault(item: Any) -> str | None:

@@ -14,13 +14,15 @@ from engine import pipeline, process
 from engine.admin import admin_server
 from engine.notify import Notifier
 from engine.settings import Settings
+from migrations import open_check
 from web import health
 from web.app import create_app
 from web.auth import Authenticator
+from web.background import running
 from web.keys import open_keys
 from web.operations import Api
 from web.server import serving
-from web.store import Store, open_store, running
+from web.store import Store, open_store
 
 log = structlog.get_logger()
 
@@ -31,35 +33,39 @@ OpenStore = Callable[[str, Callable[[], None]], AbstractAsyncContextManager[Stor
 
 
 async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = open_store) -> int:
-    """Serve until `stop`; then say "not ready", finish what is being answered, and return the exit code."""
+    """Serve until `stop`; then say "not ready", finish what is being answered, and return the exit code.
+
+    Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
+    """
     registry = pipeline.load(settings.pipelines)
     url = settings.database()
     async with AsyncExitStack() as stack:
-        keys = await stack.enter_async_context(open_keys(settings))
+        enter = stack.enter_async_context
+        schema = await enter(open_check(url))
         notifier = Notifier(url)
-        await stack.enter_async_context(running(notifier.run()))
-        store = await stack.enter_async_context(open_store(url, notifier.poke))
+        notifying = await enter(running(notifier.run(), stop))
+        store = await enter(open_store(url, notifier.poke))
+        watching = await enter(running(store.watcher.run(), stop))
         draining = asyncio.Event()
-        checks = health.checks(store, draining)
         api = Api(
             registry=registry,
-            auth=Authenticator(keys, settings),
+            auth=Authenticator(await enter(open_keys(settings)), settings),
             store=store,
-            checks=checks,
+            checks=health.checks(schema, draining),
             draining=draining,
         )
-        admin_port = await stack.enter_async_context(admin_server(settings, "web", checks))
-        port = await stack.enter_async_context(
-            serving(
-                create_app(api), settings.http_host, settings.http_port, drain_seconds=settings.drain_seconds
-            )
+        admin_port = await enter(admin_server(settings, "web", api.checks))
+        served = serving(
+            create_app(api), settings.http_host, settings.http_port, drain_seconds=settings.drain_seconds
         )
+        port = await enter(served)
         log.info("web.started", host=settings.http_host, port=port, admin_port=admin_port)
         await stop.wait()
         draining.set()
+        died = notifying.done() or watching.done()
         await asyncio.sleep(min(NOTICE_SECONDS, settings.drain_seconds))
     log.info("web.stopped")
-    return process.DONE
+    return process.FAILED if died else process.DONE
 
 
 if __name__ == "__main__":

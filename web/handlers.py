@@ -15,13 +15,9 @@ from engine.explain import explain
 from engine.jobs import JobView
 from engine.model import JobState
 from web import health, paging, render, requests, schemas, shown, streams, submissions
-from web.auth import READ, WRITE
+from web.auth import ADMIN, READ, WRITE
 from web.operations import Answer, Call, Header, Operation, operation
 from web.render import reply
-from web.watcher import Watch
-
-PATIENCE_SECONDS: Final = 5.0
-"""How often a long poll looks whether its client is still there."""
 
 IF_NONE_MATCH: Final = Header(name="If-None-Match", description="An ETag: 304 while the job is unchanged.")
 PREFER: Final = Header(
@@ -50,7 +46,7 @@ async def job(call: Call, job_id: UUID) -> web.Response:
         view = await call.api.store.read(job_id, call.caller.sees)
         headers = {}
     else:
-        view = await _settled(call, job_id, wait)
+        view = await _terminal(call, job_id, wait)
         headers = {"Preference-Applied": f"wait={wait}"}
     headers["ETag"] = tag = f'"{view.version}.{view.progress_n}"'
     if requests.matches(call.request, tag):
@@ -100,8 +96,9 @@ async def events(call: Call, job_id: UUID) -> web.StreamResponse:
     },
 )
 async def list_jobs(call: Call, query: schemas.JobsQuery) -> web.Response:
-    if query.owner is not None and not call.caller.admin:
-        call.caller.require("jobs:admin")
+    """A page costs an index range scan; with `preset`, that of all the owner's jobs in the status asked for."""
+    if query.owner is not None:
+        call.caller.require(ADMIN)
     async with call.api.store.connection() as conn:
         found = await jobs.page(
             conn,
@@ -112,14 +109,14 @@ async def list_jobs(call: Call, query: schemas.JobsQuery) -> web.Response:
             offset=query.offset,
             limit=query.limit + 1,
         )
-    shown, more = found[: query.limit], len(found) > query.limit
-    cursor = paging.cursor_after(shown[-1].job_id) if more else None
+    listed, more = found[: query.limit], len(found) > query.limit
+    cursor = paging.cursor_after(listed[-1].job_id) if more else None
     link = paging.next_link(
         "/pipeline/jobs",
         {**query.model_dump(include={"limit", "status", "preset", "owner"}), "cursor": cursor},
     )
     body = {
-        "jobs": [render.listed(view, call.api.registry) for view in shown],
+        "jobs": [render.listed(view, call.api.registry) for view in listed],
         "next_cursor": cursor,
         "limit": query.limit,
         "offset": query.offset,
@@ -212,19 +209,12 @@ def _standing(job_id: UUID, state: JobState, status: HTTPStatus) -> web.Response
     return reply(body, status=status)
 
 
-async def _settled(call: Call, job_id: UUID, seconds: int) -> JobView:
+async def _terminal(call: Call, job_id: UUID, seconds: int) -> JobView:
     """The job once it is terminal, or as it stands after `seconds`."""
     clock = asyncio.get_running_loop().time
     until = clock() + seconds
     with call.api.store.watcher.watch(job_id) as watch:
         view = await call.api.store.read(job_id, call.caller.sees)
-        while not view.state.terminal and (left := until - clock()) > 0 and _waited_for(call, watch):
-            if await watch.wait((view.version, view.progress_n), min(left, PATIENCE_SECONDS)):
-                view = await call.api.store.read(job_id, call.caller.sees)
+        while not view.state.terminal and await call.changed(watch, view, until - clock()):
+            view = await call.api.store.read(job_id, call.caller.sees)
     return view
-
-
-def _waited_for(call: Call, watch: Watch) -> bool:
-    # aiohttp does not cancel a handler whose client has gone: it has to look.
-    transport = call.request.transport
-    return not watch.closed and transport is not None and not transport.is_closing()

@@ -178,7 +178,10 @@ def _variant(base: Json, name: str, each: Pipeline) -> tuple[Json, Json]:
     definitions: Json = {}
     required = base["required"]
     if each.metadata is not None:
-        metadata = each.metadata.model_json_schema(ref_template=REF.format(model=f"{name}.{{model}}"))
+        described = {"description": metadata["description"]}
+        metadata = described | each.metadata.model_json_schema(
+            ref_template=REF.format(model=f"{name}.{{model}}")
+        )
         definitions = {f"{name}.{key}": value for key, value in metadata.pop("$defs", {}).items()}
         if metadata.get("required"):
             required = [*required, "metadata"]

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
 from aiohttp import web
 from pydantic import BaseModel
 
 from engine.admin import Checks
+from engine.jobs import JobView
 from engine.pipeline import Registry
 from web import requests
+from web.aside import Aside
 from web.auth import ANYONE, Authenticator, Caller
 from web.store import Store
+from web.watcher import Watch
 
 MIB: Final = 1 << 20
+PATIENCE_SECONDS: Final = 5.0
+"""How often a request that waits for its job looks whether its client is still there."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Function = Callable[..., Awaitable[web.StreamResponse]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -30,7 +38,8 @@ class Api:
     auth: Authenticator
     store: Store
     checks: Checks
-    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: asyncio.Event
+    aside: Aside = field(default_factory=Aside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,25 @@ class Call:
     request: web.Request
     api: Api
     caller: Caller
-    document: bytes
+    document: bytes = b""
+
+    async def aside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `work` on what the document holds, in a thread where that is much."""
+        return await self.api.aside.run(len(self.document), work, *args, **kwargs)
+
+    async def changed(self, watch: Watch, view: JobView, seconds: float = math.inf) -> bool:
+        """Wait for news of the job since `view`; False when the time is up, the process stops or the client left."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        while not watch.closed and not self._gone() and (left := until - clock()) > 0:
+            if await watch.wait((view.version, view.progress_n), min(left, PATIENCE_SECONDS)):
+                return True
+        return False
+
+    def _gone(self) -> bool:
+        # aiohttp does not cancel a handler whose client has left.
+        transport = self.request.transport
+        return transport is None or transport.is_closing()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,22 +120,24 @@ class Operation:
     def bind(self, api: Api) -> Handler:
         """The aiohttp handler: who calls, may they, is the request in order; then `function`."""
 
+        function, query_model, body_model = self.function, self.query, self.body
+        takes_id = "job_id" in self.parts
+
         async def handle(request: web.Request) -> web.StreamResponse:
             caller = ANYONE
             if self.scope is not None:
                 caller = await api.auth.caller(request.headers.getall("Authorization", ()))
                 caller.require(self.scope)
             given: dict[str, Any] = {}
-            query = requests.query(request, self.query)
-            if query is not None:
+            if (query := requests.query(request, query_model)) is not None:
                 given["query"] = query
-            if "job_id" in self.parts:
+            if takes_id:
                 given["job_id"] = requests.job_id(request)
-            document = b""
-            if self.body is not None:
-                document = await requests.body(request, self.max_body)
-                given["body"] = requests.parsed(self.body, document)
-            return await self.function(Call(request, api, caller, document), **given)
+            if body_model is None:
+                return await function(Call(request, api, caller), **given)
+            call = Call(request, api, caller, await requests.body(request, self.max_body))
+            body = await call.aside(requests.parsed, body_model, call.document)
+            return await function(call, body=body, **given)
 
         return handle
 

@@ -10,7 +10,6 @@ import orjson
 import psycopg
 import structlog
 from aiohttp import web
-from psycopg_pool import PoolTimeout
 
 from engine.errors import (
     DatabaseUnavailable,
@@ -22,14 +21,15 @@ from engine.errors import (
     Problem,
     StateConflict,
 )
+from engine.text import MAX_PROBLEMS
 from web.keys import KeysUnavailable
 
 log = structlog.get_logger()
 
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = "1"
-MAX_ERRORS: Final = 100
-"""Faults listed in one answer: a batch may have thousands."""
+MAX_TEXT: Final = 300
+"""Characters of a pointer or detail: both may quote names that the client made up, of any length."""
 
 
 class Refused(OutriderError):
@@ -52,17 +52,19 @@ class Refused(OutriderError):
 
 STATUS: Final[Mapping[type[Exception], tuple[HTTPStatus, str]]] = {
     JobNotFound: (HTTPStatus.NOT_FOUND, "There is no such job."),
-    StateConflict: (HTTPStatus.CONFLICT, "The job's state does not allow it."),
     InvalidJob: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request is well-formed but invalid."),
     IdempotencyMismatch: (
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "This Idempotency-Key was used before, with another body.",
     ),
-    Overloaded: (HTTPStatus.SERVICE_UNAVAILABLE, "Too much is waiting already. Try again shortly."),
     KeysUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The token issuer's keys cannot be had at present."),
     DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
-    PoolTimeout: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
     psycopg.OperationalError: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
+    # Somebody changes the schema, or has not yet: the same request will do later.
+    psycopg.ProgrammingError: (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The database is not ready for this at present.",
+    ),
     # What the checks at the door let through and PostgreSQL refuses is still the client's input.
     psycopg.DataError: (
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -85,7 +87,10 @@ def refusal(error: Exception) -> Refused:
             return Refused(error.status, error.reason + ".")
         case StateConflict():
             return Refused(HTTPStatus.CONFLICT, f"{str(error).capitalize()}.")
-    status, detail = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+        case Overloaded():
+            status, detail = HTTPStatus.SERVICE_UNAVAILABLE, f"{str(error).capitalize()}. Try again shortly."
+        case _:
+            status, detail = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     errors: Sequence[Problem] = ()
     headers: Mapping[str, str] = {}
     if status == HTTPStatus.UNPROCESSABLE_ENTITY:
@@ -111,7 +116,8 @@ def render(refused: Refused, *, instance: str, request_id: str) -> web.Response:
     }
     if refused.status == HTTPStatus.UNPROCESSABLE_ENTITY:
         body["errors"] = [
-            {"pointer": fault.pointer, "detail": fault.detail} for fault in refused.errors[:MAX_ERRORS]
+            {"pointer": _pointer(fault.pointer), "detail": fault.detail[:MAX_TEXT]}
+            for fault in refused.errors[:MAX_PROBLEMS]
         ]
     return web.Response(
         status=refused.status,
@@ -119,3 +125,8 @@ def render(refused: Refused, *, instance: str, request_id: str) -> web.Response:
         content_type=CONTENT_TYPE,
         headers=refused.headers,
     )
+
+
+def _pointer(pointer: str) -> str:
+    """`pointer`, or where it is too long the innermost place around it that can be named."""
+    return pointer if len(pointer) <= MAX_TEXT else pointer[: pointer.rfind("/", 0, MAX_TEXT)]

@@ -59,7 +59,7 @@ def listed(view: JobView, registry: Registry) -> dict[str, Any]:
         "priority": view.priority,
         "attempt": view.attempt,
         "max_attempts": view.max_attempts or pipeline.max_attempts,
-        "timeout_seconds": view.timeout_seconds or whole(pipeline.timeout),
+        "timeout_seconds": view.timeout_seconds or _shortest(pipeline.timeout),
         "created_at": utc(view.created_at),
         "updated_at": utc(view.updated_at),
         "run_at": utc(view.run_at),
@@ -94,7 +94,7 @@ def presets(registry: Registry) -> dict[str, Any]:
                 "preset": each.preset,
                 "description": each.description,
                 "metadata_schema": each.metadata and _schema(each.metadata),
-                "timeout_seconds": whole(each.timeout),
+                "timeout_seconds": _shortest(each.timeout),
                 "max_attempts": each.max_attempts,
             }
             for each in registry.values()
@@ -112,5 +112,5 @@ def utc(moment: datetime | None) -> datetime | None:
     return moment and moment.astimezone(UTC)
 
 
-def whole(seconds: float) -> float:
+def _shortest(seconds: float) -> float:
     return int(seconds) if seconds == int(seconds) else seconds

@@ -155,7 +155,7 @@ def job_id(request: web.Request) -> UUID:
     """The id in the path. What is no UUID is no job's id."""
     text = request.match_info["job_id"]
     if not CANONICAL_ID.fullmatch(text):
-        raise JobNotFound("of this id")
+        raise JobNotFound(text)
     return UUID(text)
 
 

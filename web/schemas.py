@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Any, Final
 
 import orjson
@@ -19,16 +20,15 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from engine.enqueue import MAX_CONTENT_BYTES
+from engine.enqueue import MAX_CONTENT_BYTES, MAX_DELAY_SECONDS, MAX_METADATA_BYTES
 from engine.errors import InvalidJob, Problem
 from engine.model import DEFAULT_PRIORITY, NewJob
 from engine.pipeline import PRESET, Registry
-from engine.text import escape, json_faults, text_fault, whole
+from engine.text import MAX_PROBLEMS, escape, json_faults, text_fault, whole
 from web.paging import CURSOR
 from web.shown import Status
 
 MAX_BATCH: Final = 1000
-MAX_DELAY_SECONDS: Final = 31_536_000
 MAX_OFFSET: Final = 10_000
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_RUN_AT: Final = datetime(9999, 1, 1, tzinfo=UTC)
@@ -55,9 +55,9 @@ def _in_range(moment: datetime) -> datetime | None:
 
 
 class Asked(BaseModel):
-    """Base of what clients send: unknown members are refused and nothing is coerced."""
+    """Base of what clients send: nothing is coerced. `check` refuses unknown members: pydantic would list millions."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 
 
 class JobToRun(Asked):
@@ -68,7 +68,9 @@ class JobToRun(Asked):
         json_schema_extra={"pattern": "^[^\\u0000]*$"},
     )
     preset: str = Field(description="Which pipeline runs it; see /pipeline/presets.")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="Checked against the preset's schema.")
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="Checked against the preset's schema; 256 KiB as JSON at most."
+    )
     priority: Annotated[int, Field(ge=1, le=4, strict=False), BeforeValidator(whole)] = Field(
         default=DEFAULT_PRIORITY, description="1 is first."
     )
@@ -92,16 +94,14 @@ class JobToRun(Asked):
         return self
 
     def new(self, *, owner: str, traceparent: str | None) -> NewJob:
-        run_at = self.run_at
-        if self.delay_seconds:
-            run_at = datetime.now(UTC) + timedelta(seconds=self.delay_seconds)
         return NewJob(
             user_id=owner,
             preset=self.preset,
             content=self.content,
             metadata=self.metadata,
             priority=self.priority,
-            run_at=run_at,
+            run_at=self.run_at,
+            delay_seconds=self.delay_seconds,
             max_attempts=self.max_attempts,
             timeout_seconds=self.timeout_seconds,
             traceparent=traceparent,
@@ -111,7 +111,7 @@ class JobToRun(Asked):
 class Batch(Asked):
     """Jobs to run, all or none."""
 
-    jobs: Annotated[list[JobToRun], Field(min_length=1, max_length=MAX_BATCH)]
+    jobs: Annotated[list[JobToRun], Field(min_length=1, max_length=MAX_BATCH, fail_fast=True)]
 
 
 class JobsQuery(BaseModel):
@@ -133,22 +133,46 @@ class JobsQuery(BaseModel):
     )
 
 
-def preset_faults(job: JobToRun, registry: Registry, where: str) -> Iterator[Problem]:
-    """What is wrong with a job beyond its shape: an unknown preset, metadata that it does not take."""
+def check(asked: Asked, registry: Registry) -> None:
+    """Raise InvalidJob with what is wrong beyond the shape: the first MAX_PROBLEMS faults."""
+    if problems := list(islice(_beyond_shape(asked, registry), MAX_PROBLEMS)):
+        raise InvalidJob(problems)
+
+
+def _beyond_shape(asked: Asked, registry: Registry, where: str = "") -> Iterator[Problem]:
+    for name in asked.model_extra or ():
+        yield Problem(f"{where}/{escape(name)}", "not a member that is known here")
+    if isinstance(asked, JobToRun):
+        yield from _preset_faults(asked, registry, where)
+    elif isinstance(asked, Batch):
+        for index, job in enumerate(asked.jobs):
+            yield from _beyond_shape(job, registry, f"/jobs/{index}")
+
+
+def _preset_faults(job: JobToRun, registry: Registry, where: str) -> Iterator[Problem]:
     if (pipeline := registry.get(job.preset)) is None:
         yield Problem(f"{where}/preset", "not a preset of this installation; see /pipeline/presets")
-    if not job.metadata and (pipeline is None or pipeline.metadata is None):
-        return
-    unstorable = list(json_faults(job.metadata, f"{where}/metadata"))
-    yield from unstorable
-    if unstorable or pipeline is None or pipeline.metadata is None:
-        return
+    expected = pipeline.metadata if pipeline is not None else None
+    where = f"{where}/metadata"
+    if job.metadata and (unstorable := _metadata_faults(job.metadata, where)):
+        yield from unstorable
+    elif expected is not None:
+        try:
+            expected.model_validate_json(orjson.dumps(job.metadata))
+        except ValidationError as error:
+            yield from faults(error, where)
+        except Exception as error:  # noqa: BLE001 - an author's validator may raise anything; it is about the input
+            yield Problem(where, f"refused by the preset: {type(error).__name__}")
+
+
+def _metadata_faults(metadata: dict[str, Any], where: str) -> list[Problem]:
     try:
-        pipeline.metadata.model_validate_json(orjson.dumps(job.metadata))
-    except ValidationError as error:
-        yield from faults(error, f"{where}/metadata")
-    except Exception as error:  # noqa: BLE001 - an author's validator may raise anything; it is about the input
-        yield Problem(f"{where}/metadata", f"refused by the preset: {type(error).__name__}")
+        size = len(orjson.dumps(metadata))
+    except orjson.JSONEncodeError:  # for a fault that is found below, or for nesting
+        size = 0
+    if size > MAX_METADATA_BYTES:
+        return [Problem(where, f"more than {MAX_METADATA_BYTES} bytes as JSON")]
+    return list(json_faults(metadata, where))
 
 
 def faults(error: ValidationError, where: str = "") -> list[Problem]:
@@ -160,14 +184,3 @@ def faults(error: ValidationError, where: str = "") -> list[Problem]:
         )
         for fault in error.errors(include_url=False, include_input=False, include_context=False)
     ]
-
-
-def check(jobs: list[JobToRun], registry: Registry, *, batch: bool) -> None:
-    """Raise InvalidJob with what is wrong with `jobs` beyond their shape."""
-    problems = [
-        problem
-        for index, job in enumerate(jobs)
-        for problem in preset_faults(job, registry, f"/jobs/{index}" if batch else "")
-    ]
-    if problems:
-        raise InvalidJob(problems)

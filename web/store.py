@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol, TypeVar
 from uuid import UUID
+
+import orjson
 
 from engine import jobs, metrics
 from engine.batcher import Batcher
-from engine.db import Connection, HotConnection, Pool, deadline, open_pool
+from engine.db import Connection, HotConnection, Pool, lent, open_pool
 from engine.enqueue import Accepted, Submission, enqueue_group
 from engine.errors import DatabaseUnavailable, JobNotFound
 from engine.jobs import JobView, Pulse
@@ -22,7 +24,8 @@ ANSWER_SECONDS: Final = 10.0
 MAX_READS: Final = 32
 """Jobs read together: each may hold 256 KiB of content and 4 MiB of result."""
 ROW_BYTES: Final = 256
-"""What a job weighs in a group beside its content."""
+"""What a job weighs in a group beside its content and metadata."""
+MAX_WAITING_BYTES: Final = 64 << 20
 
 R = TypeVar("R")
 
@@ -52,7 +55,7 @@ class PostgresStore:
         self._writing = HotConnection(url, name="web writing")
         self._reading = HotConnection(url, name="web reading")
         self._watching = HotConnection(url, name="web watching")
-        self._submissions = Batcher(self._write, weigh=_weight)
+        self._submissions = Batcher(self._write, weigh=_weight, max_waiting_weight=MAX_WAITING_BYTES)
         self._reads = Batcher(self._read, max_group=MAX_READS)
         self.watcher = Watcher(self._pulse)
         self._rows = metrics.BATCH_ROWS.labels("submissions")
@@ -67,10 +70,8 @@ class PostgresStore:
             raise JobNotFound(job_id)
         return view
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
-        async with self._pool.connection() as conn, deadline(conn):
-            yield conn
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        return lent(self._pool)
 
     async def aclose(self) -> None:
         """Answer what was submitted, then let go of the connections."""
@@ -98,24 +99,13 @@ class PostgresStore:
 
 @asynccontextmanager
 async def open_store(url: str, poke: Callable[[], None]) -> AsyncIterator[PostgresStore]:
-    """The store, its watcher running. `poke` is called after each commit that added jobs."""
-    async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(url, name="web", size=POOL_SIZE))
+    """The store. `poke` is called after each commit that added jobs; its watcher is the caller's to run."""
+    async with open_pool(url, name="web", size=POOL_SIZE) as pool:
         store = PostgresStore(url, pool, poke)
-        stack.push_async_callback(store.aclose)
-        await stack.enter_async_context(running(store.watcher.run()))
-        yield store
-
-
-@asynccontextmanager
-async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run an endless `loop` beside the block."""
-    task = asyncio.create_task(loop)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+        try:
+            yield store
+        finally:
+            await store.aclose()
 
 
 async def _bounded(answer: Awaitable[R]) -> R:
@@ -127,4 +117,6 @@ async def _bounded(answer: Awaitable[R]) -> R:
 
 
 def _weight(submission: Submission) -> int:
-    return sum(len(new.content) + ROW_BYTES for new in submission.jobs)
+    return sum(
+        len(new.content.encode()) + len(orjson.dumps(new.metadata)) + ROW_BYTES for new in submission.jobs
+    )

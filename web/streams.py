@@ -20,16 +20,15 @@ from web.watcher import Watch
 log = structlog.get_logger()
 
 PING_SECONDS: Final = 15.0
-PATIENCE_SECONDS: Final = 5.0
-"""How often a stream without news looks whether its client is still there."""
 
 
 async def events(call: Call, job_id: UUID) -> web.StreamResponse:
     """Every transition after Last-Event-ID, and the latest progress, until the job is terminal."""
-    seen = _last_event_id(call.request)
     with call.api.store.watcher.watch(job_id) as watch:
         view = await call.api.store.read(job_id, call.caller.sees)
-        if view.state.terminal and view.version <= seen:
+        # An id from the future is another job's, or made up: what is still to come must be told all the same.
+        seen = min(_last_event_id(call.request), view.version)
+        if view.state.terminal and view.version == seen:
             return web.Response(status=HTTPStatus.NO_CONTENT)
         response = EventSourceResponse(ping_interval=PING_SECONDS)
         if call.request.method == "HEAD":
@@ -54,13 +53,8 @@ class _Stream:
     async def run(self, view: JobView) -> None:
         try:
             while not await self._told(view):
-                while not await self._watch.wait((view.version, view.progress_n), PATIENCE_SECONDS):
-                    if (
-                        self._watch.closed
-                        or not self._response.is_connected()
-                        or self._call.request.transport is None
-                    ):
-                        return
+                if not await self._call.changed(self._watch, view):
+                    return
                 view = await self._call.api.store.read(view.job_id, self._call.caller.sees)
         except (ConnectionError, TimeoutError):
             pass  # the client has gone, or no longer reads
@@ -68,9 +62,9 @@ class _Stream:
             log.warning("stream.broken", exc_info=error)
 
     async def _told(self, view: JobView) -> bool:
-        """Send what is new; True once the terminal transition, with nothing after it, has been sent."""
+        """Send what is new; True once the job is terminal and nothing is left to tell."""
         store = self._call.api.store
-        ended = False
+        ended = view.state.terminal
         if view.version > self._seen:
             async with store.connection() as conn:
                 rows = await audit.history(conn, view.job_id, self._call.caller.sees, after=self._seen)

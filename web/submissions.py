@@ -42,7 +42,7 @@ REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an
     },
 )
 async def run(call: Call, body: schemas.JobToRun) -> web.Response:
-    accepted = await _accepted(call, [body], "/pipeline/run", batch=False)
+    accepted = await _accepted(call, body, [body], "/pipeline/run")
     job_id = accepted.job_ids[0]
     links = render.links(job_id)
     headers = {"Location": links["self"], "Retry-After": "1"} | _replayed(accepted)
@@ -67,19 +67,16 @@ async def run(call: Call, body: schemas.JobToRun) -> web.Response:
     },
 )
 async def batch(call: Call, body: schemas.Batch) -> web.Response:
-    accepted = await _accepted(call, body.jobs, "/pipeline/batch", batch=True)
+    accepted = await _accepted(call, body, body.jobs, "/pipeline/batch")
     ids = [str(job_id) for job_id in accepted.job_ids]
     return reply({"job_ids": ids}, status=HTTPStatus.ACCEPTED, headers=_replayed(accepted))
 
 
-async def _accepted(call: Call, wanted: list[schemas.JobToRun], route: str, *, batch: bool) -> Accepted:
-    schemas.check(wanted, call.api.registry, batch=batch)
-    owner = call.caller.owner
-    key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
-    traceparent = requests.traceparent(call.request)
-    new = tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted)
+async def _accepted(call: Call, body: schemas.Asked, wanted: list[schemas.JobToRun], route: str) -> Accepted:
+    submission = await call.aside(_submission, call, body, wanted, route)
+    key = submission.key
     try:
-        accepted = await call.api.store.submit(Submission(new, key))
+        accepted = await call.api.store.submit(submission)
     except IdempotencyMismatch:
         metrics.IDEMPOTENCY.labels("mismatch").inc()
         raise
@@ -89,6 +86,15 @@ async def _accepted(call: Call, wanted: list[schemas.JobToRun], route: str, *, b
         for each in wanted:
             _enqueued(each.preset).inc()
     return accepted
+
+
+def _submission(call: Call, body: schemas.Asked, wanted: list[schemas.JobToRun], route: str) -> Submission:
+    """Raises InvalidJob, and Refused for a key that is none."""
+    schemas.check(body, call.api.registry)
+    owner = call.caller.owner
+    key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
+    traceparent = requests.traceparent(call.request)
+    return Submission(tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted), key)
 
 
 @cache  # finite: an accepted job's preset is a registered one

@@ -23,9 +23,11 @@ from engine.moves import Ending, Lane, PutBack
 from engine.pipeline import Metadata, Pipeline, Registry, pipeline
 from engine.progress import Progress, report
 from engine.settings import Settings, load
+from migrations import open_check
 from web import health
 from web.app import create_app
 from web.auth import Authenticator
+from web.background import running
 from web.keys import open_keys
 from web.operations import Api
 from web.server import serving
@@ -97,18 +99,22 @@ class Site:
 async def served(database_url: str, *, registry: Registry = REGISTRY, **given: Any) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         wanted = settings(**given)
+        schema = await stack.enter_async_context(open_check(database_url))
         store = await stack.enter_async_context(open_store(database_url, lambda: None))
+        died = asyncio.Event()
+        await stack.enter_async_context(running(store.watcher.run(), died))
         draining = asyncio.Event()
         api = Api(
             registry=registry,
             auth=Authenticator(await stack.enter_async_context(open_keys(wanted)), wanted),
             store=store,
-            checks=health.checks(store, draining),
+            checks=health.checks(schema, draining),
             draining=draining,
         )
         port = await stack.enter_async_context(serving(create_app(api), "127.0.0.1", 0, drain_seconds=5))
         clients = await stack.enter_async_context(AsyncExitStack())
         yield Site(port, api, store, clients)
+        assert not died.is_set()
 
 
 class Hands:

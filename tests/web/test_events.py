@@ -13,7 +13,7 @@ import pytest
 
 from engine.errors import Overloaded
 from tests.web.site import Hands, Site, submit, until
-from web import streams
+from web import operations, streams
 
 Event = tuple[str | None, str | None, Any]
 
@@ -121,7 +121,7 @@ async def test_a_ping_keeps_an_idle_stream_open(ann: Any, monkeypatch: pytest.Mo
 async def test_a_client_that_goes_away_gives_its_place_back(
     site: Site, ann: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(operations, "PATIENCE_SECONDS", 0.05)
     job_id = await submit(ann)
     async with asyncio.timeout(5):
         async with stream(ann, job_id) as told:
