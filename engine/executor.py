@@ -139,17 +139,26 @@ class Execution:
         try:
             outcome = interpret(await self.pipeline.function(job, self))
         except BaseException as error:  # noqa: BLE001
-            outcome = self._forced or after(error)
+            outcome = self._forced or self._raised(error)
         self._finish(outcome)
 
     def _run_plain(self, job: Job) -> None:
         try:
             outcome = interpret(self.pipeline.function(job, self))
         except BaseException as error:  # noqa: BLE001 - as above: it costs this job and nobody else
-            outcome = after(error)
+            outcome = self._raised(error)
         # The loop may have closed: then the job was released at shutdown, and this outcome is nobody's.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._finish, outcome)
+
+    def _raised(self, error: BaseException) -> Outcome:
+        """What an exception means; its traceback, which clients never see, goes to the log."""
+        if not isinstance(error, PermanentError):
+            job = self.record.job
+            log.warning(
+                "attempt.raised", job_id=job.id, preset=job.preset, attempt=self.attempt, exc_info=error
+            )
+        return after(error)
 
     def _unstarted(self, _task: asyncio.Task[None]) -> None:
         """A task that is cancelled before its first step never runs: nothing else would free its slot."""

@@ -31,13 +31,13 @@ def configure(settings: Settings, role: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,  # before the redaction, and without the locals that consoles show
         redact,
     ]
     sink: Any = _Sink(sys.stderr.buffer if form == "json" else sys.stderr)
     if form == "json":
         factory: Any = structlog.BytesLoggerFactory(sink)
         rendering: list[structlog.typing.Processor] = [
-            structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(serializer=_dumps),
         ]
     else:

@@ -14,7 +14,7 @@ from typing import Any, Final, LiteralString
 import structlog
 from psycopg import AsyncConnection, Error
 
-from engine.db import Connection, HotConnection, Pool, lent
+from engine.db import Connection, HotConnection, Pool, fetchall, lent
 from engine.errors import DatabaseUnavailable
 from engine.metrics import MAINTENANCE_ERRORS, MAINTENANCE_ROWS, OUTBOX_OLDEST, OUTBOX_ROWS, SAMPLED_AT
 from engine.model import JobState, first_id_of
@@ -65,9 +65,19 @@ VACUUM: LiteralString = "VACUUM (SKIP_LOCKED, TRUNCATE false) outbox"
 
 # Bounded: an exact count of five million rows costs half a second.
 SAMPLE: LiteralString = """
-SELECT preset, status, count(*), min(due_at)
-FROM (SELECT preset, status, CASE WHEN status = 'ready' THEN ready_at END AS due_at FROM outbox LIMIT 100000) o
-GROUP BY preset, status
+SELECT preset, status, count(*) FROM (SELECT preset, status FROM outbox LIMIT 100000) o GROUP BY preset, status
+"""
+
+# The head of each lane by its index, whatever stands behind it.
+OLDEST: LiteralString = """
+SELECT min(head.ready_at)
+FROM unnest(%s::text[]) AS lane(preset)
+CROSS JOIN generate_series(1, 4) AS priority
+CROSS JOIN LATERAL (
+    SELECT ready_at FROM outbox
+    WHERE status = 'ready' AND outbox.preset = lane.preset AND outbox.priority = priority::smallint
+    ORDER BY position
+    LIMIT 1) head
 """
 
 
@@ -192,14 +202,15 @@ class Maintenance:
         return 0
 
     async def _sample(self, conn: Connection) -> int:
-        rows = await (await conn.execute(SAMPLE)).fetchall()
-        for preset, status in self._sampled - {(row[0], row[1]) for row in rows}:
+        rows = await fetchall(conn, SAMPLE)
+        for preset, status in self._sampled - {(preset, status) for preset, status, _ in rows}:
             OUTBOX_ROWS.labels(preset, status).set(0)
-        for preset, status, count, _ in rows:
+        for preset, status, count in rows:
             OUTBOX_ROWS.labels(preset, status).set(count)
             self._sampled.add((preset, status))
+        [(oldest,)] = await fetchall(conn, OLDEST, [list({preset for preset, _, _ in rows})])
         now = time.time()
-        OUTBOX_OLDEST.set(min((row[3].timestamp() for row in rows if row[3]), default=now))
+        OUTBOX_OLDEST.set(oldest.timestamp() if oldest else now)
         SAMPLED_AT.set(now)
         return 0
 

@@ -39,7 +39,11 @@ MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed b
 MAINTENANCE_ERRORS = Counter(
     "outrider_maintenance_errors", "Chores that failed and will run again", ["chore"]
 )
-OUTBOX_ROWS = Gauge("outrider_outbox_rows", "Unfinished jobs at the last sample", ["preset", "status"])
+OUTBOX_ROWS = Gauge(
+    "outrider_outbox_rows",
+    "Unfinished jobs at the last sample, 100 000 in all at the most",
+    ["preset", "status"],
+)
 OUTBOX_OLDEST = Gauge(
     "outrider_outbox_oldest_due_timestamp_seconds", "When the oldest due row became due; now when none is"
 )

@@ -23,10 +23,6 @@ from tests.helpers import counters, fetchone, trail
 LEASED = "SELECT 1 FROM outbox WHERE status = 'leased'"
 
 
-async def _is(value: bool) -> bool:
-    return value
-
-
 async def test_a_job_runs_and_its_history_tells_it(scene: Scene) -> None:
     @preset()
     async def shout(job: Any, run: Any) -> dict[str, Any]:
@@ -294,7 +290,7 @@ async def test_a_plain_function_that_never_returns_keeps_its_slot_and_the_rest_g
         assert {job.state for job in await scene.ended(*others)} == {JobState.COMPLETED}
         assert worker.consumer._occupied
         let_go.set()
-        await until(lambda: _is(not worker.consumer._occupied))
+        await until(lambda: known(not worker.consumer._occupied))
 
 
 async def test_a_worker_whose_slots_are_all_stuck_for_a_lease_drains_and_says_so(scene: Scene) -> None:
@@ -305,7 +301,7 @@ async def test_a_worker_whose_slots_are_all_stuck_for_a_lease_drains_and_says_so
         assert let_go.wait(WAIT)
 
     ids = [await scene.enqueue(max_attempts=1, timeout_seconds=1) for _ in range(2)]
-    async with scene.worker(stuck, slots=2, lease=0.5) as worker:
+    async with scene.worker(stuck, slots=2, lease=0.3) as worker:
         await scene.ended(*ids)
         assert await worker.ended() == 1
     assert await fetchone(scene.conn, "SELECT count(*) FROM workers") == (0,)

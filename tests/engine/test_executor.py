@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import field_validator
+from structlog.testing import capture_logs
 
 from engine.errors import PermanentError
 from engine.executor import MAX_PROGRESS_MESSAGE, Execution
@@ -276,3 +277,12 @@ async def test_the_flag_tells_also_who_looks_at_it_later(kind: str) -> None:
     assert watched.execution.cancelled.is_set()
     async with asyncio.timeout(WAIT):
         await watched.idle.wait()
+
+
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_traceback_goes_to_the_log_unless_the_pipeline_meant_it(kind: str) -> None:
+    with capture_logs() as events:
+        await Watched(raising(KeyError("lost"), kind)).run()
+        await Watched(raising(PermanentError("no"), kind)).run()
+    [raised] = [event for event in events if event["event"] == "attempt.raised"]
+    assert isinstance(raised["exc_info"], KeyError)

@@ -168,7 +168,7 @@ async def test_the_lease_outlives_an_error_that_nobody_foresaw(
 async def test_a_terminated_connection_is_opened_again_under_the_same_id(
     database_url: str, conn: Conn
 ) -> None:
-    async with held(database_url, seconds=3) as heard:
+    async with held(database_url, seconds=1.5) as heard:
         await heard.beaten(1)
         old = heard.lease.worker_id
         await conn.execute(

@@ -64,6 +64,19 @@ def test_secrets_are_hidden(capfd: pytest.CaptureFixture[str], event: dict[str, 
     assert hidden not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_secrets_are_hidden_in_tracebacks_too(capfd: pytest.CaptureFixture[str], form: str) -> None:
+    log = configured(log_format=form)
+    local = "a local variable"
+    try:
+        int("postgresql://u:hunter2@host/d refused 'Bearer abc.def'")
+    except ValueError:
+        log.exception("it.broke")
+    said = capfd.readouterr().err
+    assert "ValueError" in said
+    assert not [secret for secret in ("hunter2", "abc.def", local) if secret in said]
+
+
 @pytest.mark.parametrize("value", ["\ud800", 2**80, {"\udfff": 1}, object(), float("nan"), b"\xff"])
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_whatever_is_logged_gives_a_line(capfd: pytest.CaptureFixture[str], value: Any, form: str) -> None:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import pytest
+
 from engine.notify import CANCEL, READY, Notifier, listen
 from tests.helpers import Conn
 
@@ -51,8 +53,9 @@ async def test_a_cancellation_is_told_apart(database_url: str, conn: Conn) -> No
 
 
 async def test_both_ends_come_back_after_their_connections_were_terminated(
-    database_url: str, conn: Conn
+    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engine.notify.RECONNECT_SECONDS", 0.05)
     queue: asyncio.Queue[str] = asyncio.Queue()
     notifier = Notifier(database_url)
     async with running(listen(database_url, queue.put_nowait), notifier.run()):
