@@ -155,9 +155,10 @@ class Execution:
         """What an exception means; its traceback, which clients never see, goes to the log."""
         if not isinstance(error, PermanentError):
             job = self.record.job
-            log.warning(
-                "attempt.raised", job_id=job.id, preset=job.preset, attempt=self.attempt, exc_info=error
-            )
+            with suppress(BaseException):  # writing a traceback calls the exception's own __str__
+                log.warning(
+                    "attempt.raised", job_id=job.id, preset=job.preset, attempt=self.attempt, exc_info=error
+                )
         return after(error)
 
     def _unstarted(self, _task: asyncio.Task[None]) -> None:
