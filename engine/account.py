@@ -31,7 +31,7 @@ class Account:
 
     def ended(self, execution: Execution) -> str:
         """Count a run, and give the metadata to keep with its result, as JSON text."""
-        attempt = execution.record
+        attempt = execution.claimed
         ran = time.monotonic() - execution.started
         waited = max((attempt.started_at - attempt.due_at).total_seconds(), 0.0)
         self._wait[attempt.job.preset,].observe(waited)
@@ -40,7 +40,7 @@ class Account:
 
     def recorded(self, execution: Execution, outcome: Outcome | Exception) -> None:
         """Count and log an attempt whose outcome is in the database, or, with an exception, never will be."""
-        preset = execution.record.job.preset
+        preset = execution.claimed.job.preset
         if isinstance(outcome, Exception):
             self._attempts[preset, "lost"].inc()
             refused = None if isinstance(outcome, LeaseLost) else f"{type(outcome).__name__}: {outcome}"
@@ -56,13 +56,13 @@ class Account:
 def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error: str | None) -> None:
     log_at(
         "attempt.ended",
-        job_id=execution.record.job.id,
-        preset=execution.record.job.preset,
+        job_id=execution.claimed.job.id,
+        preset=execution.claimed.job.preset,
         attempt=execution.attempt,
         outcome=outcome,
         seconds=round(time.monotonic() - execution.started, 6),
         error=error,
-        traceparent=execution.record.job.traceparent,
+        traceparent=execution.claimed.job.traceparent,
     )
 
 

@@ -166,7 +166,7 @@ class Consumer:
         self._wake_if_saturated()
 
     def _on_recorded(self, execution: Execution, outcome: Outcome | Exception) -> None:
-        self._held.pop(execution.record.key, None)
+        self._held.pop(execution.claimed.key, None)
         self._account.recorded(execution, outcome)
         self._wake_if_saturated()
 
@@ -229,7 +229,7 @@ class Consumer:
     def _look_for_left_behind(self, now: float) -> None:
         left = {execution for execution in self._occupied if execution.ended}
         for execution in left - self._left_behind:
-            log.warning("attempt.left_behind", job_id=execution.record.job.id, attempt=execution.attempt)
+            log.warning("attempt.left_behind", job_id=execution.claimed.job.id, attempt=execution.attempt)
         self._left_behind = left
         if len(left) < self._slots:
             self._exhausted_since = None
@@ -242,7 +242,7 @@ class Consumer:
     def _drop_lost(self) -> None:
         """Stop what runs under a lease that is no longer ours; its outcomes will find no lease to be written."""
         current = self._lease.worker_id
-        lost = [execution for key, execution in self._held.items() if execution.record.worker_id != current]
+        lost = [execution for key, execution in self._held.items() if execution.claimed.worker_id != current]
         if lost and current is None:
             self._lease.abandon()
         for execution in lost:

@@ -44,7 +44,7 @@ class Execution:
         on_end: Callable[[Execution, Outcome], None],
         on_idle: Callable[[Execution], None],
     ) -> None:
-        self.record = attempt
+        self.claimed = attempt
         self.pipeline = pipeline
         self.attempt = attempt.number
         self.started = time.monotonic()
@@ -112,9 +112,9 @@ class Execution:
 
     def _prepared(self) -> Job:
         """The job with its metadata as the pipeline's model. Raises PermanentError when it does not fit."""
-        job = self.record.job
-        if self.record.undecodable is not None:
-            raise PermanentError(f"the stored metadata cannot be read: {self.record.undecodable}")
+        job = self.claimed.job
+        if self.claimed.undecodable is not None:
+            raise PermanentError(f"the stored metadata cannot be read: {self.claimed.undecodable}")
         if self.pipeline.metadata is None:
             return job
         try:
@@ -154,7 +154,7 @@ class Execution:
     def _raised(self, error: BaseException) -> Outcome:
         """What an exception means; its traceback, which clients never see, goes to the log."""
         if not isinstance(error, PermanentError):
-            job = self.record.job
+            job = self.claimed.job
             with suppress(BaseException):  # writing a traceback calls the exception's own __str__
                 log.warning(
                     "attempt.raised", job_id=job.id, preset=job.preset, attempt=self.attempt, exc_info=error

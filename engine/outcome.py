@@ -92,7 +92,7 @@ def encode(output: Any) -> Encoded:
     return Encoded(encoded.decode())
 
 
-def settle(attempt: Attempt, pipeline: Pipeline, outcome: Outcome, rng: random.Random) -> Outcome:
+def within_budget(attempt: Attempt, pipeline: Pipeline, outcome: Outcome, rng: random.Random) -> Outcome:
     """`outcome` with its delay drawn and the job's budget applied: a Retry beyond `max_attempts` is Failed."""
     match outcome:
         case Retry(delay, error):
@@ -109,7 +109,7 @@ def backoff(pipeline: Pipeline, errors: int, rng: random.Random) -> float:
 
 
 def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending | PutBack:
-    """The row to write for a settled outcome."""
+    """The row to write for an outcome within its budget."""
     job_id, number = attempt.job.id, attempt.number
     match outcome:
         case Completed(output):

@@ -20,9 +20,9 @@ from engine.errors import DatabaseUnavailable, LeaseLost
 from engine.executor import GRACE_SECONDS, Execution
 from engine.metrics import BATCH_ROWS, BATCH_SECONDS
 from engine.model import Attempt, Cancelled, Completed, Effects, Failed, JobState, Outcome, Released
-from engine.moves import Ending, PutBack, finish, put_back, settled
-from engine.moves.record import Settled
-from engine.outcome import after, record, settle
+from engine.moves import Ending, PutBack, finish, put_back, recorded
+from engine.moves.record import Recorded
+from engine.outcome import after, record, within_budget
 
 MAX_BATCH: Final = 500
 FIRST_PAUSE_SECONDS: Final = 0.05
@@ -64,7 +64,7 @@ class Recorder:
 
     def write(self, execution: Execution, outcome: Outcome, metadata: str) -> None:
         """Have `outcome` recorded, with `metadata` (JSON text) beside a result. Held until it is acknowledged."""
-        outcome = settle(execution.record, execution.pipeline, outcome, self._rng)
+        outcome = within_budget(execution.claimed, execution.pipeline, outcome, self._rng)
         if isinstance(outcome, Completed) and outcome.effects is not None:
             task = asyncio.create_task(self._with_effects(execution, outcome, outcome.effects, metadata))
             self._effects.add(task)
@@ -87,9 +87,9 @@ class Recorder:
         await self._conn.aclose()
 
     def _put(self, execution: Execution, outcome: Outcome, metadata: str) -> None:
-        row = record(execution.record, outcome, metadata)
+        row = record(execution.claimed, outcome, metadata)
         answered = partial(self._answered, execution, outcome, metadata)
-        self._rows.put((execution.record.worker_id, row), answered)
+        self._rows.put((execution.claimed.worker_id, row), answered)
 
     def _answered(
         self, execution: Execution, outcome: Outcome, metadata: str, answer: JobState | Exception
@@ -103,14 +103,14 @@ class Recorder:
 
     async def _flush(self, items: Sequence[tuple[int, Row]]) -> Sequence[JobState | Exception]:
         """Write one group, again and again until it is acknowledged or the lease under it is lost."""
-        done: Settled = {}
+        done: Recorded = {}
         pause = FIRST_PAUSE_SECONDS
         while (worker_id := self._worker_id()) is not None:
             rows = [row for holder, row in items if holder == worker_id]
             try:
                 async with self._conn.use() as conn:
                     if pause > FIRST_PAUSE_SECONDS and rows:
-                        done |= await settled(conn, [_key(row) for row in rows])
+                        done |= await recorded(conn, [_key(row) for row in rows])
                         rows = [row for row in rows if _key(row) not in done]
                     done |= await _write(conn, worker_id, rows)
                 break
@@ -125,7 +125,7 @@ class Recorder:
     async def _with_effects(
         self, execution: Execution, outcome: Completed, effects: Effects, metadata: str
     ) -> None:
-        attempt = execution.record
+        attempt = execution.claimed
         try:
             await self._complete(execution, outcome, effects, metadata)
         except LeaseLost as error:
@@ -133,7 +133,9 @@ class Recorder:
         except BaseException as error:  # effects are an author's code: whatever they raise is the job's error
             if isinstance(error, asyncio.CancelledError) and _being_cancelled():
                 raise
-            self._put(execution, settle(attempt, execution.pipeline, after(error), self._rng), metadata)
+            self._put(
+                execution, within_budget(attempt, execution.pipeline, after(error), self._rng), metadata
+            )
         else:
             self._on_recorded(execution, outcome)
 
@@ -141,7 +143,7 @@ class Recorder:
         self, execution: Execution, outcome: Completed, effects: Effects, metadata: str
     ) -> None:
         """Write result and effects together, again while the database cannot be reached or finds a deadlock."""
-        attempt = execution.record
+        attempt = execution.claimed
         seconds = attempt.timeout_seconds or execution.pipeline.timeout
         ending = record(attempt, outcome, metadata)
         tries = 0
@@ -157,7 +159,7 @@ class Recorder:
                     asyncio.timeout(seconds) as limit,
                     lent(self._lending, seconds + GRACE_SECONDS) as conn,
                 ):
-                    if tries and await settled(conn, [attempt.key]):
+                    if tries and await recorded(conn, [attempt.key]):
                         return
                     await _together(conn, attempt, counted, ending)
             except (TimeoutError, DatabaseUnavailable, Error) as error:
@@ -182,10 +184,10 @@ async def _together(conn: AsyncConnection[Any], attempt: Attempt, effects: Effec
             raise LeaseLost(str(attempt.job.id))
 
 
-async def _write(conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row]) -> Settled:
+async def _write(conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row]) -> Recorded:
     """All of `rows` or, when this raises, none: a group that is split for its bad row is written from the start."""
     began = time.perf_counter()
-    done: Settled = {}
+    done: Recorded = {}
     endings = [row for row in rows if isinstance(row, Ending)]
     returns = [row for row in rows if isinstance(row, PutBack)]
     async with conn.transaction() if endings and returns else nullcontext():

@@ -16,7 +16,7 @@ in the statement that makes it, with `seq` = the row's new `version`.
 
 from engine.moves.claim import Lane, claim
 from engine.moves.owner import cancel, redrive
-from engine.moves.record import Ending, PutBack, finish, put_back, settled
+from engine.moves.record import Ending, PutBack, finish, put_back, recorded
 from engine.moves.upkeep import lapse, promote
 
 __all__ = [
@@ -29,6 +29,6 @@ __all__ = [
     "lapse",
     "promote",
     "put_back",
+    "recorded",
     "redrive",
-    "settled",
 ]

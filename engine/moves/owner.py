@@ -12,7 +12,7 @@ from psycopg.errors import LockNotAvailable
 from engine.db import fetchone
 from engine.errors import JobNotFound, Overloaded, StateConflict
 from engine.model import JobState
-from engine.moves.settle import SETTLE
+from engine.moves.leave import LEAVE
 
 # Found by key and judged after the lock: a claim that comes in between is seen, and then only asked to stop.
 CANCEL: LiteralString = (
@@ -29,7 +29,7 @@ WITH held AS MATERIALIZED (
 ), asked AS (
     UPDATE outbox q SET cancel_requested = true FROM held h WHERE q.job_id = h.job_id AND h.to_state = 'PROCESSING'
 )"""  # noqa: S608 - constants alone
-    + SETTLE
+    + LEAVE
     # The worker is told at once, not at its next beat. Rare enough for a NOTIFY inside the transaction.
     + "SELECT to_state, CASE WHEN to_state = 'PROCESSING' THEN pg_notify('outrider_cancel', '') END FROM held"
 )

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from engine.db import array, bare_array, fetchall
 from engine.model import JobState
-from engine.moves.settle import SETTLE
+from engine.moves.leave import LEAVE
 
 BARE = frozenset({"job_id", "attempt", "state", "spent"})
 
@@ -83,28 +83,28 @@ WITH held AS MATERIALIZED (
     ORDER BY q.job_id
     FOR UPDATE OF q
 )"""  # noqa: S608 - constants alone
-    + SETTLE
+    + LEAVE
     + "SELECT job_id, attempt, to_state FROM held"
 )
 
 # A lapse also ends an attempt, but its worker did not write that.
-SETTLED: LiteralString = """
+RECORDED: LiteralString = """
 SELECT a.job_id, a.attempt, a.to_state
 FROM unnest(%(id)s::uuid[], %(attempt)s::integer[]) AS x(id, attempt)
 JOIN job_state_records a ON a.job_id = x.id AND a.attempt = x.attempt
 WHERE a.from_state = 'PROCESSING' AND a.reason <> 'lapsed'
 """
 
-Settled = dict[tuple[UUID, int], JobState]
+Recorded = dict[tuple[UUID, int], JobState]
 """(job_id, attempt) → the state that its worker's outcome left the job in."""
 
 
-async def finish(conn: AsyncConnection[Any], worker_id: int, endings: Sequence[Ending]) -> Settled:
+async def finish(conn: AsyncConnection[Any], worker_id: int, endings: Sequence[Ending]) -> Recorded:
     """Write results. An attempt missing from the answer is lost: nothing was written for it."""
     return await _answer(conn, FINISH, _columns(Ending._fields, endings) | {"worker_id": worker_id})
 
 
-async def put_back(conn: AsyncConnection[Any], worker_id: int, returns: Sequence[PutBack]) -> Settled:
+async def put_back(conn: AsyncConnection[Any], worker_id: int, returns: Sequence[PutBack]) -> Recorded:
     """Give jobs back; one whose cancellation was asked for becomes CANCELLED instead.
 
     An attempt missing from the answer is lost: nothing was written for it.
@@ -112,18 +112,18 @@ async def put_back(conn: AsyncConnection[Any], worker_id: int, returns: Sequence
     return await _answer(conn, PUT_BACK, _columns(PutBack._fields, returns) | {"worker_id": worker_id})
 
 
-async def settled(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int]]) -> Settled:
+async def recorded(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int]]) -> Recorded:
     """Which of these (job_id, attempt) a worker has ended already.
 
     Asked after a connection broke at COMMIT, to tell what was written from what was lost.
     """
     ids, numbers = zip(*attempts, strict=True)
-    return await _answer(conn, SETTLED, {"id": bare_array(ids), "attempt": bare_array(numbers)})
+    return await _answer(conn, RECORDED, {"id": bare_array(ids), "attempt": bare_array(numbers)})
 
 
 async def _answer(
     conn: AsyncConnection[Any], statement: LiteralString, parameters: dict[str, object]
-) -> Settled:
+) -> Recorded:
     rows = await fetchall(conn, statement, parameters)
     return {(job_id, attempt): JobState(state) for job_id, attempt, state in rows}
 

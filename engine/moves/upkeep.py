@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from engine.db import fetchall, fetchone
 from engine.model import MAX_CRASHES, JobState
-from engine.moves.settle import SETTLE
+from engine.moves.leave import LEAVE
 
 PROMOTE: LiteralString = """
 UPDATE outbox
@@ -53,7 +53,7 @@ WITH held AS MATERIALIZED (
     LIMIT %(limit)s
     FOR UPDATE OF q SKIP LOCKED
 )"""  # noqa: S608 - constants alone
-    + SETTLE
+    + LEAVE
     + "SELECT job_id, attempt, to_state FROM held"
 )
 

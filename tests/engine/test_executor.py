@@ -220,8 +220,8 @@ class Strict(Metadata):
 @pytest.mark.parametrize("metadata", [{}, {"speed": "fast"}, {"speed": 1, "sped": 2}, {"speed": 13}])
 async def test_stored_metadata_that_does_not_fit_its_model_fails_the_job(metadata: dict[str, Any]) -> None:
     watched = Watched(made(metadata=Strict))
-    watched.execution.record = watched.execution.record._replace(
-        job=watched.execution.record.job._replace(metadata=metadata)
+    watched.execution.claimed = watched.execution.claimed._replace(
+        job=watched.execution.claimed.job._replace(metadata=metadata)
     )
     assert isinstance(await watched.run(), Failed)
 
@@ -235,8 +235,8 @@ async def test_stored_metadata_that_cannot_be_read_fails_the_job() -> None:
 
 async def test_metadata_reaches_the_pipeline_as_its_model() -> None:
     watched = Watched(made(metadata=Strict, function=lambda job, _run: job.metadata.speed))
-    watched.execution.record = watched.execution.record._replace(
-        job=watched.execution.record.job._replace(metadata={"speed": 7})
+    watched.execution.claimed = watched.execution.claimed._replace(
+        job=watched.execution.claimed.job._replace(metadata={"speed": 7})
     )
     outcome = await watched.run()
     assert isinstance(outcome, Completed)

@@ -21,8 +21,8 @@ from engine.moves import (
     lapse,
     promote,
     put_back,
+    recorded,
     redrive,
-    settled,
 )
 from tests.conftest import Connect
 from tests.helpers import LANES, Conn, blocked, counters, fetchone, new, started, trail, worker
@@ -337,7 +337,7 @@ async def test_another_owners_job_is_not_found(conn: Conn) -> None:
     assert (await trail(conn, job.id))[-1][0] == 0
 
 
-async def test_settled_tells_what_a_worker_wrote_from_what_lapsed(conn: Conn) -> None:
+async def test_recorded_tells_what_a_worker_wrote_from_what_lapsed(conn: Conn) -> None:
     me, dead = await worker(conn), await worker(conn)
     done, back, running = [await started(conn, me) for _ in range(3)]
     lost = await started(conn, dead)
@@ -345,7 +345,7 @@ async def test_settled_tells_what_a_worker_wrote_from_what_lapsed(conn: Conn) ->
     await put_back(conn, me, [after_error(back)])
     await conn.execute("DELETE FROM workers WHERE id = %s", [dead])
     await lapse(conn)
-    assert await settled(conn, [a.key for a in (done, back, running, lost)]) == {
+    assert await recorded(conn, [a.key for a in (done, back, running, lost)]) == {
         done.key: JobState.COMPLETED,
         back.key: JobState.PENDING,
     }

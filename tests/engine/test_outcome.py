@@ -38,7 +38,7 @@ from engine.outcome import (
     interpret,
     label,
     record,
-    settle,
+    within_budget,
 )
 from engine.pipeline import Pipeline
 
@@ -211,7 +211,7 @@ def test_whatever_an_exception_says_becomes_text_that_can_be_stored(error: Any, 
 def test_an_error_beyond_the_budget_fails_the_job(
     errors: int, preset: int, own: int | None, again: bool
 ) -> None:
-    outcome = settle(
+    outcome = within_budget(
         attempt(errors=errors, max_attempts=own), made(max_attempts=preset), Retry(None, "e"), RNG
     )
     assert isinstance(outcome, Retry if again else Failed)
@@ -219,7 +219,7 @@ def test_an_error_beyond_the_budget_fails_the_job(
 
 @pytest.mark.parametrize("outcome", [Completed(1), Failed("e"), Snoozed(3), Released("r"), Cancelled()])
 def test_only_an_error_spends_the_budget(outcome: Any) -> None:
-    assert settle(attempt(errors=2), made(max_attempts=3), outcome, RNG) is outcome
+    assert within_budget(attempt(errors=2), made(max_attempts=3), outcome, RNG) is outcome
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_the_back_off_is_drawn_from_all_of_an_interval_that_doubles(
 
 
 def test_a_pipeline_s_own_delay_replaces_the_back_off() -> None:
-    assert settle(attempt(), made(), Retry(42, "e"), RNG) == Retry(42, "e")
+    assert within_budget(attempt(), made(), Retry(42, "e"), RNG) == Retry(42, "e")
 
 
 @pytest.mark.parametrize(

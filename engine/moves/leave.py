@@ -7,7 +7,7 @@ locked before anything is decided, so what it says of `cancel_requested` is the 
 
 from typing import LiteralString
 
-SETTLE: LiteralString = """
+LEAVE: LiteralString = """
 , back AS (
     UPDATE outbox q
     SET status = (CASE WHEN h.due_at IS NULL THEN 'ready' ELSE 'waiting' END)::outbox_status,
