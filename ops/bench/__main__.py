@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from engine.errors import ConfigurationError
+from engine.process import USAGE
 from ops.bench import claim_cost, drain, held_xmin, pickup, submissions
 from ops.bench.figures import Row
 from ops.bench.plan import FULL, QUICK, Plan
@@ -31,6 +33,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "claim": (claim_cost.TITLE, claim_cost.run),
     "held": (held_xmin.TITLE, held_xmin.run),
 }
+ALL: Final = "all"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As Ctrl-C does: unwinding ends every process and the server.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        report = measure(asked.sections or list(SECTIONS), plan, console())
+        report = measure(list(SECTIONS) if ALL in asked.sections else asked.sections, plan, console())
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    except ConfigurationError as error:
+        print("\n".join(error.problems), file=sys.stderr)
+        return USAGE
     if asked.json:
         asked.json.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return 0
@@ -59,7 +65,8 @@ def measure(sections: Sequence[str], plan: Plan, shown: Console) -> dict[str, An
         shown.print("  ".join(f"{name} {value}" for name, value in report["machine"].items()) + "\n")
         for section in sections:
             title, run = SECTIONS[section]
-            rows = list(run(server, plan))
+            with shown.status(title):
+                rows = list(run(server, plan))
             show(shown, title, rows)
             figures[section] = [row.as_dict() for row in rows]
     shown.print(f"{time.monotonic() - began:.0f} s; the load of the machine is {os.getloadavg()[0]:.1f}")
@@ -77,14 +84,22 @@ def _machine(server: Server) -> dict[str, Any]:
     }
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ops.bench", description="Measure the engine on this machine."
     )
     parser.add_argument("--quick", action="store_true", help="smaller and once: under a minute")
-    parser.add_argument("--repeat", type=int, metavar="N", help="measurements a figure (3; with --quick 1)")
+    parser.add_argument(
+        "--repeat", type=_positive, metavar="N", help="measurements a figure (3; with --quick 1)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], help="all of them by default")
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, ALL], default=ALL, help="all by default")
     return parser
 
 

@@ -71,4 +71,4 @@ def number(value: float) -> str:
     """Three significant digits or more, thousands apart."""
     if value >= 1000:
         return f"{value:,.0f}".replace(",", " ")
-    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
+    return f"{value:.{3 - len(str(int(value)))}f}"
