@@ -23,9 +23,7 @@ class Aside:
         self._waiting = 0
 
     async def run(self, size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call `work`, which handles `size` bytes: here, or in a thread where they are many. Raises Overloaded."""
-        if size <= LARGE_BYTES:
-            return work(*args, **kwargs)
+        """Call `work`, which handles `size` bytes, in a thread. Raises Overloaded."""
         if self._waiting >= MAX_WAITING_BYTES:
             raise Overloaded("many large requests are waiting already")
         self._waiting += size

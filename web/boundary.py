@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from aiohttp import web
@@ -40,7 +40,8 @@ def boundary(api: Api) -> Middleware:
         if api.draining.is_set() and not response.prepared:
             response.force_close()
         seconds = time.perf_counter() - started
-        _histogram(_route(request), request.method, response.status).observe(seconds)
+        resource = request.match_info.route.resource
+        _histogram(resource, request.method, response.status).observe(seconds)
         log.info(
             "request.answered",
             method=request.method,
@@ -64,11 +65,7 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     response.headers.popall("Server", None)
 
 
-def _route(request: web.Request) -> str:
-    resource: Any = request.match_info.route.resource
-    return UNKNOWN_ROUTE if resource is None or "{path" in resource.canonical else resource.canonical
-
-
 @cache  # finite: the routes, llhttp's methods, the statuses
-def _histogram(route: str, method: str, status: int) -> Histogram:
+def _histogram(resource: web.AbstractResource | None, method: str, status: int) -> Histogram:
+    route = UNKNOWN_ROUTE if resource is None or "{path" in resource.canonical else resource.canonical
     return metrics.HTTP_SECONDS.labels(route, method, str(status))

@@ -15,7 +15,7 @@ from engine.admin import Checks
 from engine.jobs import JobView
 from engine.pipeline import Registry
 from web import requests
-from web.aside import Aside
+from web.aside import LARGE_BYTES, Aside
 from web.auth import ANYONE, Authenticator, Caller
 from web.store import Store
 from web.watcher import Watch
@@ -53,7 +53,12 @@ class Call:
 
     async def aside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `work` on what the document holds, in a thread where that is much."""
-        return await self.api.aside.run(len(self.document), work, *args, **kwargs)
+        size = len(self.document)
+        return (
+            work(*args, **kwargs)
+            if size <= LARGE_BYTES
+            else await self.api.aside.run(size, work, *args, **kwargs)
+        )
 
     async def changed(self, watch: Watch, view: JobView, seconds: float = math.inf) -> bool:
         """Wait for news of the job since `view`; False when the time is up, the process stops or the client left."""

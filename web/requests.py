@@ -37,14 +37,14 @@ Model = TypeVar("Model", bound=BaseModel)
 async def body(request: web.Request, limit: int) -> bytes:
     """The JSON document sent, not yet parsed, decompressed and of `limit` bytes at most. Raises Refused."""
     _check_media(request)
-    if (request.content_length or 0) > limit:
-        raise _too_large(limit)
     content = request.content
     if content.is_eof():  # the usual case: it came with the head, and needs no timer
         document = content.read_nowait(-1)
         if len(document) > limit:
             raise _too_large(limit)
         return document
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(READ_SECONDS):
             return await _collected(request, limit)

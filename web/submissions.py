@@ -43,11 +43,11 @@ REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an
 )
 async def run(call: Call, body: schemas.JobToRun) -> web.Response:
     accepted = await _accepted(call, body, [body], "/pipeline/run")
-    job_id = accepted.job_ids[0]
+    job_id = str(accepted.job_ids[0])
     links = render.links(job_id)
     headers = {"Location": links["self"], "Retry-After": "1"} | _replayed(accepted)
     return reply(
-        {"job_id": str(job_id), "status": "pending", "links": links},
+        {"job_id": job_id, "status": "pending", "links": links},
         status=HTTPStatus.ACCEPTED,
         headers=headers,
     )
