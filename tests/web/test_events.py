@@ -96,6 +96,14 @@ async def test_204_for_who_has_the_terminal_event_already(ann: Any, hands: Hands
         assert await response.read() == b""
 
 
+@pytest.mark.parametrize("last", ["2", "999999"])
+async def test_an_id_from_the_future_hides_nothing_that_is_to_come(ann: Any, hands: Hands, last: str) -> None:
+    job_id = await submit(ann)
+    async with asyncio.timeout(5), stream(ann, job_id, last) as told:
+        await hands.finish(await hands.claim())
+        assert [seq async for _, seq, _ in told] == ["1", "2"]
+
+
 async def test_a_terminal_transition_before_a_retry_does_not_end_the_stream(ann: Any, hands: Hands) -> None:
     job_id = await submit(ann)
     await hands.fail(await hands.claim())

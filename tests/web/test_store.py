@@ -23,8 +23,8 @@ from web.watcher import Watcher
 Conn = AsyncConnection[Any]
 
 
-async def post(client: Any) -> tuple[int, dict[str, str]]:
-    async with client.post("/pipeline/run", json=JOB) as response:
+async def post(client: Any, body: Any = JOB) -> tuple[int, dict[str, str]]:
+    async with client.post("/pipeline/run", json=body) as response:
         await response.read()
         return response.status, dict(response.headers)
 
@@ -123,6 +123,62 @@ async def test_503_where_too_many_submissions_wait(
     assert refused[0][0] == 503
     assert [status for status, _ in answers].count(503) == 7
     assert [status for status, _ in answers].count(202) == 6
+
+
+async def test_503_where_submissions_of_too_many_bytes_wait(
+    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_WAITING_BYTES", 1000)
+    async with served(database_url) as site, asyncio.timeout(10):
+        client = await site.client()
+        body = JOB | {"metadata": {"a": "é" * 500}}
+        async with conn.transaction():
+            await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+            first = asyncio.create_task(post(client))
+            await until(lambda: site.store._submissions._writer is not None)
+            await until(lambda: site.store._submissions.waiting == 0)
+            second = asyncio.create_task(post(client, body))
+            await until(lambda: site.store._submissions.waiting == 1)
+            status, headers = await post(client)
+            assert (status, headers["Retry-After"]) == (503, "1")
+        assert [(await each)[0] for each in (first, second)] == [202, 202]
+
+
+async def test_503_while_the_schema_is_not_what_this_code_expects(site: Site, conn: Conn) -> None:
+    client = await site.client()
+    job_id = await submit(client)
+    await conn.execute("ALTER TABLE jobs RENAME TO away")
+    await conn.execute("ALTER VIEW job_status RENAME TO job_status_away")
+    for method, path in (("POST", "run"), ("GET", f"job/{job_id}"), ("GET", "jobs")):
+        async with client.request(
+            method, f"/pipeline/{path}", json=JOB if method == "POST" else None
+        ) as response:
+            assert (response.status, response.headers.get("Retry-After")) == (503, "1"), path
+            assert "away" not in await response.text()
+
+
+async def test_cancelling_what_is_being_written_is_a_503_and_readiness_stays_green(
+    site: Site, conn: Conn
+) -> None:
+    client = await site.client()
+    job_id = await submit(client)
+
+    async def cancelled() -> tuple[int, str | None, str]:
+        async with client.post(f"/pipeline/job/{job_id}/cancel") as response:
+            return response.status, response.headers.get("Retry-After"), (await response.json())["detail"]
+
+    async with asyncio.timeout(20):
+        async with conn.transaction():
+            await conn.execute("SELECT FROM outbox WHERE job_id = %s FOR UPDATE", [job_id])
+            waiting = [asyncio.create_task(cancelled()) for _ in range(store.POOL_SIZE + 5)]
+            await until(lambda: site.store._pool.get_stats()["requests_waiting"] > 0)
+            async with client.get("/readyz") as response:
+                assert response.status == 200
+            assert not any(each.done() for each in waiting)
+            detail = "The job's outcome is being written at this moment. Try again shortly."
+            assert set(await asyncio.gather(*waiting)) == {(503, "1", detail)}
+        async with client.post(f"/pipeline/job/{job_id}/cancel") as response:
+            assert response.status == 200
 
 
 async def test_what_the_door_let_through_and_postgresql_refuses_is_a_422_alone(

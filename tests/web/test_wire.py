@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import gzip
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from engine import process
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, SchemaMismatch
 from tests.web.site import JOB, WAIT, Site, bearer, served, settings, submit, until
 from web import __main__ as entry
 from web import requests
+from web.store import Store, open_store
+from web.watcher import Watcher
 
 BODY = orjson.dumps(JOB)
 
@@ -110,6 +113,18 @@ async def test_400_for_gzip_that_ends_early(shared_site: Site) -> None:
     packed = gzip.compress(BODY)[:-12]
     status, _, _ = await told(shared_site, head(len(packed), "Content-Encoding: gzip") + packed)
     assert status == 400
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_broken_compressed_body_is_the_client_s_fault_and_not_logged(
+    shared_site: Site, coding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = b"neither gzip nor deflate"
+    async with wire(shared_site) as (reader, writer):
+        writer.write(head(len(broken), f"Content-Encoding: {coding}") + broken)
+        assert (await answer(reader))[0] == 400
+        assert await reader.read() == b"", "the connection is closed"
+    assert not caplog.records
 
 
 async def test_chunks_are_put_together(shared_site: Site) -> None:
@@ -229,6 +244,44 @@ async def test_an_address_that_is_taken_stops_the_start_with_a_line(
     given = settings(database_url=database_url, http_port=shared_site.port, admin_port=0)
     with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{shared_site.port}"):
         await entry.main(given, asyncio.Event())
+
+
+async def test_web_does_not_start_without_the_schema(empty_database_url: str) -> None:
+    given = settings(database_url=empty_database_url, http_port=0, admin_port=0)
+    with pytest.raises(SchemaMismatch, match="no schema yet"):
+        await entry.main(given, asyncio.Event())
+
+
+async def test_a_loop_that_dies_ends_the_process_and_is_logged(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    monkeypatch.setattr(entry, "NOTICE_SECONDS", 0.1)
+
+    async def bug(_ids: object) -> Any:
+        raise TypeError("a bug")
+
+    @asynccontextmanager
+    async def open_broken(url: str, poke: Callable[[], None]) -> AsyncIterator[Store]:
+        async with open_store(url, poke) as store:
+            store.watcher = Watcher(bug)
+            yield store
+
+    given = settings(
+        database_url=database_url, http_port=unused_tcp_port, admin_port=0, pipelines="tests.web.site"
+    )
+    base = f"http://127.0.0.1:{unused_tcp_port}"
+    async with asyncio.timeout(20):
+        with capture_logs() as lines:
+            running = asyncio.create_task(entry.main(given, asyncio.Event(), open_broken))
+            await until(lambda: running.done() or any(line["event"] == "web.started" for line in lines))
+            async with aiohttp.ClientSession(base, headers=bearer()) as client:
+                job_id = await submit(client)
+                async with client.get(f"/pipeline/job/{job_id}", headers={"Prefer": "wait=30"}) as response:
+                    assert (await response.json())["status"] == "pending"
+            assert await running == process.FAILED
+    [died] = [line for line in lines if line["event"] == "background.died"]
+    assert "Watcher.run" in died["loop"]
+    assert str(died["exc_info"]) == "a bug"
 
 
 async def test_stopping_fails_no_request_that_is_being_answered(
