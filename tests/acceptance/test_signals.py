@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from engine.model import JobState
-from tests.acceptance.conftest import Site
+from tests.acceptance.conftest import LEASE, Site
 from tests.helpers import counters, fetchone, trail
 
 
@@ -157,7 +157,8 @@ async def test_workers_that_come_and_go_do_every_job_s_effects_once(
 ) -> None:
     ids = await site.submit("short", 200)
     async with site.maintenance(lease=0.5):
-        leaving = await asyncio.gather(site.start(slots=4), site.start(slots=4))
+        lease = 1 if number == signal.SIGKILL else LEASE
+        leaving = await asyncio.gather(*(site.start(slots=4, lease=lease) for _ in range(2)))
         for round_, worker in enumerate(leaving, 1):
             await site.running(40 * round_)
             replaced = asyncio.create_task(site.start())

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
+from prometheus_client import REGISTRY
+
 from engine import invariants, jobs
 from engine.consumer import Consumer
 from engine.db import Pool
@@ -36,6 +38,12 @@ async def until(look: Callable[[], Awaitable[T]], seconds: float = WAIT) -> T:
 async def known(value: bool) -> bool:
     """What this process knows without asking anyone, for `until`."""
     return value
+
+
+def attempts(preset: str, outcome: str) -> float:
+    """How many attempts of `preset` the metrics say have ended so, in this process."""
+    labels = {"preset": preset, "outcome": outcome}
+    return REGISTRY.get_sample_value("outrider_attempts_total", labels) or 0.0
 
 
 def preset(name: str = "p", **options: Any) -> Callable[[Any], Pipeline]:

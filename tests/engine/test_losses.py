@@ -1,0 +1,184 @@
+"""What goes missing, a lease, a reply, a connection, a thread, costs no job and is charged to none."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import psycopg
+
+from engine.errors import DatabaseUnavailable
+from engine.model import Attempt, Completed, JobState
+from engine.source import PostgresSource
+from tests.engine.cutter import cutter
+from tests.engine.scene import WAIT, Scene, known, preset, until
+from tests.helpers import counters, fetchone, trail
+
+
+async def test_a_lost_worker_row_stops_its_attempts_drops_their_outcomes_and_brings_a_new_id(
+    scene: Scene,
+) -> None:
+    ran: list[int] = []
+    free = asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, run: Any) -> int:
+        ran.append(run.attempt)
+        if run.attempt == 1:
+            await asyncio.Event().wait()
+        await free.wait()
+        return int(run.attempt)
+
+    job_id = await scene.enqueue()
+    async with scene.worker(work, lease=0.6), scene.maintenance(lease=0.1):
+        (worker_id,) = await scene.row("SELECT worker_id FROM outbox WHERE status = 'leased'")
+        await scene.conn.execute("DELETE FROM workers")
+        (new,) = await scene.row("SELECT worker_id FROM outbox WHERE attempt = 2 AND status = 'leased'")
+        free.set()
+        [job] = await scene.ended(job_id)
+    assert new != worker_id
+    assert (job.state, job.output, ran) == (JobState.COMPLETED, "2", [1, 2])
+    assert await counters(scene.conn, job_id) == (2, 0, 1)
+
+
+async def test_jobs_whose_claim_had_no_reply_are_released_after_two_beats_and_run(scene: Scene) -> None:
+    @preset()
+    async def work(_job: Any, run: Any) -> int:
+        return int(run.attempt)
+
+    ids = [await scene.enqueue() for _ in range(3)]
+    async with cutter(scene.url) as cut:
+        cut.arm("claim", "after its commit")
+        async with scene.worker(work, lease=0.6, url=cut.url):
+            ended = await scene.ended(*ids)
+    assert [job.output for job in ended] == ["2"] * 3
+    for job_id in ids:
+        assert await counters(scene.conn, job_id) == (2, 0, 0)
+        assert (await trail(scene.conn, job_id))[2][-1] == "unknown to its worker"
+
+
+class SlowSource(PostgresSource):
+    """A claim whose reply is long on its way."""
+
+    def __init__(self, url: str, presets: tuple[str, ...]) -> None:
+        super().__init__(url, presets)
+        self.reply = asyncio.Event()
+
+    async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+        found = await super().claim(worker_id, limit)
+        if found:
+            await self.reply.wait()
+        return found
+
+
+async def test_what_is_still_being_claimed_is_not_taken_for_lost(scene: Scene) -> None:
+    @preset()
+    async def work(_job: Any, run: Any) -> int:
+        return int(run.attempt)
+
+    source = SlowSource(scene.url, ("p",))
+    job_id = await scene.enqueue()
+    async with scene.worker(work, lease=0.3, source=source):
+        (expires,) = await scene.row("SELECT expires_at FROM workers, outbox WHERE status = 'leased'")
+        for _ in range(4):
+            (expires,) = await scene.row("SELECT expires_at FROM workers WHERE expires_at > %s", expires)
+        source.reply.set()
+        [job] = await scene.ended(job_id)
+    assert job.output == "1"
+
+
+async def test_a_claim_that_fails_is_tried_again(scene: Scene) -> None:
+    errors = [DatabaseUnavailable("gone"), psycopg.DataError("a date after year 10K")]
+
+    class Failing(PostgresSource):
+        async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+            if errors:
+                raise errors.pop()
+            return await super().claim(worker_id, limit)
+
+    @preset()
+    async def work(_job: Any, _run: Any) -> None: ...
+
+    job_id = await scene.enqueue()
+    async with scene.worker(work, source=Failing(scene.url, ("p",))):
+        [job] = await scene.ended(job_id)
+    assert job.state is JobState.COMPLETED
+
+
+async def test_a_plain_function_that_never_returns_keeps_its_slot_and_the_rest_go_on(scene: Scene) -> None:
+    let_go = threading.Event()
+
+    @preset()
+    def work(job: Any, _run: Any) -> str:
+        if job.content == "stuck":
+            assert let_go.wait(WAIT)
+        return "done"
+
+    stuck = await scene.enqueue(content="stuck", max_attempts=1, timeout_seconds=1)
+    async with scene.worker(work, slots=2) as worker:
+        await scene.ended(stuck)
+        others = [await scene.enqueue() for _ in range(5)]
+        assert {job.state for job in await scene.ended(*others)} == {JobState.COMPLETED}
+        assert worker.consumer._occupied
+        let_go.set()
+        await until(lambda: known(not worker.consumer._occupied))
+
+
+async def test_a_worker_whose_slots_are_all_stuck_for_a_lease_drains_and_says_so(scene: Scene) -> None:
+    let_go = threading.Event()
+
+    @preset()
+    def stuck(_job: Any, _run: Any) -> None:
+        assert let_go.wait(WAIT)
+
+    ids = [await scene.enqueue(max_attempts=1, timeout_seconds=1) for _ in range(2)]
+    async with scene.worker(stuck, slots=2, lease=0.3) as worker:
+        await scene.ended(*ids)
+        assert await worker.ended() == 1
+    assert await fetchone(scene.conn, "SELECT count(*) FROM workers") == (0,)
+    let_go.set()
+
+
+async def test_a_loop_blocked_for_less_than_a_lease_loses_nothing(scene: Scene) -> None:
+    @preset()
+    async def work(job: Any, _run: Any) -> None:
+        if job.content == "block":
+            time.sleep(0.8)  # noqa: ASYNC251 - this is what it must not do
+
+    first = [await scene.enqueue() for _ in range(20)]
+    block = await scene.enqueue(content="block")
+    rest = [await scene.enqueue() for _ in range(20)]
+    ids = [*first, block, *rest]
+    async with scene.worker(work, lease=1.2, slots=7), scene.maintenance(lease=1.2):
+        await scene.ended(*ids)
+    assert {await counters(scene.conn, job_id) for job_id in ids} == {(1, 0, 0)}
+
+
+async def test_jobs_outlive_connections_that_are_terminated_under_them(scene: Scene) -> None:
+    free = asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, run: Any) -> Any:
+        await free.wait()
+
+        async def effects(conn: Any) -> None:
+            await conn.execute("SELECT 1")
+
+        return Completed(run.attempt, effects)
+
+    ids = [await scene.enqueue() for _ in range(10)]
+    async with scene.worker(work, lease=5):
+        await scene.row("SELECT 1 FROM outbox HAVING bool_and(status = 'leased')")
+        terminate = (
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        await scene.conn.execute(terminate)
+        free.set()
+        for _ in range(3):
+            await scene.conn.execute(terminate)
+        ended = await scene.ended(*ids)
+    assert {job.output for job in ended} == {"1"}
+    assert {await counters(scene.conn, job_id) for job_id in ids} == {(1, 0, 0)}
