@@ -54,11 +54,9 @@ class Call:
     async def aside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `work` on what the document holds, in a thread where that is much."""
         size = len(self.document)
-        return (
-            work(*args, **kwargs)
-            if size <= LARGE_BYTES
-            else await self.api.aside.run(size, work, *args, **kwargs)
-        )
+        if size <= LARGE_BYTES:
+            return work(*args, **kwargs)
+        return await self.api.aside.run(size, work, *args, **kwargs)
 
     async def changed(self, watch: Watch, view: JobView, seconds: float = math.inf) -> bool:
         """Wait for news of the job since `view`; False when the time is up, the process stops or the client left."""

@@ -249,7 +249,8 @@ async def test_an_address_that_is_taken_stops_the_start_with_a_line(
 async def test_web_does_not_start_without_the_schema(empty_database_url: str) -> None:
     given = settings(database_url=empty_database_url, http_port=0, admin_port=0)
     with pytest.raises(SchemaMismatch, match="no schema yet"):
-        await entry.main(given, asyncio.Event())
+        async with asyncio.timeout(10):
+            await entry.main(given, asyncio.Event())
 
 
 async def test_a_loop_that_dies_ends_the_process_and_is_logged(
