@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
 import orjson
 import pytest
+from psycopg import AsyncConnection
 
 from engine.db import Pool, open_pool
 from tests.acceptance import work
@@ -116,21 +117,33 @@ class Site(Scene):
     def go(self, attempt: int | None = None) -> None:
         (self.folder / ("go" if attempt is None else f"go-{attempt}")).touch()
 
+    async def checked(self) -> None:
+        """The invariants hold, no attempt ran twice, and no effects happened twice."""
+        assert await self.broken() == []
+        runs = [(job_id, attempt) for _, job_id, attempt, _ in self.runs()]
+        assert len(runs) == len(set(runs))
+        written = [job_id for job_id, _ in await self.ledger()]
+        assert len(written) == len(set(written))
+
     async def ledger(self) -> list[tuple[UUID, int]]:
         """What effects have written: (job, attempt), a row for each."""
         rows = await (await self.conn.execute("SELECT job_id, attempt FROM ledger")).fetchall()
         return [(job_id, attempt) for job_id, attempt in rows]
 
 
-@pytest.fixture
-async def site(database_url: str, conn: Conn, tmp_path: Path) -> AsyncIterator[Site]:
-    await conn.execute("CREATE TABLE ledger (job_id uuid NOT NULL, attempt integer NOT NULL)")
+@asynccontextmanager
+async def open_site(url: str, folder: Path) -> AsyncIterator[Site]:
+    """A site over the database at `url`."""
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(open_pool(database_url, name="test", size=4))
-        site = Site(database_url, conn, pool, tmp_path, stack)
+        conn = await stack.enter_async_context(await AsyncConnection.connect(url, autocommit=True))
+        await conn.execute("CREATE TABLE ledger (job_id uuid NOT NULL, attempt integer NOT NULL)")
+        pool = await stack.enter_async_context(open_pool(url, name="test", size=4))
+        yield Site(url, conn, pool, folder, stack)
+
+
+@pytest.fixture
+async def site(database_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    """Whatever a test does there, the promises hold at its end."""
+    async with open_site(database_url, tmp_path) as site:
         yield site
-        assert await site.broken() == []
-        runs = [(job_id, attempt) for _, job_id, attempt, _ in site.runs()]
-        assert len(runs) == len(set(runs)), "an attempt ran twice"
-        written = [job_id for job_id, _ in await site.ledger()]
-        assert len(written) == len(set(written)), "effects happened twice"
+        await site.checked()

@@ -27,7 +27,7 @@ WAIT = 15.0
 LEASE = 3.0
 
 
-async def until(look: Callable[[], Awaitable[T]], seconds: float = WAIT) -> T:
+async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT) -> T:
     """What `look` gives as soon as it is true. Polls, for PostgreSQL has no event for most of what tests wait for."""
     async with asyncio.timeout(seconds):
         while not (seen := await look()):  # noqa: ASYNC110
