@@ -154,6 +154,7 @@ def check(new: NewJob) -> None:
     """Raise InvalidJob with every fault that would make `new` unstorable or break its limits."""
     size = len(new.content.encode(errors="replace"))
     ranges = (
+        ("/id", new.id.version == 7, "not a version 7 UUID"),
         ("/content", 1 <= size <= MAX_CONTENT_BYTES, f"not 1 to {MAX_CONTENT_BYTES} bytes"),
         ("/user_id", 0 < len(new.user_id) <= 255, "not 1 to 255 characters"),
         ("/preset", PRESET.fullmatch(new.preset) is not None, f"not {PRESET.pattern}"),

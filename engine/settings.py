@@ -134,9 +134,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
     """
     source = os.environ if environ is None else environ
     values: dict[str, Any] = {
-        name.removeprefix(PREFIX).lower(): value
-        for name, value in source.items()
-        if name.startswith(PREFIX) and value
+        _field(name): value for name, value in source.items() if name.startswith(PREFIX) and value
     }
     try:
         return Settings.model_validate(values | overrides)
@@ -144,10 +142,16 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
         raise ConfigurationError([_line(fault) for fault in error.errors()]) from None
 
 
+def _field(name: str) -> str:
+    """The setting's name; a variable that is not in capitals keeps its own, which is no setting's."""
+    return name.removeprefix(PREFIX).lower() if name.isupper() else name
+
+
 def _line(fault: Any) -> str:
     if not fault["loc"]:
         return str(fault["msg"]).removeprefix("Value error, ")
-    name = PREFIX + str(fault["loc"][0]).upper()
+    field = str(fault["loc"][0])
+    name = field if field.startswith(PREFIX) else PREFIX + field.upper()
     if fault["type"] == "extra_forbidden":
         return f"{name}: no such setting"
     return f"{name}: {str(fault['msg']).removeprefix('Value error, ')}"

@@ -22,6 +22,8 @@ from migrations import open_check
 log = structlog.get_logger()
 
 CHORE_CONNECTIONS: Final = 4
+CHORE_SECONDS: Final = 2.0
+"""How long a chore that runs at the stop may take to end."""
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> int:
@@ -53,7 +55,8 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             maintaining = group.create_task(maintenance.run(stop))
             code = await consumer.run(stop)
             stop.set()
-            await maintaining
+            await asyncio.wait([maintaining], timeout=CHORE_SECONDS)
+            maintaining.cancel()  # a VACUUM may take longer, and begins anew elsewhere
             notifying.cancel()
         return code
 

@@ -108,3 +108,9 @@ def test_settings_do_not_change_and_a_database_must_be_named() -> None:
         settings.http_port = 1  # type: ignore[misc]
     with pytest.raises(ConfigurationError, match="OUTRIDER_DATABASE_URL"):
         settings.database()
+
+
+def test_a_variable_in_small_letters_is_no_setting() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load({"OUTRIDER_http_port": "1"})
+    assert caught.value.problems == ("OUTRIDER_http_port: no such setting",)
