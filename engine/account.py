@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,6 @@ from engine.metrics import ATTEMPTS, JOBS_FINISHED, RUN_SECONDS, WAIT_SECONDS
 from engine.model import Cancelled, Completed, Failed, JobState, Outcome, Retry
 from engine.outcome import describe, label
 
-log = structlog.get_logger()
-
 RESULTS = {Completed: JobState.COMPLETED, Failed: JobState.FAILED, Cancelled: JobState.CANCELLED}
 
 
@@ -28,6 +27,8 @@ class Account:
         self._run = _Children(RUN_SECONDS)
         self._attempts = _Children(ATTEMPTS)
         self._finished = _Children(JOBS_FINISHED)
+        self._log = structlog.get_logger().bind()  # now, for the lazy proxy binds anew at each line
+        self._telling = self._log.is_enabled_for(logging.INFO)
 
     def ended(self, execution: Execution) -> str:
         """Count a run, and give the metadata to keep with its result, as JSON text."""
@@ -44,13 +45,14 @@ class Account:
         if isinstance(outcome, Exception):
             self._attempts[preset, "lost"].inc()
             refused = None if isinstance(outcome, LeaseLost) else f"{type(outcome).__name__}: {outcome}"
-            _log(log.warning, execution, "lost", refused)
+            _log(self._log.warning, execution, "lost", refused)
             return
         name = label(outcome)
         self._attempts[preset, name].inc()
         if state := RESULTS.get(type(outcome)):
             self._finished[preset, state].inc()
-        _log(log.info, execution, name, _error(outcome))
+        if self._telling:
+            _log(self._log.info, execution, name, _error(outcome))
 
 
 def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error: str | None) -> None:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -56,13 +57,19 @@ def configure(settings: Settings, role: str) -> None:
 def redact(_logger: Any, _method: str, event: Event) -> Event:
     """Hide fields that are named like secrets, and credentials inside text; write ids as text."""
     for name, value in event.items():
-        if SECRET.search(name):
+        if _secret(name):
             event[name] = HIDDEN
         elif isinstance(value, str):
-            event[name] = CREDENTIALS.sub(rf"\1\2{HIDDEN}", value)
+            if "://" in value or "earer" in value.lower():
+                event[name] = CREDENTIALS.sub(rf"\1\2{HIDDEN}", value)
         elif isinstance(value, UUID):
             event[name] = str(value)
     return event
+
+
+@cache  # finite: the names that events are logged with
+def _secret(name: str) -> bool:
+    return SECRET.search(name) is not None
 
 
 class _Foreign(logging.Handler):

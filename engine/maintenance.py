@@ -25,6 +25,8 @@ BATCH: Final = 1000
 DEAD_ROWS: Final = 10_000
 PROMOTE_SECONDS: Final = 0.2
 CHORE_SECONDS: Final = 60.0
+SHOWN: Final = 10
+"""How many jobs of a dead worker a log line names."""
 
 log = structlog.get_logger()
 
@@ -178,8 +180,10 @@ class Maintenance:
                 await conn.execute("SELECT 1")
                 return 0
             lapsed = await lapse(conn, BATCH)
-        for each in lapsed:
-            log.warning("lease.lapsed", job_id=str(each.job_id), attempt=each.attempt, state=each.state)
+        if lapsed:
+            failed = sum(each.state is JobState.FAILED for each in lapsed)
+            shown = [str(each.job_id) for each in lapsed[:SHOWN]]
+            log.warning("leases.lapsed", jobs=len(lapsed), failed=failed, job_ids=shown)
         if any(each.state is JobState.PENDING for each in lapsed):
             self._on_ready()
         return len(lapsed)

@@ -160,7 +160,7 @@ async def test_idempotency_keys_go_when_they_expire(scene: Scene, chores: Chores
 
 
 async def finished(conn: Conn, worker_id: int, days: float, state: JobState) -> UUID:
-    made = first_id_of(time.time() - days * 86_400).int + uuid7().int % 2**62
+    made = first_id_of(time.time() - days * 86_400).int + uuid7().int % 2**80
     attempt = await started(conn, worker_id, id=UUID(int=made))
     await finish(conn, worker_id, [Ending(*attempt.key, state, "ended")])
     await conn.execute(

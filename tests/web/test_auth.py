@@ -98,9 +98,9 @@ async def test_401_for_a_bad_token(door: Any, name: str) -> None:
         assert bad not in str(body)
 
 
-@pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Basic YTpi", token(), f"Token {token()}"])
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Basic YTpi", "{}", "Token {}"])
 async def test_401_for_what_is_no_bearer_token(door: Any, given: str) -> None:
-    async with door.get(PRESETS, headers={"Authorization": given}) as response:
+    async with door.get(PRESETS, headers={"Authorization": given.format(token())}) as response:
         assert response.status == 401
         assert response.headers["WWW-Authenticate"].startswith("Bearer ")
 

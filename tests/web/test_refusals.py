@@ -7,7 +7,7 @@ import io
 import json
 import zlib
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import aiohttp
 import orjson
@@ -15,6 +15,9 @@ import pytest
 from yarl import URL
 
 from tests.web.site import JOB, Site, submit
+
+NOBODYS = UUID("01890a5d-ac96-774b-bcce-b302099a8057")
+"""An id that no job has."""
 
 RUN = "/pipeline/run"
 JSON = {"Content-Type": "application/json"}
@@ -286,14 +289,14 @@ QUERIES = {
     "/pipeline/job/1": 404,
     "/pipeline/job/%00": 404,
     "/pipeline/job/{}": 404,
-    f"/pipeline/job/{uuid4().hex}": 404,
-    f"/pipeline/job/urn:uuid:{uuid4()}": 404,
-    f"/pipeline/job/{uuid4()}": 404,
-    f"/pipeline/job/{uuid4()}?x=1": 400,
-    f"/pipeline/job/{uuid4()}/history": 404,
-    f"/pipeline/job/{uuid4()}/events": 404,
-    f"/pipeline/job/{uuid4()}/explain": 404,
-    f"/pipeline/job/{uuid4()}/nothing": 404,
+    f"/pipeline/job/{NOBODYS.hex}": 404,
+    f"/pipeline/job/urn:uuid:{NOBODYS}": 404,
+    f"/pipeline/job/{NOBODYS}": 404,
+    f"/pipeline/job/{NOBODYS}?x=1": 400,
+    f"/pipeline/job/{NOBODYS}/history": 404,
+    f"/pipeline/job/{NOBODYS}/events": 404,
+    f"/pipeline/job/{NOBODYS}/explain": 404,
+    f"/pipeline/job/{NOBODYS}/nothing": 404,
 }
 
 
@@ -313,8 +316,8 @@ METHODS = [
     ("GET", "/pipeline/run", "POST"),
     ("HEAD", "/pipeline/batch", "POST"),
     ("OPTIONS", "/pipeline/jobs", "GET, HEAD"),
-    ("PUT", f"/pipeline/job/{uuid4()}", "GET, HEAD"),
-    ("GET", f"/pipeline/job/{uuid4()}/cancel", "POST"),
+    ("PUT", f"/pipeline/job/{NOBODYS}", "GET, HEAD"),
+    ("GET", f"/pipeline/job/{NOBODYS}/cancel", "POST"),
     ("POST", "/openapi.json", "GET, HEAD"),
     ("PATCH", "/healthz", "GET, HEAD"),
     ("TRACE", "/docs", "GET, HEAD"),
