@@ -125,7 +125,9 @@ class Consumer:
         while not (stop.is_set() or self._exhausted):
             # Cleared before the claim: a hint that comes while it runs must not be lost.
             self._wake.clear()
-            free = max(0, min(self._slots - len(self._occupied), 2 * self._slots - len(self._held)))
+            # Half of the slots at a time: PostgreSQL claims the one half while Python runs the other.
+            room = min(self._slots - len(self._occupied), 2 * self._slots - len(self._held))
+            free = max(0, min(room, (self._slots + 1) // 2))
             claimed = await self._claim(free)
             self._saturated = claimed == free
             if claimed:  # there may be more; only an empty claim has also looked below the source's mark
@@ -174,10 +176,10 @@ class Consumer:
         if self._saturated:
             self._wake.set()
 
-    def _heard(self, channel: str) -> None:
+    def _heard(self, channel: str, payload: str) -> None:
         if channel == CANCEL:
             self._lease.beat_now()
-        else:
+        elif not payload or not self._registry.keys().isdisjoint(payload.split()):
             self._wake.set()
 
     def _on_beat(self, sent: float, leased: Leased) -> None:

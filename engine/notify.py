@@ -7,8 +7,8 @@ transactions/s). So it is sent afterwards, debounced, on a connection of its own
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final, LiteralString
+from collections.abc import Callable, Collection
+from typing import Final, LiteralString, Protocol
 
 import structlog
 from psycopg import Error
@@ -19,10 +19,10 @@ from engine.errors import DatabaseUnavailable
 DEBOUNCE_SECONDS: Final = 0.002
 RECONNECT_SECONDS: Final = 1.0
 
-# A NOTIFY commits like a write. Nobody has to wait for the disk here: a hint does not outlive a crash anyway.
-NOTIFY: LiteralString = (
-    "SELECT set_config('synchronous_commit', 'off', true), pg_notify('outrider_ready', '')"
-)
+MAX_PAYLOAD: Final = 7000
+"""Characters; PostgreSQL's own limit is 8000 bytes, and presets are ASCII."""
+
+NOTIFY: LiteralString = "SELECT pg_notify('outrider_ready', %s)"
 
 READY: Final = "outrider_ready"
 CANCEL: Final = "outrider_cancel"
@@ -30,16 +30,36 @@ CANCEL: Final = "outrider_cancel"
 log = structlog.get_logger()
 
 
+class Poke(Protocol):
+    """Says that rows of these presets became ready; without any, that rows of any preset may have."""
+
+    def __call__(self, presets: Collection[str] = (), /) -> None: ...
+
+
 class Notifier:
-    """Sends a NOTIFY for a poke at once, and one more for all pokes of the next 2 ms."""
+    """Sends a NOTIFY for a poke at once, and one more for all pokes of the next 2 ms.
+
+    It names the presets, so that nobody wakes for work that others do.
+    """
 
     def __init__(self, url: str) -> None:
         self._conn = HotConnection(url, name="notifier")
         self._poked = asyncio.Event()
+        self._presets: set[str] = set()
+        self._any = False
 
-    def poke(self) -> None:
-        """Say that rows became ready. Never blocks and never fails."""
+    def poke(self, presets: Collection[str] = ()) -> None:
+        """See Poke. Never blocks and never fails."""
+        self._any = self._any or not presets
+        self._presets.update(presets)
         self._poked.set()
+
+    def _payload(self) -> str:
+        named = " ".join(sorted(self._presets))
+        payload = "" if self._any or len(named) > MAX_PAYLOAD else named
+        self._presets.clear()
+        self._any = False
+        return payload
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -49,7 +69,7 @@ class Notifier:
                 self._poked.clear()
                 try:
                     async with self._conn.use() as conn:
-                        await conn.execute(NOTIFY)
+                        await conn.execute(NOTIFY, [self._payload()])
                 except (DatabaseUnavailable, Error):
                     await asyncio.sleep(RECONNECT_SECONDS)  # the hint is lost: the workers poll
                 await asyncio.sleep(DEBOUNCE_SECONDS)
@@ -57,8 +77,8 @@ class Notifier:
             await self._conn.aclose()
 
 
-async def listen(url: str, heard: Callable[[str], None]) -> None:
-    """Call `heard(channel)` at each hint until cancelled.
+async def listen(url: str, heard: Callable[[str, str], None]) -> None:
+    """Call `heard(channel, payload)` at each hint until cancelled. A READY's payload names presets; empty, any.
 
     After every connect it is called with READY, for hints may have been missed.
     """
@@ -66,9 +86,9 @@ async def listen(url: str, heard: Callable[[str], None]) -> None:
         try:
             async with await connect(url, name="listener") as conn:
                 await conn.execute("LISTEN outrider_ready; LISTEN outrider_cancel")
-                heard(READY)
+                heard(READY, "")
                 async for hint in conn.notifies():
-                    heard(hint.channel)
+                    heard(hint.channel, hint.payload)
         except (DatabaseUnavailable, Error) as error:
             log.debug("listener.lost", error=str(error))
         await asyncio.sleep(RECONNECT_SECONDS)

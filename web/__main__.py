@@ -12,7 +12,7 @@ import structlog
 
 from engine import pipeline, process
 from engine.admin import admin_server
-from engine.notify import Notifier
+from engine.notify import Notifier, Poke
 from engine.settings import Settings
 from migrations import open_check
 from web import health
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 NOTICE_SECONDS: Final = 1.0
 """From "not ready" to the end of listening: a load balancer has to notice, and clients to leave."""
 
-OpenStore = Callable[[str, Callable[[], None]], AbstractAsyncContextManager[Store]]
+OpenStore = Callable[[str, Poke], AbstractAsyncContextManager[Store]]
 
 
 async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = open_store) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
@@ -16,6 +16,7 @@ from engine.db import Connection, HotConnection, Pool, lent, open_pool
 from engine.enqueue import Accepted, Submission, enqueue_group
 from engine.errors import DatabaseUnavailable, JobNotFound
 from engine.jobs import JobView, Pulse
+from engine.notify import Poke
 from web.watcher import Watcher
 
 POOL_SIZE: Final = 10
@@ -34,7 +35,7 @@ class Store(Protocol):
     """The seam between HTTP and the database: the benchmark puts a stub here."""
 
     watcher: Watcher
-    poke: Callable[[], None]
+    poke: Poke
 
     async def submit(self, submission: Submission) -> Accepted:
         """Commit the submission, or replay the one that had its key. Raises IdempotencyMismatch, Overloaded."""
@@ -49,7 +50,7 @@ class Store(Protocol):
 class PostgresStore:
     """The store on PostgreSQL: a connection each for writing, reading and watching, and a pool for the rest."""
 
-    def __init__(self, url: str, pool: Pool, poke: Callable[[], None]) -> None:
+    def __init__(self, url: str, pool: Pool, poke: Poke) -> None:
         self._pool = pool
         self.poke = poke
         self._writing = HotConnection(url, name="web writing")
@@ -85,7 +86,7 @@ class PostgresStore:
             with self._seconds.time():
                 answers = await enqueue_group(conn, group)
         self._rows.observe(len(group))
-        self.poke()
+        self.poke({new.preset for submission in group for new in submission.jobs})
         return answers
 
     async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
@@ -98,7 +99,7 @@ class PostgresStore:
 
 
 @asynccontextmanager
-async def open_store(url: str, poke: Callable[[], None]) -> AsyncIterator[PostgresStore]:
+async def open_store(url: str, poke: Poke) -> AsyncIterator[PostgresStore]:
     """The store. `poke` is called after each commit that added jobs; its watcher is the caller's to run."""
     async with open_pool(url, name="web", size=POOL_SIZE) as pool:
         store = PostgresStore(url, pool, poke)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, LiteralString
@@ -13,6 +13,7 @@ from uuid import UUID
 from engine import process
 from engine.db import Pool, open_pool
 from engine.enqueue import Accepted, Submission, enqueue_group
+from engine.notify import Poke
 from web.__main__ import OpenStore, main
 from web.store import PostgresStore, open_store
 
@@ -46,7 +47,7 @@ class StubStore(PostgresStore):
 class TimedStore(PostgresStore):
     """Group commit that remembers when each commit was acknowledged, and leaves it in the database at its end."""
 
-    def __init__(self, url: str, pool: Pool, poke: Callable[[], None]) -> None:
+    def __init__(self, url: str, pool: Pool, poke: Poke) -> None:
         super().__init__(url, pool, poke)
         self._commits: dict[UUID, float] = {}
 
@@ -63,9 +64,7 @@ class TimedStore(PostgresStore):
 
 
 @asynccontextmanager
-async def _opened(
-    kind: type[PostgresStore], url: str, poke: Callable[[], None]
-) -> AsyncIterator[PostgresStore]:
+async def _opened(kind: type[PostgresStore], url: str, poke: Poke) -> AsyncIterator[PostgresStore]:
     async with open_pool(url, name="bench", size=POOL_SIZE) as pool:
         store = kind(url, pool, poke)
         yield store

@@ -12,6 +12,7 @@ from engine.notify import CANCEL, READY, Notifier, listen
 from tests.helpers import Conn
 
 WAIT = 10.0
+Hint = tuple[str, str]
 
 
 @asynccontextmanager
@@ -26,15 +27,19 @@ async def running(*works: object) -> AsyncIterator[None]:
                 await task
 
 
-async def heard(queue: asyncio.Queue[str]) -> str:
+async def heard(queue: asyncio.Queue[Hint]) -> str:
+    return (await hint(queue))[0]
+
+
+async def hint(queue: asyncio.Queue[Hint]) -> Hint:
     async with asyncio.timeout(WAIT):
         return await queue.get()
 
 
 async def test_a_poke_is_heard_and_pokes_of_a_moment_are_one(database_url: str) -> None:
-    queue: asyncio.Queue[str] = asyncio.Queue()
+    queue: asyncio.Queue[Hint] = asyncio.Queue()
     notifier = Notifier(database_url)
-    async with running(listen(database_url, queue.put_nowait), notifier.run()):
+    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
         assert await heard(queue) == READY  # after connecting: hints may have been missed
         for _ in range(100):
             notifier.poke()
@@ -45,8 +50,8 @@ async def test_a_poke_is_heard_and_pokes_of_a_moment_are_one(database_url: str) 
 
 
 async def test_a_cancellation_is_told_apart(database_url: str, conn: Conn) -> None:
-    queue: asyncio.Queue[str] = asyncio.Queue()
-    async with running(listen(database_url, queue.put_nowait)):
+    queue: asyncio.Queue[Hint] = asyncio.Queue()
+    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard))):
         await heard(queue)
         await conn.execute("SELECT pg_notify('outrider_cancel', '')")
         assert await heard(queue) == CANCEL
@@ -56,9 +61,9 @@ async def test_both_ends_come_back_after_their_connections_were_terminated(
     database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.notify.RECONNECT_SECONDS", 0.05)
-    queue: asyncio.Queue[str] = asyncio.Queue()
+    queue: asyncio.Queue[Hint] = asyncio.Queue()
     notifier = Notifier(database_url)
-    async with running(listen(database_url, queue.put_nowait), notifier.run()):
+    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
         await heard(queue)
         notifier.poke()
         await heard(queue)
@@ -71,3 +76,19 @@ async def test_both_ends_come_back_after_their_connections_were_terminated(
             while queue.empty():
                 notifier.poke()
                 await asyncio.sleep(0.01)
+
+
+async def test_a_hint_names_the_presets_unless_it_is_for_all(database_url: str) -> None:
+    queue: asyncio.Queue[Hint] = asyncio.Queue()
+    notifier = Notifier(database_url)
+    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
+        await hint(queue)
+        for poked, named in (
+            ([{"b"}, {"a", "b"}], "a b"),
+            ([{"a"}, ()], ""),
+            ([{f"preset-{n}" for n in range(2000)}], ""),
+            ([{"c"}], "c"),
+        ):
+            for presets in poked:
+                notifier.poke(presets)
+            assert await hint(queue) == (READY, named)

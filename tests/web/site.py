@@ -100,7 +100,7 @@ async def served(database_url: str, *, registry: Registry = REGISTRY, **given: A
     async with AsyncExitStack() as stack:
         wanted = settings(**given)
         schema = await stack.enter_async_context(open_check(database_url))
-        store = await stack.enter_async_context(open_store(database_url, lambda: None))
+        store = await stack.enter_async_context(open_store(database_url, lambda _presets=(): None))
         died = asyncio.Event()
         await stack.enter_async_context(running(store.watcher.run(), died))
         draining = asyncio.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import resource
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from engine import process
 from engine.errors import ConfigurationError, SchemaMismatch
+from engine.notify import Poke
 from tests.web.site import JOB, WAIT, Site, bearer, served, settings, submit, until
 from web import __main__ as entry
 from web import requests
@@ -262,7 +263,7 @@ async def test_a_loop_that_dies_ends_the_process_and_is_logged(
         raise TypeError("a bug")
 
     @asynccontextmanager
-    async def open_broken(url: str, poke: Callable[[], None]) -> AsyncIterator[Store]:
+    async def open_broken(url: str, poke: Poke) -> AsyncIterator[Store]:
         async with open_store(url, poke) as store:
             store.watcher = Watcher(bug)
             yield store
