@@ -86,7 +86,7 @@ def session(url: str, wait_seconds: float) -> Iterator[Backend]:
         while not _locked(conn):
             if time.monotonic() > deadline:
                 raise DatabaseUnavailable(f"another process has been migrating for {wait_seconds:g} s")
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # a blocking wait would deadlock with CREATE INDEX CONCURRENTLY
         yield Backend(conn)
 
 

@@ -84,7 +84,7 @@ def _rate(url: str, rows: int) -> float:
         while conn.execute(UNFINISHED).fetchone() != (False,):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{rows} jobs were not drained in {DRAIN_SECONDS:g} s")
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # listening would cost the workers more than asking
         row = conn.execute(DRAINED).fetchone()
     assert row is not None
     drained, seconds = row

@@ -67,5 +67,5 @@ def _submit(port: int, count: int) -> None:
         answer = response.read()
         if response.status != 202:
             raise ValueError(f"{response.status}: {answer!r}")
-        time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311
+        time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - the system is to be idle between two jobs
     connection.close()

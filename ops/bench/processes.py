@@ -88,7 +88,7 @@ def _until_ready(process: subprocess.Popen[bytes], port: int) -> None:
     while not _ready(port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise ChildProcessError(f"{process.args!r} does not get ready; exit code {process.poll()}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # another process gets ready: only asking tells
 
 
 def _ready(port: int) -> bool:

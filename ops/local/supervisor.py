@@ -66,7 +66,7 @@ class Supervisor:
             if server.poll() is not None or time.monotonic() > self.deadline:
                 stop(server)
                 raise ChildProcessError("PostgreSQL did not start")
-            time.sleep(0.01)
+            time.sleep(0.01)  # a starting server only answers when asked
         return server
 
     def watch(self, server: subprocess.Popen[bytes]) -> None:
