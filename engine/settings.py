@@ -25,6 +25,7 @@ from engine.errors import ConfigurationError
 PREFIX = "OUTRIDER_"
 MIN_SECRET_BYTES = 32
 SYMMETRIC = "HS256"
+PROJECT = r"^[a-z0-9][a-z0-9.:-]*$"
 
 Transport = Literal["postgres", "pubsub"]
 Algorithm = Literal["HS256", "RS256", "ES256"]
@@ -42,6 +43,8 @@ def _lower(value: Any) -> Any:
 
 
 Listed = BeforeValidator(_listed)
+TopicName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,250}$")]
+"""As Pub/Sub names resources, with room for the subscription's `-sub` in its 255 characters."""
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -57,10 +60,10 @@ class Settings(BaseModel):
     http_port: Port = 8080
     admin_host: str = "127.0.0.1"
     admin_port: Port | None = None
-    pubsub_project: str | None = None
-    pubsub_jobs_topic: str = "pipeline-jobs"
-    pubsub_results_topic: str = "pipeline-results"
-    pubsub_dlq_topic: str = "pipeline-dlq"
+    pubsub_project: Annotated[str, Field(pattern=PROJECT)] | None = None
+    pubsub_jobs_topic: TopicName = "pipeline-jobs"
+    pubsub_results_topic: TopicName = "pipeline-results"
+    pubsub_dlq_topic: TopicName = "pipeline-dlq"
     jwt_secret: SecretStr | None = None
     jwks_url: str | None = Field(default=None, pattern=r"^https?://")
     jwks_file: Path | None = None
@@ -84,12 +87,18 @@ class Settings(BaseModel):
             raise ValueError("not a PostgreSQL connection string") from None
         return url
 
-    @field_validator("transport")
-    @classmethod
-    def _available(cls, transport: Transport) -> Transport:
-        if transport == "pubsub":
-            raise ValueError("pubsub is not available in this version; use postgres")
-        return transport
+    @model_validator(mode="after")
+    def _three_topics(self) -> Self:
+        topics = (self.pubsub_jobs_topic, self.pubsub_results_topic, self.pubsub_dlq_topic)
+        if len(set(topics)) < len(topics):
+            raise ValueError(f"{PREFIX}PUBSUB_…_TOPIC: the three topics must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _project_for_pubsub(self) -> Self:
+        if self.transport == "pubsub" and self.pubsub_project is None:
+            raise ValueError(f"{PREFIX}PUBSUB_PROJECT is not set, and {PREFIX}TRANSPORT is pubsub")
+        return self
 
     @model_validator(mode="after")
     def _one_source_of_keys(self) -> Self:
