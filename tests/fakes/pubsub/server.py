@@ -20,6 +20,11 @@ from tests.fakes.pubsub.subscription import Subscription
 
 TICK_SECONDS = 0.02
 GRACE_SECONDS = 1.0
+OPTIONS = [
+    ("grpc.so_reuseport", 0),  # or two servers could listen at one port and share its connections
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.http2.max_ping_strikes", 0),  # or a client that pings through an idle stream is cut off
+]
 F = TypeVar("F", bound=Fault)
 T = TypeVar("T")
 
@@ -62,9 +67,7 @@ class FakePubSub:
         if self._server is not None:
             return
         self._calls.resume()
-        # Without so_reuseport=0 two servers could listen at one port and share its connections.
-        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
-        self._server = grpc.aio.server(options=options)
+        self._server = grpc.aio.server(options=OPTIONS)
         self._server.add_generic_rpc_handlers(self._calls.handlers())
         self.port = self._server.add_insecure_port(self.host)
         await self._server.start()
