@@ -93,15 +93,23 @@ class Chore:
 
 
 class Maintenance:
-    """Runs every chore until `stop`. `on_ready` is called when rows became ready."""
+    """Runs every chore until `stop`. `on_ready` is called when rows became ready; `announce` is of results."""
 
     def __init__(
-        self, url: str, pool: Pool, *, lease_seconds: float, retention_days: int, on_ready: Callable[[], None]
+        self,
+        url: str,
+        pool: Pool,
+        *,
+        lease_seconds: float,
+        retention_days: int,
+        on_ready: Callable[[], None],
+        announce: bool = False,
     ) -> None:
         self._pool = pool
         self._lease_seconds = lease_seconds
         self._retention_days = retention_days
         self._on_ready = on_ready
+        self._announce = announce
         # Effects may hold the whole pool; these two must go on, for nothing else brings their jobs back.
         self._promoting = HotConnection(url, name="promote")
         self._lapsing = HotConnection(url, name="lapse")
@@ -179,7 +187,7 @@ class Maintenance:
             if time.monotonic() - self._lapsing_since[1] < self._lease_seconds:
                 await conn.execute("SELECT 1")
                 return 0
-            lapsed = await lapse(conn, BATCH)
+            lapsed = await lapse(conn, BATCH, announce=self._announce)
         if lapsed:
             failed = sum(each.state is JobState.FAILED for each in lapsed)
             shown = [str(each.job_id) for each in lapsed[:SHOWN]]

@@ -48,3 +48,18 @@ OUTBOX_OLDEST = Gauge(
     "outrider_outbox_oldest_due_timestamp_seconds", "When the oldest due row became due; now when none is"
 )
 SAMPLED_AT = Gauge("outrider_sampled_timestamp_seconds", "When the sampler last looked")
+
+PUBLISH_SECONDS = Histogram("outrider_publish_seconds", "One publish request", ["topic"], buckets=SECONDS)
+PUBLISHED_ROWS = Counter("outrider_published_messages", "Messages that the broker has taken", ["topic"])
+PUBLISH_ERRORS = Counter(
+    "outrider_publish_errors", "Publish requests that failed, by reason", ["topic", "reason"]
+)
+BREAKER_OPEN = Gauge(
+    "outrider_breaker_open",
+    "1 while nothing goes to this topic; misconfigured: people must mend it",
+    ["topic", "fault"],
+)
+WAKE_UPS_REFUSED = Counter("outrider_wake_ups_refused", "Wake-ups that the broker will never take")
+EVENTS_REFUSED = Counter(
+    "outrider_events_quarantined", "Events that the broker will never take, set aside", ["topic"]
+)

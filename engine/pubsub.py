@@ -90,6 +90,12 @@ def code(error: grpc.RpcError) -> grpc.StatusCode:
     return error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
 
 
+def details(error: grpc.RpcError) -> str:
+    """What the broker says of a failed call, in one line that is not too long."""
+    told = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return " ".join((told or "").split())[:500]
+
+
 @asynccontextmanager
 async def open_publisher() -> AsyncIterator[PublisherAsyncClient]:
     """A client of the emulator that PUBSUB_EMULATOR_HOST names, else of the service by the default credentials.

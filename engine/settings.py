@@ -127,6 +127,11 @@ class Settings(BaseModel):
         """The signature algorithms that are accepted: those named, else the ones that fit the kind of key."""
         return self.jwt_algorithms or (("HS256",) if self.jwt_secret else ("RS256", "ES256"))
 
+    @property
+    def announce(self) -> bool:
+        """Whether results and dead letters are announced: whether anything publishes them."""
+        return self.transport == "pubsub"
+
     def database(self) -> str:
         """The database URL. Raises ConfigurationError where none is set."""
         if self.database_url is None:

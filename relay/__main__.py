@@ -1,10 +1,12 @@
-"""Composition of the relay process."""
+"""Composition of the relay process: maintenance in both modes, and beside it what the transport asks for."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
 
 import structlog
 
@@ -14,6 +16,7 @@ from engine.consumer import open_consumer
 from engine.db import open_pool
 from engine.maintenance import Maintenance
 from engine.notify import Notifier
+from engine.pipeline import Registry
 from engine.process import run
 from engine.settings import Settings
 from engine.source import PostgresSource
@@ -26,19 +29,37 @@ CHORE_SECONDS: Final = 2.0
 """How long a chore that runs at the stop may take to end."""
 
 
+class Work(Protocol):
+    async def ready(self) -> None: ...
+    async def run(self, stop: asyncio.Event) -> int: ...
+
+
+@asynccontextmanager
+async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Work]:
+    """Publish the outbox; or run jobs straight from it, as a worker does."""
+    if settings.transport == "pubsub":
+        from relay.relay import open_relay  # here, for Google's client takes half a second to import
+
+        async with open_relay(settings, url, registry) as relay:
+            yield relay
+    else:
+        source = PostgresSource(url, tuple(registry))
+        async with open_consumer(settings, url, source, registry) as consumer:
+            yield consumer
+
+
 async def main(settings: Settings, stop: asyncio.Event) -> int:
-    """Maintain, and run jobs, until `stop`.
+    """Maintain, and publish or run jobs, until `stop`.
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
     registry = pipeline.load(settings.pipelines)
     url = settings.database()
     notifier = Notifier(url)
-    source = PostgresSource(url, tuple(registry))
     async with (
         open_check(url) as schema,
         open_pool(url, name="chores", size=CHORE_CONNECTIONS) as pool,
-        open_consumer(settings, url, source, registry) as consumer,
+        _open_work(settings, url, registry) as work,
     ):
         maintenance = Maintenance(
             url,
@@ -46,14 +67,16 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             lease_seconds=settings.lease_seconds,
             retention_days=settings.retention_days,
             on_ready=notifier.poke,
+            announce=settings.announce,
         )
-        checks = {"schema": schema, "maintenance": maintenance.ready, "lease": consumer.ready}
+        checks = {"schema": schema, "maintenance": maintenance.ready, settings.transport: work.ready}
         async with admin_server(settings, "relay", checks) as port, asyncio.TaskGroup() as group:
-            slots = settings.worker_concurrency
-            log.info("relay.started", presets=list(registry), slots=slots, admin_port=port)
+            log.info(
+                "relay.started", transport=settings.transport, presets=list(registry), admin_port=port
+            )
             notifying = group.create_task(notifier.run())
             maintaining = group.create_task(maintenance.run(stop))
-            code = await consumer.run(stop)
+            code = await work.run(stop)
             stop.set()
             await asyncio.wait([maintaining], timeout=CHORE_SECONDS)
             maintaining.cancel()  # a VACUUM may take longer, and begins anew elsewhere

@@ -53,6 +53,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
             store=store,
             checks=health.checks(schema, draining),
             draining=draining,
+            announce=settings.announce,
         )
         admin_port = await enter(admin_server(settings, "web", api.checks))
         served = serving(

@@ -137,7 +137,7 @@ async def list_jobs(call: Call, query: schemas.JobsQuery) -> web.Response:
 )
 async def cancel(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
-        state = await moves.cancel(conn, job_id, call.caller.sees)
+        state = await moves.cancel(conn, job_id, call.caller.sees, announce=call.api.announce)
     status = HTTPStatus.OK if state.terminal else HTTPStatus.ACCEPTED
     return _standing(job_id, state, status)
 

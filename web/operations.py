@@ -32,13 +32,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """What the handlers work with. `checks` decide readiness; `draining` is set when the process is to stop."""
+    """What the handlers work with. `checks` decide readiness; `draining` is set when the process is to stop.
+
+    `announce`: whether results that are written here are told to Pub/Sub.
+    """
 
     registry: Registry
     auth: Authenticator
     store: Store
     checks: Checks
     draining: asyncio.Event
+    announce: bool = False
     aside: Aside = field(default_factory=Aside)
 
 

@@ -2,6 +2,7 @@
 
 | move                  | from → to                                   | who         | where     |
 |-----------------------|---------------------------------------------|-------------|-----------|
+| publish               | ready → published                           | relay       | publish.py|
 | claim                 | ready → leased                              | worker      | claim.py  |
 | finish                | leased → gone, with a result                | worker      | record.py |
 | put_back              | leased → waiting or ready                   | worker      | record.py |
@@ -14,7 +15,7 @@ Each is one statement where it can be, and safe in a caller's transaction. A cha
 in the statement that makes it, with `seq` = the row's new `version`.
 """
 
-from engine.moves.claim import Lane, claim
+from engine.moves.claim import Lane, claim, lanes_of
 from engine.moves.owner import cancel, redrive
 from engine.moves.record import Ending, PutBack, finish, put_back, recorded
 from engine.moves.upkeep import lapse, promote
@@ -26,6 +27,7 @@ __all__ = [
     "cancel",
     "claim",
     "finish",
+    "lanes_of",
     "lapse",
     "promote",
     "put_back",

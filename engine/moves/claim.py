@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, LiteralString, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, LiteralString, NamedTuple
 
 import orjson
 from psycopg import AsyncConnection
 
 from engine.db import array, fetchall
 from engine.model import Attempt, Job
+
+PRIORITIES: Final = (1, 2, 3, 4)
 
 
 class Lane(NamedTuple):
@@ -18,6 +20,15 @@ class Lane(NamedTuple):
     preset: str
     priority: int
     low: int = 0
+
+
+def lanes_of(presets: Sequence[str], marks: Mapping[Any, int]) -> list[Lane]:
+    """Every lane of these presets, the most urgent first, each above its mark by (preset, priority)."""
+    return [
+        Lane(preset, priority, marks.get((preset, priority), 0))
+        for priority in PRIORITIES
+        for preset in presets
+    ]
 
 
 # Lanes are scanned in the order given, and each only as far as rows are still wanted. `position > low` lets the

@@ -1,13 +1,17 @@
 """The tail that moves out of a lease, and out of the queue, share.
 
-It follows a CTE `held` of locked outbox rows, each with the state it goes to: PENDING puts the row back (waiting
-until `due_at`, or ready in its old place when that is NULL), a terminal state replaces it by a result. `held` is
-locked before anything is decided, so what it says of `cancel_requested` is the latest word.
+It takes %(announce)s: whether results are announced (engine/events.py). It follows a CTE `held` of locked outbox
+rows, each with the state it goes to: PENDING puts the row back (waiting until `due_at`, or ready in its old place
+when that is NULL), a terminal state replaces it by a result. `held` is locked before anything is decided, so what it
+says of `cancel_requested` is the latest word.
 """
 
 from typing import LiteralString
 
-LEAVE: LiteralString = """
+from engine.events import ANNOUNCE
+
+LEAVE: LiteralString = (
+    """
 , back AS (
     UPDATE outbox q
     SET status = (CASE WHEN h.due_at IS NULL THEN 'ready' ELSE 'waiting' END)::outbox_status,
@@ -20,8 +24,9 @@ LEAVE: LiteralString = """
     DELETE FROM outbox q USING held h WHERE q.job_id = h.job_id AND h.to_state NOT IN ('PENDING', 'PROCESSING')
 ), result AS (
     INSERT INTO job_results (job_id, user_id, state, error, error_fingerprint, attempt, errors, crashes, version,
-                             run_at, started_at)
-    SELECT job_id, user_id, to_state, error, fingerprint, attempt, errors, crashes, version, run_at, claimed_at
+                             run_at, started_at, finished_at)
+    SELECT job_id, user_id, to_state, error, fingerprint, attempt, errors, crashes, version, run_at, claimed_at,
+           finished_at
     FROM held
     WHERE to_state NOT IN ('PENDING', 'PROCESSING')
 ), audit AS (
@@ -30,5 +35,11 @@ LEAVE: LiteralString = """
            CASE WHEN error IS NOT NULL THEN jsonb_build_object('error', error) END
     FROM held
     WHERE from_state <> to_state
+), ended AS (
+    SELECT job_id, user_id, attempt, version, to_state AS state, NULL::json AS output, error, reason,
+           CASE WHEN from_state = 'PROCESSING' THEN finished_at - claimed_at END AS ran, finished_at
+    FROM held
+    WHERE to_state NOT IN ('PENDING', 'PROCESSING')
+)"""  # noqa: S608 - constants alone
+    + ANNOUNCE
 )
-"""

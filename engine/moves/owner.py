@@ -22,7 +22,8 @@ WITH held AS MATERIALIZED (
            q.version + 1 AS version, q.errors, q.crashes, q.run_at, q.claimed_at,
            (CASE WHEN q.status = 'leased' THEN 'PROCESSING' ELSE 'PENDING' END)::job_state AS from_state,
            (CASE WHEN q.status = 'leased' THEN 'PROCESSING' ELSE 'CANCELLED' END)::job_state AS to_state,
-           NULL::timestamptz AS due_at, 'cancelled' AS reason, NULL::jsonb AS error, NULL AS fingerprint
+           NULL::timestamptz AS due_at, 'cancelled' AS reason, NULL::jsonb AS error, NULL AS fingerprint,
+           clock_timestamp() AS finished_at
     FROM outbox q
     WHERE q.job_id = %(id)s AND (%(owner)s::text IS NULL OR q.user_id = %(owner)s)
     FOR UPDATE
@@ -74,13 +75,17 @@ BRIEFLY: LiteralString = "SELECT set_config('lock_timeout', '1s', true)"
 TRIES = 5
 
 
-async def cancel(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> JobState:
+async def cancel(
+    conn: AsyncConnection[Any], job_id: UUID, owner: str | None, *, announce: bool = False
+) -> JobState:
     """CANCELLED when the job is (now or before), PROCESSING when its running attempt has been asked to stop.
+
+    With `announce` the result is also told to Pub/Sub, as all results are in that mode.
 
     Raises JobNotFound, StateConflict when the job is COMPLETED or FAILED, and Overloaded when its row has been held
     for longer than a second: by effects that are being committed, as a rule.
     """
-    asked = {"id": job_id, "owner": owner}
+    asked = {"id": job_id, "owner": owner, "announce": announce}
     for _ in range(TRIES):
         if (asked_of := await _cancel(conn, asked)) is not None:
             return asked_of

@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from engine.db import array, bare_array, fetchall
+from engine.events import ANNOUNCE
 from engine.model import JobState
 from engine.moves.leave import LEAVE
 
@@ -42,7 +43,8 @@ class PutBack(NamedTuple):
 
 # The WHERE must not repeat `status = 'leased'`: with a partial index's predicate in it the planner may scan every
 # leased and dead entry of that index instead of the primary key (187 µs a job instead of 10).
-FINISH: LiteralString = """
+FINISH: LiteralString = (
+    """
 WITH done AS (
     DELETE FROM outbox q
     USING unnest(%(id)s::uuid[], %(attempt)s::integer[], %(state)s::job_state[], %(reason)s::text[],
@@ -51,21 +53,27 @@ WITH done AS (
           AS x(id, attempt, state, reason, output, error, fingerprint, metadata, spent)
     WHERE q.job_id = x.id AND q.attempt = x.attempt AND q.worker_id = %(worker_id)s
     RETURNING q.job_id, q.user_id, q.attempt, q.version + 1 AS version, q.errors + x.spent AS errors, q.crashes,
-              q.run_at, q.claimed_at, x.state, x.reason, x.output, x.error, x.fingerprint, x.metadata
+              q.run_at, q.claimed_at, x.state, x.reason, x.output, x.error, x.fingerprint, x.metadata,
+              clock_timestamp() AS finished_at
 ), result AS (
     INSERT INTO job_results (job_id, user_id, state, output, error, error_fingerprint, execution_metadata, attempt,
-                             errors, crashes, version, run_at, started_at)
+                             errors, crashes, version, run_at, started_at, finished_at)
     SELECT job_id, user_id, state, output::json, error::jsonb, fingerprint, metadata::jsonb, attempt, errors,
-           crashes, version, run_at, claimed_at
+           crashes, version, run_at, claimed_at, finished_at
     FROM done
 ), audit AS (
     INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason, metadata)
     SELECT job_id, version, 'PROCESSING', state, attempt, reason,
            CASE WHEN error IS NOT NULL THEN jsonb_build_object('error', error::jsonb) END
     FROM done
+), ended AS (
+    SELECT job_id, user_id, attempt, version, state, output::json, error::jsonb, reason,
+           finished_at - claimed_at AS ran, finished_at
+    FROM done
+)"""  # noqa: S608 - constants alone
+    + ANNOUNCE
+    + "SELECT job_id, attempt, state FROM done"
 )
-SELECT job_id, attempt, state FROM done
-"""
 
 PUT_BACK: LiteralString = (
     """
@@ -75,7 +83,7 @@ WITH held AS MATERIALIZED (
            (CASE WHEN q.cancel_requested THEN 'CANCELLED' ELSE 'PENDING' END)::job_state AS to_state,
            clock_timestamp() + x.delay * interval '1 second' AS due_at,
            CASE WHEN q.cancel_requested THEN 'cancelled' ELSE x.reason END AS reason, x.error::jsonb AS error,
-           NULL AS fingerprint
+           NULL AS fingerprint, clock_timestamp() AS finished_at
     FROM unnest(%(id)s::uuid[], %(attempt)s::integer[], %(reason)s::text[], %(delay)s::double precision[],
                 %(error)s::text[], %(spent)s::smallint[])
          AS x(id, attempt, reason, delay, error, spent)
@@ -99,17 +107,26 @@ Recorded = dict[tuple[UUID, int], JobState]
 """(job_id, attempt) → the state that its worker's outcome left the job in."""
 
 
-async def finish(conn: AsyncConnection[Any], worker_id: int, endings: Sequence[Ending]) -> Recorded:
-    """Write results. An attempt missing from the answer is lost: nothing was written for it."""
-    return await _answer(conn, FINISH, _columns(Ending._fields, endings) | {"worker_id": worker_id})
-
-
-async def put_back(conn: AsyncConnection[Any], worker_id: int, returns: Sequence[PutBack]) -> Recorded:
-    """Give jobs back; one whose cancellation was asked for becomes CANCELLED instead.
+async def finish(
+    conn: AsyncConnection[Any], worker_id: int, endings: Sequence[Ending], *, announce: bool = False
+) -> Recorded:
+    """Write results, and with `announce` the events that tell Pub/Sub of them.
 
     An attempt missing from the answer is lost: nothing was written for it.
     """
-    return await _answer(conn, PUT_BACK, _columns(PutBack._fields, returns) | {"worker_id": worker_id})
+    fence = {"worker_id": worker_id, "announce": announce}
+    return await _answer(conn, FINISH, _columns(Ending._fields, endings) | fence)
+
+
+async def put_back(
+    conn: AsyncConnection[Any], worker_id: int, returns: Sequence[PutBack], *, announce: bool = False
+) -> Recorded:
+    """Give jobs back; one whose cancellation was asked for becomes CANCELLED instead, and with `announce` says so.
+
+    An attempt missing from the answer is lost: nothing was written for it.
+    """
+    fence = {"worker_id": worker_id, "announce": announce}
+    return await _answer(conn, PUT_BACK, _columns(PutBack._fields, returns) | fence)
 
 
 async def recorded(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int]]) -> Recorded:

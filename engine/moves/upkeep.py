@@ -46,7 +46,8 @@ WITH held AS MATERIALIZED (
                  WHEN q.crashes + 1 >= %(max_crashes)s THEN 'FAILED'
                  ELSE 'PENDING' END)::job_state AS to_state,
            NULL::timestamptz AS due_at, 'lapsed' AS reason,
-           %(error)s::jsonb || jsonb_build_object('attempt', q.attempt) AS error, 'WorkerLost' AS fingerprint
+           %(error)s::jsonb || jsonb_build_object('attempt', q.attempt) AS error, 'WorkerLost' AS fingerprint,
+           clock_timestamp() AS finished_at
     FROM outbox q
     WHERE q.status = 'leased' AND q.worker_id = ANY (%(dead)s)
     ORDER BY q.job_id
@@ -73,7 +74,7 @@ async def promote(conn: AsyncConnection[Any], limit: int = 1000) -> int:
     return (await conn.execute(PROMOTE, [limit])).rowcount
 
 
-async def lapse(conn: AsyncConnection[Any], limit: int = 1000) -> list[Lapsed]:
+async def lapse(conn: AsyncConnection[Any], limit: int = 1000, *, announce: bool = False) -> list[Lapsed]:
     """Remove workers whose lease has expired and take back up to `limit` of their jobs.
 
     Three statements; needs no transaction around them, for a worker that is gone never comes back.
@@ -82,6 +83,12 @@ async def lapse(conn: AsyncConnection[Any], limit: int = 1000) -> list[Lapsed]:
     row = await fetchone(conn, ABANDONED)
     if row is None or row[0] is None:
         return []
-    parameters = {"dead": row[0], "limit": limit, "max_crashes": MAX_CRASHES, "error": LOST}
+    parameters = {
+        "dead": row[0],
+        "limit": limit,
+        "max_crashes": MAX_CRASHES,
+        "error": LOST,
+        "announce": announce,
+    }
     rows = await fetchall(conn, LAPSE, parameters)
     return [Lapsed(job_id, attempt, JobState(state)) for job_id, attempt, state in rows]

@@ -99,7 +99,8 @@ def cancel(job: JobId, json: AsJson = False) -> None:
     from engine.settings import load
     from ops.cli.context import ask
 
-    state = ask(load(), lambda conn: moves.cancel(conn, job, None))
+    settings = load()
+    state = ask(settings, lambda conn: moves.cancel(conn, job, None, announce=settings.announce))
     if json:
         as_json({"job_id": job, "status": state.lower()})
     else:

@@ -120,8 +120,8 @@ async def test_an_empty_queues_statistics_do_not_spoil_the_plans(connect: Connec
     putting = [PutBack(i, 1, "error", 1.0) for i in ids]  # type: ignore[arg-type]
     for statement, parameters, index in (
         (CLAIM, claiming(me), "outbox_ready"),
-        (FINISH, _columns(Ending._fields, ending) | {"worker_id": me}, "outbox_pkey"),
-        (PUT_BACK, _columns(PutBack._fields, putting) | {"worker_id": me}, "outbox_pkey"),
+        (FINISH, _columns(Ending._fields, ending) | {"worker_id": me, "announce": True}, "outbox_pkey"),
+        (PUT_BACK, _columns(PutBack._fields, putting) | {"worker_id": me, "announce": True}, "outbox_pkey"),
     ):
         seen = await plan(conn, statement, parameters)
         assert "Seq Scan" not in seen

@@ -1,0 +1,102 @@
+"""Publish: a relay reserves ready jobs, tells Pub/Sub of them, and marks them. A claim that comes between wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, LiteralString
+
+from psycopg import AsyncConnection
+
+from engine.db import array, bare_array, fetchall
+from engine.messages import WakeUp
+from engine.moves.claim import Lane
+
+# As CLAIM scans its lanes, and for the same reasons. The row stays ready: workers may claim it all the while.
+RESERVE: LiteralString = """
+WITH reserved AS (
+    UPDATE outbox SET publish_until = clock_timestamp() + %(seconds)s * interval '1 second'
+    WHERE job_id = ANY (ARRAY(
+        SELECT due.job_id
+        FROM unnest(%(presets)s::text[], %(priorities)s::smallint[], %(lows)s::bigint[])
+             AS lane(preset, priority, low)
+        CROSS JOIN LATERAL (
+            SELECT job_id FROM outbox
+            WHERE status = 'ready' AND preset = lane.preset AND priority = lane.priority AND position > lane.low
+              AND (publish_until IS NULL OR publish_until < clock_timestamp())
+            ORDER BY position
+            LIMIT %(limit)s
+            FOR UPDATE SKIP LOCKED) due
+        LIMIT %(limit)s))
+    RETURNING job_id, position, attempt, user_id, preset, priority
+)
+SELECT r.job_id, r.position, r.attempt, r.user_id, r.preset, r.priority, j.created_at, j.traceparent
+FROM reserved r JOIN jobs j ON j.id = r.job_id
+"""
+
+# The turn is named by position and attempt: a row that was claimed meanwhile, and perhaps given back, is another's.
+# Locked in the order of ids, as every statement that waits for several rows: else two of them could deadlock.
+_TURNS: LiteralString = """
+WHERE job_id = ANY (ARRAY(
+    SELECT q.job_id
+    FROM unnest(%(id)s::uuid[], %(position)s::bigint[], %(attempt)s::integer[]) AS x(id, position, attempt)
+    JOIN outbox q ON q.job_id = x.id AND q.position = x.position AND q.attempt = x.attempt AND q.worker_id IS NULL
+    ORDER BY q.job_id
+    FOR UPDATE OF q))
+"""
+PUBLISHED: LiteralString = (
+    "UPDATE outbox SET status = 'published', published_at = clock_timestamp(), publish_until = NULL"  # noqa: S608
+    + _TURNS
+)
+UNRESERVE: LiteralString = "UPDATE outbox SET publish_until = NULL" + _TURNS  # noqa: S608 - constants alone
+
+# Presets by a loose scan of the index: one step a preset, however many rows it has.
+PRESETS: LiteralString = """
+WITH RECURSIVE known(preset) AS (
+    (SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.preset FROM outbox o WHERE o.status = 'ready' AND o.preset > k.preset ORDER BY o.preset LIMIT 1)
+    FROM known k
+    WHERE k.preset IS NOT NULL
+)
+SELECT preset FROM known WHERE preset IS NOT NULL
+"""
+
+
+async def reserve(
+    conn: AsyncConnection[Any], lanes: Sequence[Lane], *, limit: int, seconds: float
+) -> list[WakeUp]:
+    """Take up to `limit` ready jobs of `lanes` for `seconds`, to publish them; workers may claim them still.
+
+    What a relay that dies has reserved is anybody's again afterwards.
+    """
+    parameters = {
+        "presets": array(lane.preset for lane in lanes),
+        "priorities": array(lane.priority for lane in lanes),
+        "lows": array(lane.low for lane in lanes),
+        "limit": limit,
+        "seconds": seconds,
+    }
+    return [WakeUp(*row) for row in await fetchall(conn, RESERVE, parameters)]
+
+
+async def published(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> int:
+    """Mark what has been told to Pub/Sub. Returns how many are marked: a worker has claimed the others already."""
+    return (await conn.execute(PUBLISHED, _turns(wake_ups))).rowcount
+
+
+async def unreserve(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> None:
+    """Give back what could not be published, to be tried again."""
+    await conn.execute(UNRESERVE, _turns(wake_ups))
+
+
+async def presets(conn: AsyncConnection[Any]) -> list[str]:
+    """The presets that have ready jobs."""
+    return [preset for (preset,) in await fetchall(conn, PRESETS)]
+
+
+def _turns(wake_ups: Sequence[WakeUp]) -> dict[str, object]:
+    return {
+        "id": bare_array(each.job_id for each in wake_ups),
+        "position": bare_array(each.position for each in wake_ups),
+        "attempt": bare_array(each.attempt for each in wake_ups),
+    }

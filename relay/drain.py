@@ -1,0 +1,146 @@
+"""Drains rows of the outbox to their topic: reserve, publish, mark; behind a circuit breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, Generic
+
+import grpc
+import structlog
+from psycopg import Error
+
+from engine.errors import DatabaseUnavailable
+from engine.metrics import BREAKER_OPEN, PUBLISH_ERRORS, PUBLISH_SECONDS, PUBLISHED_ROWS
+from engine.process import pause
+from engine.pubsub import Fault, code, details, fault
+from relay.breaker import Breaker
+from relay.outgoing import ItemT, Outgoing
+from relay.publisher import Publisher
+
+IN_FLIGHT: Final = 3
+"""Requests of one topic at once."""
+MIN_IDLE_SECONDS: Final = 0.02
+MAX_IDLE_SECONDS: Final = 0.5
+
+log = structlog.get_logger()
+
+
+class Drain(Generic[ItemT]):
+    """Moves the rows of `outgoing` to `topic`, until stopped. `wake` tells it that there may be some."""
+
+    def __init__(self, topic: str, outgoing: Outgoing[ItemT], publisher: Publisher) -> None:
+        self._topic = topic
+        self._name = topic.rpartition("/")[2]
+        self._outgoing = outgoing
+        self._publisher = publisher
+        self._breaker = Breaker()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._blind = False
+        self._cycled = time.monotonic()
+        self._show(None)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    @property
+    def behind_seconds(self) -> float:
+        """Since when the database has not been asked for rows; an open breaker is no fault of the relay's."""
+        return 0.0 if self._breaker.pause else time.monotonic() - self._cycled
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Drain until `stop`, then wait for what is on its way."""
+        idle = MIN_IDLE_SECONDS
+        try:
+            async with asyncio.TaskGroup() as sends:
+                while not stop.is_set():
+                    if self._breaker.pause:
+                        await pause(stop, self._breaker.pause)
+                        continue
+                    # Cleared before rows are taken: a hint that comes meanwhile must not be lost.
+                    self._wake.clear()
+                    await self._room.acquire()
+                    items = await self._take()
+                    if items:
+                        idle = MIN_IDLE_SECONDS
+                        send = sends.create_task(self._send(items))
+                        if not self._breaker.closed:
+                            await send  # a probe goes alone
+                        continue
+                    self._room.release()
+                    idle = min(idle * 2, MAX_IDLE_SECONDS)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(idle):
+                            await self._wake.wait()
+        finally:
+            await self._outgoing.aclose()
+
+    async def _take(self) -> list[ItemT]:
+        try:
+            items = await self._outgoing.take()
+        except (DatabaseUnavailable, Error) as error:
+            if not self._blind:
+                log.warning("outbox.lost", topic=self._name, error=str(error).strip())
+            self._blind = True
+            return []
+        if self._blind:
+            log.info("outbox.found", topic=self._name)
+        self._blind, self._cycled = False, time.monotonic()
+        return items
+
+    async def _send(self, items: Sequence[ItemT]) -> None:
+        try:
+            await self._publish(items)
+        except (DatabaseUnavailable, Error) as error:
+            # Published or not, when the reservation ends the rows leave again, with the same message ids.
+            log.warning("outbox.not_marked", topic=self._name, rows=len(items), error=str(error).strip())
+        finally:
+            self._room.release()
+
+    async def _publish(self, items: Sequence[ItemT]) -> None:
+        try:
+            with PUBLISH_SECONDS.labels(self._name).time():
+                await self._publisher.publish(self._topic, [item.message for item in items])
+        except grpc.RpcError as error:
+            PUBLISH_ERRORS.labels(self._name, code(error).name.lower()).inc()
+            if fault(error) is Fault.REFUSED:
+                self._answered()
+                await self._find_refused(items, error)
+            else:
+                self._unanswered(error)
+                await self._outgoing.give_back(items)
+            return
+        PUBLISHED_ROWS.labels(self._name).inc(len(items))
+        self._answered()
+        await self._outgoing.sent(items)
+
+    async def _find_refused(self, items: Sequence[ItemT], error: grpc.RpcError) -> None:
+        """The broker refuses a whole request for one bad message: halve it until that is found."""
+        if len(items) == 1:
+            await self._outgoing.refuse(items[0], details(error))
+            return
+        middle = len(items) // 2
+        await self._publish(items[:middle])
+        await self._publish(items[middle:])
+
+    def _answered(self) -> None:
+        seconds = self._breaker.open_seconds
+        if self._breaker.succeed():
+            log.info("breaker.closed", topic=self._name, after_seconds=round(seconds, 1))
+            self._show(None)
+
+    def _unanswered(self, error: grpc.RpcError) -> None:
+        kind = fault(error)
+        if self._breaker.fail(kind):
+            mend = "run `outrider provision`, and see its rights" if kind is Fault.MISCONFIGURED else None
+            log.warning(
+                "breaker.opened", topic=self._name, reason=code(error).name, error=details(error), mend=mend
+            )
+            self._show(kind)
+
+    def _show(self, kind: Fault | None) -> None:
+        for each in (Fault.PASSING, Fault.MISCONFIGURED):
+            BREAKER_OPEN.labels(self._name, each.value).set(each is kind)

@@ -1,0 +1,158 @@
+"""What a relay drains, one kind for each topic: ready jobs as wake-ups, and the events of their results.
+
+Rows are reserved for some seconds, and then told what became of them. Every method raises DatabaseUnavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from engine import events
+from engine.cursor import Cursor, Marks
+from engine.db import Connection, HotConnection
+from engine.events import Event, Topic
+from engine.messages import Message, WakeUp
+from engine.metrics import EVENTS_REFUSED, WAKE_UPS_REFUSED
+from engine.moves import lanes_of, publish
+
+RESERVED_SECONDS: Final = 10.0
+MAX_ROWS: Final = 500
+MAX_BYTES: Final = 8_000_000
+"""Of one request; the service takes 10 MB and 1000 messages."""
+
+log = structlog.get_logger()
+
+
+class Item(Protocol):
+    @property
+    def message(self) -> Message: ...
+
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+class Outgoing(Protocol[ItemT]):
+    """The rows of one topic that have still to leave."""
+
+    async def take(self) -> list[ItemT]:
+        """Reserve the next rows; empty when there are none."""
+
+    async def sent(self, items: Sequence[ItemT]) -> None:
+        """They have been published."""
+
+    async def give_back(self, items: Sequence[ItemT]) -> None:
+        """They could not be published now."""
+
+    async def refuse(self, item: ItemT, reason: str) -> None:
+        """The broker will never take it."""
+
+    async def aclose(self) -> None: ...
+
+
+class WakeUps:
+    """Ready jobs. A worker may claim one while it is on its way: then nothing is left to be marked."""
+
+    def __init__(self, url: str, presets: Iterable[str]) -> None:
+        self._links = Links(url, "jobs")
+        self._cursor: Cursor[WakeUp] = Cursor()
+        self._presets = list(presets)
+
+    def learn(self, presets: Iterable[str]) -> None:
+        """Look for jobs of these presets too."""
+        self._presets += set(presets) - set(self._presets)
+
+    async def take(self) -> list[WakeUp]:
+        return await self._cursor.next(self._scan)
+
+    async def _scan(self, marks: Marks) -> list[WakeUp]:
+        async with self._links.taking() as conn:
+            if not marks:
+                self.learn(await publish.presets(conn))
+            lanes = lanes_of(self._presets, marks)
+            return await publish.reserve(conn, lanes, limit=MAX_ROWS, seconds=RESERVED_SECONDS)
+
+    async def sent(self, items: Sequence[WakeUp]) -> None:
+        async with self._links.marking() as conn:
+            await publish.published(conn, items)
+
+    async def give_back(self, items: Sequence[WakeUp]) -> None:
+        async with self._links.marking() as conn:
+            await publish.unreserve(conn, items)
+
+    async def refuse(self, item: WakeUp, reason: str) -> None:
+        """Mark it as published all the same: workers look for jobs whose message does not come."""
+        WAKE_UPS_REFUSED.inc()
+        log.warning("wake_up.refused", job_id=item.job_id, preset=item.preset, reason=reason)
+        await self.sent([item])
+
+    async def aclose(self) -> None:
+        await self._links.aclose()
+
+
+class Events:
+    """Result or dead-letter messages: deleted once they are published."""
+
+    def __init__(self, url: str, topic: Topic) -> None:
+        self._links = Links(url, topic)
+        self._cursor: Cursor[Event] = Cursor()
+        self._topic = topic
+
+    async def take(self) -> list[Event]:
+        return await self._cursor.next(self._scan)
+
+    async def _scan(self, marks: Marks) -> list[Event]:
+        async with self._links.taking() as conn:
+            return await events.reserve(
+                conn,
+                self._topic,
+                low=marks.get(self._topic, 0),
+                limit=MAX_ROWS,
+                max_bytes=MAX_BYTES,
+                seconds=RESERVED_SECONDS,
+            )
+
+    async def sent(self, items: Sequence[Event]) -> None:
+        async with self._links.marking() as conn:
+            await events.published(conn, items)
+
+    async def give_back(self, items: Sequence[Event]) -> None:
+        async with self._links.marking() as conn:
+            await events.unreserve(conn, items)
+
+    async def refuse(self, item: Event, reason: str) -> None:
+        """Set it aside, for people to look at."""
+        EVENTS_REFUSED.labels(self._topic).inc()
+        log.error(
+            "event.quarantined", topic=self._topic, event=item.id, **item.message.attributes, reason=reason
+        )
+        async with self._links.marking() as conn:
+            await events.quarantine(conn, item, reason)
+
+    async def aclose(self) -> None:
+        await self._links.aclose()
+
+
+class Links:
+    """The connections of one kind of rows: the next are taken while the last are marked."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._taking = HotConnection(url, name=f"take {name}")
+        self._marking = HotConnection(url, name=f"mark {name}")
+        self._marks = asyncio.Lock()
+
+    def taking(self) -> AbstractAsyncContextManager[Connection]:
+        return self._taking.use()
+
+    @asynccontextmanager
+    async def marking(self) -> AsyncIterator[Connection]:
+        async with self._marks, self._marking.use() as conn:
+            yield conn
+
+    async def aclose(self) -> None:
+        await self._taking.aclose()
+        await self._marking.aclose()
