@@ -8,7 +8,19 @@ from pathlib import Path
 
 import typer
 
-from ops.cli import dead_letters, doctor, health, jobs, outbox, processes, schema, submit, tokens, up
+from ops.cli import (
+    dead_letters,
+    doctor,
+    health,
+    jobs,
+    outbox,
+    processes,
+    provision,
+    schema,
+    submit,
+    tokens,
+    up,
+)
 
 app = typer.Typer(
     help="Outrider: a job engine on PostgreSQL. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 unhealthy.",
@@ -21,6 +33,7 @@ app.command("up")(up.up)
 for process in (processes.web, processes.relay, processes.worker):
     app.command(process.__name__)(process)
 app.add_typer(schema.app, name="migrate")
+app.command("provision")(provision.provision)
 app.command("submit")(submit.submit)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(outbox.app, name="outbox")

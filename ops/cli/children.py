@@ -9,7 +9,7 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
 import structlog
@@ -50,9 +50,8 @@ class Child:
         )
 
     async def ended(self) -> int:
-        """Wait for the end of a started child; gives the exit code, 128 + n for signal n."""
-        code = await self._process.wait() if self._process else FAILED
-        return 128 - code if code < 0 else code
+        """Wait for the end of a started child; gives the exit code."""
+        return exit_code(await self._process.wait() if self._process else FAILED)
 
     async def stop(self, seconds: float) -> None:
         """SIGTERM, and SIGKILL when it has not ended within `seconds`."""
@@ -67,18 +66,35 @@ class Child:
             self._process.kill()
             await self._process.wait()
 
-    async def keep(self, stop: asyncio.Event) -> None:
-        """Start it again whenever it ends, with back-off, until `stop`; it is not stopped then."""
-        backoff, started = MIN_BACKOFF_SECONDS, time.monotonic()
-        while (code := await unless(stop, self.ended())) is not None:
-            if time.monotonic() - started > STEADY_SECONDS:
-                backoff = MIN_BACKOFF_SECONDS
-            log.error("child.ended", role=self.role, exit_code=code, restart_seconds=backoff)
-            await pause(stop, backoff)
-            if stop.is_set():
-                return
-            backoff, started = min(backoff * 2, MAX_BACKOFF_SECONDS), time.monotonic()
-            await self.start()
+
+class Kept(Protocol):
+    """What `keep` keeps running."""
+
+    @property
+    def role(self) -> str: ...
+
+    async def start(self) -> None: ...
+
+    async def ended(self) -> int: ...
+
+
+async def keep(kept: Kept, stop: asyncio.Event) -> None:
+    """Start it again whenever it ends, with back-off, until `stop`; it is not stopped then."""
+    backoff, started = MIN_BACKOFF_SECONDS, time.monotonic()
+    while (code := await unless(stop, kept.ended())) is not None:
+        if time.monotonic() - started > STEADY_SECONDS:
+            backoff = MIN_BACKOFF_SECONDS
+        log.error("child.ended", role=kept.role, exit_code=code, restart_seconds=backoff)
+        await pause(stop, backoff)
+        if stop.is_set():
+            return
+        backoff, started = min(backoff * 2, MAX_BACKOFF_SECONDS), time.monotonic()
+        await unless(stop, kept.start())
+
+
+def exit_code(code: int) -> int:
+    """As a shell has it: 128 + n for signal n."""
+    return 128 - code if code < 0 else code
 
 
 async def all_ready(children: Sequence[Child]) -> int:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import migrations
 from engine import db, logs, pipeline
@@ -14,6 +14,9 @@ from engine.errors import ConfigurationError, OutriderError
 from engine.settings import Settings, load
 from ops.cli.context import database_url, signing_secret
 from web.keys import KeysUnavailable, open_keys
+
+if TYPE_CHECKING:
+    from relay.topics import Change
 
 VERSIONS: Final = range(15, 19)
 MAX_SKEW_SECONDS: Final = 5.0
@@ -50,6 +53,11 @@ async def examine() -> AsyncIterator[Verdict]:
     yield Verdict("configuration", True, "every OUTRIDER_* variable is known and sound")
     yield await _verdict("pipelines", lambda: _pipelines(settings))
     yield await _verdict("keys", lambda: _keys(settings))
+    if settings.transport == "pubsub":
+        changes: list[Change] = []
+        broker = await _verdict("broker", lambda: _broker(settings, changes))
+        for verdict in (broker, *(_topics(changes) if broker.good else ())):
+            yield verdict
     async with AsyncExitStack() as stack:
         conns: list[Conn] = []
         yield await _verdict("database", lambda: _connected(settings, stack, conns))
@@ -93,6 +101,28 @@ async def _keys(settings: Settings) -> str:
     except ConfigurationError as error:
         raise Ill(str(error), "set OUTRIDER_JWT_SECRET, OUTRIDER_JWKS_FILE or OUTRIDER_JWKS_URL") from error
     return "an HS256 secret" if settings.jwt_secret else "the secret of a local `outrider up`"
+
+
+async def _broker(settings: Settings, changes: list[Change]) -> str:
+    """Finds the changes that topics and subscriptions need."""
+    from engine.pubsub import names
+    from relay.provision import BrokerError, address, examine, open_clients
+
+    try:
+        async with open_clients() as clients:
+            changes += await examine(clients, names(settings))
+    except BrokerError as error:
+        raise Ill(error.found, error.mend) from error
+    except ConfigurationError as error:
+        mend = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+        raise Ill(str(error), mend) from error
+    return f"{address()} answers"
+
+
+def _topics(changes: list[Change]) -> list[Verdict]:
+    if not changes:
+        return [Verdict("topics", True, "every topic and subscription is as it should be")]
+    return [Verdict("topics", False, str(change), change.mend) for change in changes]
 
 
 async def _connected(settings: Settings, stack: AsyncExitStack, conns: list[Conn]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +15,7 @@ from ops.cli.output import echo
 if TYPE_CHECKING:
     from engine.settings import Settings
     from ops.cli.addresses import Ports
+    from ops.cli.broker import Broker
     from ops.cli.children import Child
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
@@ -21,7 +23,7 @@ TOKEN_SECONDS: Final = 7 * 24 * 3600
 GREETING: Final = """
   address  {address}   (to read: {address}/docs)
   metrics  {metrics}
-  token    {token}
+{broker}  token    {token}
 
 A request to paste; the first line hands a script in, the second waits for its storyboard:
 
@@ -34,37 +36,50 @@ curl -sS {address}/pipeline/job/$JOB -H "Authorization: Bearer $TOKEN" -H 'Prefe
 ready"""
 
 
-def up() -> None:
+def up(
+    pubsub: Annotated[
+        bool, typer.Option("--pubsub", help="Run it against Google's Pub/Sub emulator.")
+    ] = False,
+) -> None:
     """Run everything for local use: PostgreSQL, its schema, web, relay and worker.
 
-    PostgreSQL is an embedded one with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another.
-    Prints the address, a token and a request to paste. Ctrl-C stops all of it; a second one at once.
+    PostgreSQL is an embedded one with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another;
+    the emulator is one of its own, unless PUBSUB_EMULATOR_HOST names another. Prints the address, a token and a
+    request to paste. Ctrl-C stops all of it; a second one at once.
     """
     from engine import process
 
-    raise typer.Exit(process.run("up", _main))
+    if not pubsub:
+        raise typer.Exit(process.run("up", _main))
+    from ops.cli.broker import Broker, pubsub_settings
+
+    settings = pubsub_settings()
+    raise typer.Exit(process.run("up", partial(_main, broker=Broker(settings)), settings))
 
 
-async def _main(settings: Settings, stop: asyncio.Event) -> int:
+async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None = None) -> int:
     import migrations
     from ops.cli.addresses import Ports
-    from ops.cli.children import all_ready, unless
+    from ops.cli.children import all_ready, keep, unless
 
     ports = Ports.choose(settings)
-    async with _database(settings) as url:
+    async with _database(settings) as url, broker or nullcontext():
         await asyncio.to_thread(migrations.up, url)
         if stop.is_set():
             return 0
         settings = _with_secret(settings)
-        async with _children(settings, url, ports) as children:
+        environ = broker.environ if broker else {}
+        async with _children(settings, url, ports, environ) as children:
             failure = await unless(stop, all_ready(children))
             if failure:
                 return failure
             if not stop.is_set():
-                echo(_greeting(settings, ports))
+                echo(_greeting(settings, ports, environ))
             async with asyncio.TaskGroup() as group:
                 for child in children:
-                    group.create_task(child.keep(stop))
+                    group.create_task(keep(child, stop))
+                if broker:
+                    group.create_task(keep(broker, stop))
     return 0
 
 
@@ -97,12 +112,14 @@ def _with_secret(settings: Settings) -> Settings:
 
 
 @asynccontextmanager
-async def _children(settings: Settings, url: str, ports: Ports) -> AsyncIterator[list[Child]]:
+async def _children(
+    settings: Settings, url: str, ports: Ports, broker: Mapping[str, str]
+) -> AsyncIterator[list[Child]]:
     """web, relay and worker. web is stopped first, so that nothing new comes in while the others drain."""
     from ops.cli.addresses import reachable
     from ops.cli.children import KILL_SECONDS, Child
 
-    environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http)}
+    environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http), **broker}
     if settings.jwt_secret:
         environ["OUTRIDER_JWT_SECRET"] = settings.jwt_secret.get_secret_value()
     host = reachable(settings.admin_host)
@@ -121,7 +138,7 @@ async def _children(settings: Settings, url: str, ports: Ports) -> AsyncIterator
         await asyncio.gather(*(other.stop(patience) for other in others))
 
 
-def _greeting(settings: Settings, ports: Ports) -> str:
+def _greeting(settings: Settings, ports: Ports, broker: Mapping[str, str]) -> str:
     from ops.cli.addresses import reachable
     from ops.cli.context import LOCAL_OWNER, sign
 
@@ -131,6 +148,10 @@ def _greeting(settings: Settings, ports: Ports) -> str:
     if settings.jwt_secret:
         secret = settings.jwt_secret.get_secret_value()
         token = sign(settings, secret, sub=LOCAL_OWNER, seconds=TOKEN_SECONDS)
+    pubsub = " ".join(f"{name}={value}" for name, value in broker.items())
     return GREETING.format(
-        address=f"http://{reachable(settings.http_host)}:{ports.http}", metrics=metrics, token=token
+        address=f"http://{reachable(settings.http_host)}:{ports.http}",
+        metrics=metrics,
+        broker=f"  pubsub   {pubsub}\n" if broker else "",
+        token=token,
     )
