@@ -16,7 +16,7 @@ from engine.errors import DatabaseUnavailable
 from engine.metrics import BREAKER_OPEN, PUBLISH_ERRORS, PUBLISH_SECONDS, PUBLISHED_ROWS
 from engine.process import pause
 from engine.pubsub import Fault, code, details, fault
-from relay.breaker import Breaker
+from engine.breaker import Breaker
 from relay.outgoing import ItemT, Outgoing
 from relay.publisher import Publisher
 

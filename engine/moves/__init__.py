@@ -3,7 +3,7 @@
 | move                  | from → to                                   | who         | where     |
 |-----------------------|---------------------------------------------|-------------|-----------|
 | publish               | ready → published                           | relay       | publish.py|
-| claim                 | ready → leased                              | worker      | claim.py  |
+| claim                 | ready, published → leased                   | worker      | claim.py  |
 | finish                | leased → gone, with a result                | worker      | record.py |
 | put_back              | leased → waiting or ready                   | worker      | record.py |
 | promote               | waiting → ready                             | maintenance | upkeep.py |
@@ -15,7 +15,7 @@ Each is one statement where it can be, and safe in a caller's transaction. A cha
 in the statement that makes it, with `seq` = the row's new `version`.
 """
 
-from engine.moves.claim import Lane, claim, lanes_of
+from engine.moves.claim import Lane, claim, claim_named, claim_published, lanes_of
 from engine.moves.owner import cancel, redrive
 from engine.moves.record import Ending, PutBack, finish, put_back, recorded
 from engine.moves.upkeep import lapse, promote
@@ -26,6 +26,8 @@ __all__ = [
     "PutBack",
     "cancel",
     "claim",
+    "claim_named",
+    "claim_published",
     "finish",
     "lanes_of",
     "lapse",

@@ -1,14 +1,16 @@
-"""Claim: a worker takes due jobs straight from the outbox, a batch at a time."""
+"""Claim: a worker leases due jobs, a batch at a time: straight from the outbox, or those that messages name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, LiteralString, NamedTuple
+from uuid import UUID
 
 import orjson
 from psycopg import AsyncConnection
 
-from engine.db import array, fetchall
+from engine.db import array, bare_array, fetchall
+from engine.errors import LeaseLost
 from engine.model import Attempt, Job
 
 PRIORITIES: Final = (1, 2, 3, 4)
@@ -31,27 +33,17 @@ def lanes_of(presets: Sequence[str], marks: Mapping[Any, int]) -> list[Lane]:
     ]
 
 
-# Lanes are scanned in the order given, and each only as far as rows are still wanted. `position > low` lets the
-# scan start behind the dead entries that a held snapshot keeps in the index: without it a claim slows 24-fold.
 # `= ANY(ARRAY(…))` fixes the plan to one index look-up an id. A worker without a live row claims nothing.
-CLAIM: LiteralString = """
-WITH claimed AS (
+_LEASE: LiteralString = """
+WITH alive AS MATERIALIZED (
+    SELECT id FROM workers WHERE id = %(worker_id)s AND expires_at > clock_timestamp()
+), claimed AS (
     UPDATE outbox
     SET status = 'leased', attempt = attempt + 1, version = version + 1, worker_id = %(worker_id)s,
         claimed_at = clock_timestamp()
-    WHERE job_id = ANY (ARRAY(
-        SELECT due.job_id
-        FROM workers w
-        CROSS JOIN unnest(%(presets)s::text[], %(priorities)s::smallint[], %(lows)s::bigint[])
-                   AS lane(preset, priority, low)
-        CROSS JOIN LATERAL (
-            SELECT job_id FROM outbox
-            WHERE status = 'ready' AND preset = lane.preset AND priority = lane.priority AND position > lane.low
-            ORDER BY position
-            LIMIT %(limit)s
-            FOR UPDATE SKIP LOCKED) due
-        WHERE w.id = %(worker_id)s AND w.expires_at > clock_timestamp()
-        LIMIT %(limit)s))
+    WHERE job_id = ANY (ARRAY("""
+
+_LEASED: LiteralString = """))
     RETURNING job_id, attempt, version, errors, crashes, position, run_at, claimed_at
 ), audit AS (
     INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason, metadata)
@@ -60,27 +52,95 @@ WITH claimed AS (
 SELECT c.job_id, c.attempt, c.errors, c.crashes, c.position, c.run_at, c.claimed_at,
        j.user_id, j.preset, j.content, j.metadata::text, j.priority, j.max_attempts, j.timeout_seconds,
        j.created_at, j.traceparent
-FROM claimed c JOIN jobs j ON j.id = c.job_id
 """
+_FOUND: LiteralString = "FROM claimed c JOIN jobs j ON j.id = c.job_id"
+_FOUND_OR_ALIVE: LiteralString = "FROM alive LEFT JOIN (claimed c JOIN jobs j ON j.id = c.job_id) ON true"
+
+# Lanes are scanned in the order given, and each only as far as rows are still wanted. `position > low` lets the
+# scan start behind the dead entries that a held snapshot keeps in the index: without it a claim slows 24-fold.
+_READY: LiteralString = """
+        SELECT due.job_id
+        FROM alive
+        CROSS JOIN unnest(%(presets)s::text[], %(priorities)s::smallint[], %(lows)s::bigint[])
+                   AS lane(preset, priority, low)
+        CROSS JOIN LATERAL (
+            SELECT job_id FROM outbox
+            WHERE status = 'ready' AND preset = lane.preset AND priority = lane.priority AND position > lane.low
+              AND (%(age)s::float8 = 0 OR ready_at < clock_timestamp() - %(age)s::float8 * interval '1 second')
+            ORDER BY position
+            LIMIT %(limit)s
+            FOR UPDATE SKIP LOCKED) due
+        LIMIT %(limit)s"""
+CLAIM: LiteralString = _LEASE + _READY + _LEASED + _FOUND
+
+_PUBLISHED: LiteralString = """
+        SELECT due.job_id
+        FROM alive
+        CROSS JOIN LATERAL (
+            SELECT job_id FROM outbox
+            WHERE status = 'published' AND preset = ANY (%(presets)s::text[])
+              AND published_at < now() - %(age)s::float8 * interval '1 second'
+            ORDER BY published_at
+            LIMIT %(limit)s
+            FOR UPDATE SKIP LOCKED) due"""
+CLAIM_PUBLISHED: LiteralString = _LEASE + _PUBLISHED + _LEASED + _FOUND
+
+# Waits for locked rows instead of skipping them: one that its relay is just marking must not be missed. In the order
+# of ids, as every statement that waits for several rows. A row without a job says that the worker is alive.
+_NAMED: LiteralString = """
+        SELECT q.job_id
+        FROM alive
+        CROSS JOIN unnest(%(ids)s::uuid[]) AS named(id)
+        JOIN outbox q ON q.job_id = named.id AND q.worker_id IS NULL AND q.status <> 'waiting'
+                     AND q.preset = ANY (%(presets)s::text[])
+        ORDER BY q.job_id
+        FOR UPDATE OF q"""
+CLAIM_NAMED: LiteralString = _LEASE + _NAMED + _LEASED + _FOUND_OR_ALIVE
 
 
 async def claim(
-    conn: AsyncConnection[Any], worker_id: int, lanes: Sequence[Lane], limit: int
+    conn: AsyncConnection[Any], worker_id: int, lanes: Sequence[Lane], limit: int, *, age: float = 0
 ) -> list[Attempt]:
-    """Lease up to `limit` ready jobs of `lanes` to the worker, each the start of a new attempt.
+    """Lease up to `limit` jobs of `lanes`, ready for `age` seconds, to the worker: each starts a new attempt.
 
     Empty also when the worker's own row is gone. Rows that others are taking are skipped.
     """
-    parameters = {
-        "worker_id": worker_id,
+    asked = {
         "presets": array(lane.preset for lane in lanes),
         "priorities": array(lane.priority for lane in lanes),
         "lows": array(lane.low for lane in lanes),
         "limit": limit,
-        "metadata": f'{{"worker": {worker_id}}}',
+        "age": age,
     }
-    rows = await fetchall(conn, CLAIM, parameters)
+    rows = await fetchall(conn, CLAIM, _claiming(worker_id) | asked)
     return [_attempt(worker_id, row) for row in rows]
+
+
+async def claim_published(
+    conn: AsyncConnection[Any], worker_id: int, presets: Sequence[str], limit: int, *, age: float
+) -> list[Attempt]:
+    """As `claim`, of jobs that were published `age` seconds ago and that no message has brought to a worker."""
+    asked = {"presets": array(presets), "limit": limit, "age": age}
+    rows = await fetchall(conn, CLAIM_PUBLISHED, _claiming(worker_id) | asked)
+    return [_attempt(worker_id, row) for row in rows]
+
+
+async def claim_named(
+    conn: AsyncConnection[Any], worker_id: int, presets: Sequence[str], ids: Sequence[UUID]
+) -> list[Attempt]:
+    """Lease those of the jobs `ids` that are due and nobody's to the worker; the others are not ours to run.
+
+    Raises LeaseLost when the worker's own row is gone.
+    """
+    asked = {"presets": array(presets), "ids": bare_array(ids)}
+    rows = await fetchall(conn, CLAIM_NAMED, _claiming(worker_id) | asked)
+    if not rows:
+        raise LeaseLost(f"worker {worker_id} is gone")
+    return [_attempt(worker_id, row) for row in rows if row[0] is not None]
+
+
+def _claiming(worker_id: int) -> dict[str, object]:
+    return {"worker_id": worker_id, "metadata": f'{{"worker": {worker_id}}}'}
 
 
 def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:

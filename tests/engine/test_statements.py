@@ -95,6 +95,7 @@ def claiming(worker_id: int, limit: int = 100) -> dict[str, object]:
         "priorities": "{1,2,3,4}",
         "lows": "{0,0,0,0}",
         "limit": limit,
+        "age": 0,
         "metadata": "{}",
     }
 
