@@ -132,6 +132,8 @@ class Consumer:
             self._saturated = claimed == free
             if claimed:  # there may be more; only an empty claim has also looked below the source's mark
                 idle = MIN_IDLE_SECONDS
+                if not self._saturated:
+                    await asyncio.sleep(0)  # what was claimed starts before the next claim is put together
                 continue
             idle = min(idle * 2, MAX_IDLE_SECONDS)
             with suppress(TimeoutError):

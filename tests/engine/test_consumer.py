@@ -6,14 +6,16 @@ import asyncio
 import threading
 import time
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from engine.consumer import Consumer
 from engine.errors import DatabaseUnavailable, PermanentError
-from engine.model import JobState, Retry, Snoozed
+from engine.model import Attempt, JobState, Retry, Snoozed
 from engine.moves import cancel
 from engine.pipeline import Metadata
+from engine.source import PostgresSource
 from tests.engine.scene import WAIT, Scene, preset, until
 from tests.helpers import counters, fetchone, trail
 
@@ -34,6 +36,29 @@ async def test_a_job_runs_and_its_history_tells_it(scene: Scene) -> None:
         ("PENDING", "PROCESSING", 1, "claimed"),
         ("PROCESSING", "COMPLETED", 1, "completed"),
     ]
+
+
+async def test_where_slots_stay_free_what_was_claimed_starts_before_the_next_claim(scene: Scene) -> None:
+    claimed: list[UUID] = []
+    started: list[UUID] = []
+    waiting: list[set[UUID]] = []
+
+    class Watched(PostgresSource):
+        async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+            waiting.append(set(claimed) - set(started))
+            found = await super().claim(worker_id, limit)
+            claimed.extend(attempt.job.id for attempt in found)
+            return found
+
+    @preset()
+    async def starting(job: Any, _run: Any) -> None:
+        started.append(job.id)
+
+    async with scene.worker(starting, source=Watched(scene.url, ("p",))):
+        ids = [await scene.enqueue() for _ in range(3)]
+        await scene.ended(*ids)
+    assert set(claimed) == set(ids)
+    assert not set().union(*waiting)
 
 
 async def test_a_time_out_is_an_error_for_every_kind_of_pipeline(scene: Scene) -> None:
