@@ -43,6 +43,7 @@ class PutBack(NamedTuple):
 
 # The WHERE must not repeat `status = 'leased'`: with a partial index's predicate in it the planner may scan every
 # leased and dead entry of that index instead of the primary key (187 µs a job instead of 10).
+# It gives the attempts that it did not find: as a rule none, where reading back every id cost 3 µs a job.
 FINISH: LiteralString = (
     """
 WITH done AS (
@@ -72,7 +73,10 @@ WITH done AS (
     FROM done
 )"""  # noqa: S608 - constants alone
     + ANNOUNCE
-    + "SELECT job_id, attempt, state FROM done"
+    + """
+SELECT id, attempt FROM unnest(%(id)s::uuid[], %(attempt)s::integer[]) AS x(id, attempt)
+WHERE (id, attempt) NOT IN (SELECT job_id, attempt FROM done)
+"""
 )
 
 PUT_BACK: LiteralString = (
@@ -115,7 +119,11 @@ async def finish(
     An attempt missing from the answer is lost: nothing was written for it.
     """
     fence = {"worker_id": worker_id, "announce": announce}
-    return await _answer(conn, FINISH, _columns(Ending._fields, endings) | fence)
+    lost = await fetchall(conn, FINISH, _columns(Ending._fields, endings) | fence)
+    done = {(each.job_id, each.attempt): each.state for each in endings}
+    for key in lost:
+        done.pop(key, None)
+    return done
 
 
 async def put_back(
