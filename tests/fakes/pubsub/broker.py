@@ -199,7 +199,7 @@ def _page(those: dict[str, Any], request: Raw) -> tuple[list[str], str]:
 def _merged(old: Raw, new: Raw, mask: FieldMask, mutable: set[str]) -> Raw:
     require(mask.paths, "an update needs a field mask")
     for path in mask.paths:
-        require(path.partition(".")[0] in mutable, f"{path!r} cannot be updated")
+        require(path in mutable, f"{path!r} cannot be updated")
     merged = _copy(old)
     # Replaced, not merged, so that a field that is left out of `new` is cleared.
     mask.MergeMessage(new, merged, replace_message_field=True, replace_repeated_field=True)

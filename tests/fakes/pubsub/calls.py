@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from operator import attrgetter
 from typing import Any
@@ -20,14 +20,16 @@ from tests.fakes.pubsub.faults import Delay, Fail, Faults, LoseReply
 from tests.fakes.pubsub.limits import MAX_ACK_REQUEST_BYTES, Raw, Refusal, require
 from tests.fakes.pubsub.subscription import Receiver, Subscription
 
-PULL_SECONDS = 30
-"""After so long a pull is answered though there is nothing."""
+PULL_SECONDS = 10.0
+"""After so long, or shortly before the client gives up, a pull is answered though there is nothing."""
+PULL_MARGIN = 0.8
 
 PullResponse = types.PullResponse.pb()
 StreamingPullRequest = types.StreamingPullRequest.pb()
 StreamingPullResponse = types.StreamingPullResponse.pb()
 
-Act = Callable[[Raw], Raw | Awaitable[Raw]]
+Act = Callable[..., Any]
+"""Takes a request and gives its answer; a coroutine function takes the call's context too."""
 
 
 class Calls:
@@ -98,14 +100,13 @@ class Calls:
 
     def _unary(self, method: str, request_type: Any, resource: str, act: Act) -> Any:
         named: Callable[[Raw], str] = attrgetter(resource)
+        waits = inspect.iscoroutinefunction(act)
 
         async def call(request: Raw, context: Any) -> Raw:
             name, messages = named(request), getattr(request, "messages", ())
             try:
                 await self._enter(method, name, messages)
-                response = act(request)
-                if inspect.isawaitable(response):
-                    response = await response
+                response = await act(request, context) if waits else act(request)
                 self._leave(method, name, messages)
             except Refusal as refusal:
                 await context.abort(refusal.code, refusal.details)
@@ -146,13 +147,13 @@ class Calls:
         subscription.modify(request.ack_ids, [request.ack_deadline_seconds] * len(request.ack_ids))
         return Empty()
 
-    async def _pull(self, request: Raw) -> Raw:
+    async def _pull(self, request: Raw, context: Any) -> Raw:
         subscription = self._broker.subscription(request.subscription)
         require(request.max_messages > 0, "max_messages must be positive")
         response = PullResponse()
-        patience = 0 if request.return_immediately else PULL_SECONDS
+        patience = min(PULL_SECONDS, PULL_MARGIN * (context.time_remaining() or PULL_SECONDS))
         with self._received(subscription, Receiver(next(self.numbers))) as receiver, suppress(TimeoutError):
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(0 if request.return_immediately else patience):
                 while not _fill(response, subscription, receiver, request.max_messages):
                     if receiver.refusal:
                         raise receiver.refusal

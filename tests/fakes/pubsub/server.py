@@ -134,5 +134,7 @@ class FakePubSub:
 
 
 def _named(those: dict[str, T], name: str) -> T:
-    [found] = [each for whole, each in those.items() if name in (whole, whole.rpartition("/")[2])]
-    return found
+    found = [each for whole, each in those.items() if name in (whole, whole.rpartition("/")[2])]
+    if len(found) != 1:
+        raise LookupError(f"{name!r} is not one of {list(those)}, or more than one")
+    return found[0]

@@ -127,6 +127,7 @@ class Subscription:
         oldest = now - self.settings.message_retention_duration.seconds
         deadline = now + (receiver.deadline_seconds or self.settings.ack_deadline_seconds)
         self._earliest = min(self._earliest, deadline)
+        prefix = f"{self.name}:"
         duplicating = self._faults.any(Duplicate)
         share = -(-len(self.backlog) // max(1, len(self.receivers)))
         taken = size = 0
@@ -137,7 +138,7 @@ class Subscription:
             if duplicating and entry.copies == 1 and self._faults.hit(Duplicate, self.name, (entry.message,)):
                 entry.copies += 1
                 self.backlog.appendleft(entry)
-            ack_id = f"{next(self._numbers)}".rjust(ACK_ID_LENGTH, "-")
+            ack_id = f"{prefix}{next(self._numbers)}".ljust(ACK_ID_LENGTH, "=")
             self.outstanding[ack_id] = Delivery(entry, deadline, receiver)
             receiver.messages += 1
             receiver.bytes += entry.size
@@ -147,13 +148,10 @@ class Subscription:
             yield ack_id, entry
 
     def acknowledge(self, ack_ids: Iterable[str]) -> None:
-        """Ids that are unknown, used or overdue are passed over, as the service does without exactly-once."""
+        """Ids that are used or overdue are passed over, as the service does without exactly-once."""
         dropping = self._faults.any(DropAcks)
-        for ack_id in ack_ids:
-            delivery = self.outstanding.get(ack_id)
-            if delivery is None or (
-                dropping and self._faults.hit(DropAcks, self.name, (delivery.entry.message,))
-            ):
+        for ack_id, delivery in self._known(ack_ids):
+            if dropping and self._faults.hit(DropAcks, self.name, (delivery.entry.message,)):
                 continue
             self._leave(ack_id, delivery)
             delivery.entry.copies -= 1
@@ -164,11 +162,12 @@ class Subscription:
 
     def modify(self, ack_ids: Iterable[str], deadlines: Iterable[int]) -> None:
         now = self._clock.now()
-        for ack_id, deadline in zip(ack_ids, deadlines, strict=True):
-            require(0 <= deadline <= 600, "an ack deadline must be between 0 and 600 s")
-            delivery = self.outstanding.get(ack_id)
-            if delivery is None:
-                continue
+        wanted = dict(zip(ack_ids, deadlines, strict=True))
+        require(
+            all(0 <= each <= 600 for each in wanted.values()), "an ack deadline must be between 0 and 600 s"
+        )
+        for ack_id, delivery in self._known(wanted):
+            deadline = wanted[ack_id]
             if deadline == 0:
                 self.nacked.append(delivery.entry.message.message_id)
                 self._leave(ack_id, delivery)
@@ -200,6 +199,16 @@ class Subscription:
             self._failed(delivery.entry, now)
         self._earliest = min((each.deadline for each in self.outstanding.values()), default=math.inf)
         self._wake()
+
+    def _known(self, ack_ids: Iterable[str]) -> list[tuple[str, Delivery]]:
+        """Each delivery that is still out, once. Refuses all of them for one id that was never ours."""
+        known = {}
+        for ack_id in ack_ids:
+            if delivery := self.outstanding.get(ack_id):
+                known[ack_id] = delivery
+            else:
+                require(ack_id.startswith(f"{self.name}:"), f"no ack id of this subscription: {ack_id!r}")
+        return list(known.items())
 
     def _leave(self, ack_id: str, delivery: Delivery) -> None:
         del self.outstanding[ack_id]

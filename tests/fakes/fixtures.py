@@ -1,0 +1,52 @@
+"""Brokers for tests: `from tests.fakes.fixtures import …` in a conftest, and pytest knows them there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from ops.local.emulator import Emulator, find, require
+from tests.fakes.pubsub import FakePubSub
+
+EMULATOR_HEAP = "256m"
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAt:
+    """Where a broker listens ("127.0.0.1:port", for PUBSUB_EMULATOR_HOST), and a project that is the test's own."""
+
+    host: str
+    project: str
+    kind: str
+    """`fake` or `emulator`, for tests of what the emulator does otherwise."""
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakePubSub]:
+    async with FakePubSub() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+async def emulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The host of Google's emulator, which all tests of the process share: each needs a project of its own.
+
+    Where none is installed the test is skipped, or fails if TEST_PUBSUB_EMULATOR=require.
+    """
+    if os.environ.get("TEST_PUBSUB_EMULATOR") != "require" and not find():
+        pytest.skip("Google's Pub/Sub emulator is not installed")
+    log = tmp_path_factory.mktemp("emulator") / "log"
+    async with Emulator(require(), log, heap=EMULATOR_HEAP) as running:
+        yield running.host
+
+
+@pytest.fixture(params=["fake", "emulator"])
+def broker(request: pytest.FixtureRequest) -> BrokerAt:
+    """Each of them in turn."""
+    found = request.getfixturevalue(request.param)
+    host = found.host if isinstance(found, FakePubSub) else found
+    return BrokerAt(host, f"test-{secrets.token_hex(4)}", request.param)
