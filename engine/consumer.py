@@ -57,6 +57,7 @@ class Consumer:
         slots: int,
         lease_seconds: float,
         drain_seconds: float,
+        announce: bool = False,
     ) -> None:
         self._url = url
         self._pool = pool
@@ -64,6 +65,7 @@ class Consumer:
         self._registry = registry
         self._slots = slots
         self._drain_seconds = drain_seconds
+        self._announce = announce
         self._held: dict[Key, Execution] = {}
         self._occupied: set[Execution] = set()
         self._left_behind: set[Execution] = set()
@@ -83,13 +85,16 @@ class Consumer:
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._held)],
         )
-        self._recorder = Recorder(url, effects, lambda: self._lease.worker_id, self._on_recorded)
+        self._recorder = Recorder(
+            url, effects, lambda: self._lease.worker_id, self._on_recorded, announce=announce
+        )
         WORKER_SLOTS.set(slots)
 
     async def ready(self) -> None:
-        """A readiness check: raises while this worker has no lease to claim under."""
+        """A readiness check: raises while this worker has no lease to claim under, or no source to claim from."""
         if self._lease.worker_id is None:
             raise DatabaseUnavailable("this worker holds no lease")
+        await self._source.ready()
 
     async def run(self, stop: asyncio.Event) -> int:
         """Work until `stop`, then finish what runs within the drain time and release the rest.
@@ -107,6 +112,7 @@ class Consumer:
                     group.create_task(loop)
                     for loop in (
                         listen(self._url, self._heard),
+                        self._source.run(self._wake.set),
                         report_forever(self._pool, self._held),
                         self._watch(),
                         self._wake_at(stop),
@@ -115,7 +121,9 @@ class Consumer:
                 try:
                     await self._claim_until(stop)
                 finally:
+                    withdrawing = group.create_task(self._source.drain())
                     await self._drain()
+                    await withdrawing
                     for task in loops:
                         task.cancel()
         return 1 if self._exhausted else 0
@@ -215,7 +223,7 @@ class Consumer:
         log.warning("attempts.released", reason="unknown to their worker", rows=len(rows))
         with suppress(DatabaseUnavailable, Error):  # two beats later they are found again
             async with lent(self._pool) as conn:
-                await put_back(conn, worker_id, rows)
+                await put_back(conn, worker_id, rows, announce=self._announce)
 
     async def _watch(self) -> None:
         """Many times a lease: prove that the loop lives, end what is overdue or lost, and look for stuck slots."""
@@ -299,4 +307,5 @@ async def open_consumer(
             slots=slots,
             lease_seconds=settings.lease_seconds,
             drain_seconds=settings.drain_seconds,
+            announce=settings.announce,
         )

@@ -22,7 +22,7 @@ class Placed(Protocol):
 
 Row = TypeVar("Row", bound=Placed)
 Marks = Mapping[Hashable, int]
-Scan = Callable[[Marks], Awaitable[list[Row]]]
+Scan = Callable[[Marks | None], Awaitable[list[Row]]]
 
 
 class Cursor(Generic[Row]):
@@ -38,7 +38,7 @@ class Cursor(Generic[Row]):
         self._cost = 0.0
 
     async def next(self, scan: Scan[Row]) -> list[Row]:
-        """The next rows: `scan(marks)` looks above the mark of each lane, and from the start where there is none."""
+        """The next rows. `scan(marks)` looks above the mark of each lane; None is a sweep, from the start."""
         if self._since_sweep() >= max(SWEEP_SECONDS, SWEEP_COST * self._cost):
             return await self._sweep(scan)
         found = self._passed(await scan(self._marks))
@@ -48,7 +48,7 @@ class Cursor(Generic[Row]):
 
     async def _sweep(self, scan: Scan[Row]) -> list[Row]:
         began = time.monotonic()
-        found = await scan({})
+        found = await scan(None)
         self._swept = time.monotonic()
         self._cost = self._swept - began
         return self._passed(found)

@@ -10,6 +10,7 @@ OutriderError
 ├── Overloaded             too much waits already; try again later
 ├── LeaseLost              the attempt is no longer the current one; its outcome must be dropped
 ├── DatabaseUnavailable    PostgreSQL did not answer in time, or the connection broke
+├── BrokerUnavailable      Pub/Sub delivers nothing
 └── PermanentError         raised by a pipeline: fail the job at once, no retry
 """
 
@@ -83,6 +84,10 @@ class LeaseLost(OutriderError):
 
 class DatabaseUnavailable(OutriderError):
     """PostgreSQL did not answer within its deadline, or the connection broke."""
+
+
+class BrokerUnavailable(OutriderError):
+    """Pub/Sub delivers nothing; jobs come by the outbox meanwhile."""
 
 
 class PermanentError(OutriderError):

@@ -63,3 +63,11 @@ WAKE_UPS_REFUSED = Counter("outrider_wake_ups_refused", "Wake-ups that the broke
 EVENTS_REFUSED = Counter(
     "outrider_events_quarantined", "Events that the broker will never take, set aside", ["topic"]
 )
+
+MESSAGES = Counter("outrider_messages", "Messages that were received, by what was done with them", ["action"])
+STREAM_STALLS = Counter(
+    "outrider_stream_stalls", "Streams that brought nothing while published jobs grew old"
+)
+FALLBACK_CLAIMS = Counter(
+    "outrider_fallback_claims", "Jobs claimed because no message had come for them", ["status"]
+)

@@ -120,6 +120,10 @@ class Attempt(NamedTuple):
     def key(self) -> tuple[UUID, int]:
         return self.job.id, self.number
 
+    @property
+    def lane(self) -> tuple[str, int]:
+        return self.job.preset, self.job.priority
+
 
 @dataclass(frozen=True, slots=True)
 class JobError:

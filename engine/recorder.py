@@ -51,11 +51,14 @@ class Recorder:
         effects: Pool,
         worker_id: Callable[[], int | None],
         on_recorded: Callable[[Execution, Outcome | Exception], None],
+        *,
+        announce: bool = False,
     ) -> None:
         self._conn = HotConnection(url, name="record")
         self._lending = effects
         self._worker_id = worker_id
         self._on_recorded = on_recorded
+        self._announce = announce
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._effects: set[asyncio.Task[None]] = set()
         self._rows: Batcher[tuple[int, Row], JobState] = Batcher(
@@ -112,7 +115,7 @@ class Recorder:
                     if pause > FIRST_PAUSE_SECONDS and rows:
                         done |= await recorded(conn, [_key(row) for row in rows])
                         rows = [row for row in rows if _key(row) not in done]
-                    done |= await _write(conn, worker_id, rows)
+                    done |= await _write(conn, worker_id, rows, announce=self._announce)
                 break
             except (DatabaseUnavailable, Error) as error:
                 if isinstance(error, BISECTED):
@@ -161,7 +164,7 @@ class Recorder:
                 ):
                     if tries and await recorded(conn, [attempt.key]):
                         return
-                    await _together(conn, attempt, counted, ending)
+                    await _together(conn, attempt, counted, ending, announce=self._announce)
             except (TimeoutError, DatabaseUnavailable, Error) as error:
                 if limit.expired():
                     raise TimeoutError(f"the effects did not end within {seconds:g} s") from error
@@ -174,17 +177,21 @@ class Recorder:
         raise LeaseLost(str(attempt.job.id))
 
 
-async def _together(conn: AsyncConnection[Any], attempt: Attempt, effects: Effects, ending: Row) -> None:
+async def _together(
+    conn: AsyncConnection[Any], attempt: Attempt, effects: Effects, ending: Row, *, announce: bool
+) -> None:
     """Fence first, then the effects, then result and audit: one transaction, the author's and ours."""
     async with conn.transaction():
         if not await fetchone(conn, FENCE, [*attempt.key, attempt.worker_id]):
             raise LeaseLost(str(attempt.job.id))
         await effects(conn)
-        if not await _write(conn, attempt.worker_id, [ending]):
+        if not await _write(conn, attempt.worker_id, [ending], announce=announce):
             raise LeaseLost(str(attempt.job.id))
 
 
-async def _write(conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row]) -> Recorded:
+async def _write(
+    conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row], *, announce: bool
+) -> Recorded:
     """All of `rows` or, when this raises, none: a group that is split for its bad row is written from the start."""
     began = time.perf_counter()
     done: Recorded = {}
@@ -192,9 +199,9 @@ async def _write(conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row]
     returns = [row for row in rows if isinstance(row, PutBack)]
     async with conn.transaction() if endings and returns else nullcontext():
         if endings:
-            done |= await finish(conn, worker_id, endings)
+            done |= await finish(conn, worker_id, endings, announce=announce)
         if returns:
-            done |= await put_back(conn, worker_id, returns)
+            done |= await put_back(conn, worker_id, returns, announce=announce)
     BATCH_ROWS.labels("record").observe(len(rows))
     BATCH_SECONDS.labels("record").observe(time.perf_counter() - began)
     return done

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
+from engine.cursor import Cursor, Marks
 from engine.db import HotConnection
-from engine.metrics import CLAIM_SECONDS
+from engine.metrics import CLAIM_SECONDS, FALLBACK_CLAIMS
 from engine.model import Attempt
-from engine.moves import Lane, claim
+from engine.moves import claim, claim_published, lanes_of
 
-PRIORITIES: Final = (1, 2, 3, 4)
-SWEEP_SECONDS: Final = 2.0
-SWEEP_COST: Final = 20.0
-"""An unbounded scan may take a twentieth of the time: behind a held snapshot one costs 0.15 s."""
+READY_SECONDS: Final = 5.0
+PUBLISHED_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 1.0
+LOOK_COST: Final = 20.0
 
 
 class Source(Protocol):
@@ -23,58 +24,85 @@ class Source(Protocol):
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
         """Up to `limit` attempts leased to the worker; empty when nothing is due. Raises DatabaseUnavailable."""
 
+    async def run(self, wake: Callable[[], None]) -> None:
+        """What it does beside that, until drained; `wake` says that a claim may find something."""
+
+    async def ready(self) -> None:
+        """A readiness check: raises while nothing can come from it."""
+
+    async def drain(self) -> None:
+        """Nothing more will be claimed."""
+
     async def aclose(self) -> None:
-        """Give the connection back."""
+        """Give the connections back."""
 
 
 class PostgresSource:
-    """Claims from the outbox on a connection of its own, remembering per lane how far it has come.
+    """Claims from the outbox on a connection of its own: ready jobs, and those that were published in the other mode.
 
-    Rows below that mark (late commits, released jobs) are found by a sweep of the whole index: when a claim comes
-    back empty, every 2 s while claims do not, and never for more than 1/20 of the time.
+    The latter are looked for at each sweep (see Cursor).
     """
 
     def __init__(self, url: str, presets: Sequence[str]) -> None:
         self._conn = HotConnection(url, name="claim")
         self._presets = list(presets)
-        self._low: dict[tuple[str, int], int] = {}
-        self._swept = float("-inf")
-        self._cost = 0.0
+        self._cursor: Cursor[Attempt] = Cursor()
 
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
-        self._presets.append(
-            self._presets.pop(0)
-        )  # in turn, so that no preset starves one of its own priority
-        if self._idle_since_sweep() >= max(SWEEP_SECONDS, SWEEP_COST * self._cost):
-            return await self._sweep(worker_id, limit)
-        found = await self._scan(worker_id, limit, sweep=False)
-        if not found and self._idle_since_sweep() >= SWEEP_COST * self._cost:
-            return await self._sweep(worker_id, limit)
+        # In turn, so that no preset starves one of its own priority.
+        self._presets.append(self._presets.pop(0))
+        return await self._cursor.next(lambda marks: self._scan(worker_id, limit, marks))
+
+    async def _scan(self, worker_id: int, limit: int, marks: Marks | None) -> list[Attempt]:
+        lanes = lanes_of(self._presets, marks or {})
+        with CLAIM_SECONDS.labels("sweep" if marks is None else "cursor").time():
+            async with self._conn.use() as conn:
+                found = await claim(conn, worker_id, lanes, limit)
+                if marks is None and len(found) < limit:
+                    found += await claim_published(conn, worker_id, self._presets, limit - len(found), age=0)
         return found
+
+    async def run(self, wake: Callable[[], None]) -> None: ...
+
+    async def ready(self) -> None: ...
+
+    async def drain(self) -> None: ...
 
     async def aclose(self) -> None:
         await self._conn.aclose()
 
-    def _idle_since_sweep(self) -> float:
-        return time.monotonic() - self._swept
 
-    async def _sweep(self, worker_id: int, limit: int) -> list[Attempt]:
+class Stranded:
+    """Jobs that ought to have come by a message and have not: the fallback, and what a change of mode leaves.
+
+    Looked for once a second, at once after a look that found some, and never for more than 1/20 of the time.
+    """
+
+    def __init__(self, conn: HotConnection, presets: Sequence[str]) -> None:
+        self._conn = conn
+        self._presets = list(presets)
+        self._next = 0.0
+        self.undelivered = False
+        """Whether the last look found jobs that were published, and that nobody has got a message of."""
+
+    async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+        """As Source.claim; `undelivered` is of this call."""
+        self.undelivered = False
         began = time.monotonic()
-        found = await self._scan(worker_id, limit, sweep=True)
-        self._swept = time.monotonic()
-        self._cost = self._swept - began
-        return found
-
-    async def _scan(self, worker_id: int, limit: int, *, sweep: bool) -> list[Attempt]:
-        lanes = [
-            Lane(preset, priority, 0 if sweep else self._low.get((preset, priority), 0))
-            for priority in PRIORITIES
-            for preset in self._presets
-        ]
-        with CLAIM_SECONDS.labels("sweep" if sweep else "cursor").time():
-            async with self._conn.use() as conn:
-                found = await claim(conn, worker_id, lanes, limit)
-        for attempt in found:
-            lane = (attempt.job.preset, attempt.job.priority)
-            self._low[lane] = max(self._low.get(lane, 0), attempt.position)
-        return found
+        if began < self._next:
+            return []
+        self._presets.append(self._presets.pop(0))
+        async with self._conn.use() as conn:
+            ready = await claim(conn, worker_id, lanes_of(self._presets, {}), limit, age=READY_SECONDS)
+            room = limit - len(ready)
+            published = (
+                await claim_published(conn, worker_id, self._presets, room, age=PUBLISHED_SECONDS)
+                if room
+                else []
+            )
+        ended = time.monotonic()
+        self._next = ended + max(0.0 if ready or published else LOOK_SECONDS, LOOK_COST * (ended - began))
+        FALLBACK_CLAIMS.labels("ready").inc(len(ready))
+        FALLBACK_CLAIMS.labels("published").inc(len(published))
+        self.undelivered = bool(published)
+        return ready + published

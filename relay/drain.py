@@ -12,11 +12,11 @@ import grpc
 import structlog
 from psycopg import Error
 
+from engine.breaker import Breaker
 from engine.errors import DatabaseUnavailable
 from engine.metrics import BREAKER_OPEN, PUBLISH_ERRORS, PUBLISH_SECONDS, PUBLISHED_ROWS
 from engine.process import pause
 from engine.pubsub import Fault, code, details, fault
-from engine.breaker import Breaker
 from relay.outgoing import ItemT, Outgoing
 from relay.publisher import Publisher
 

@@ -69,11 +69,11 @@ class WakeUps:
     async def take(self) -> list[WakeUp]:
         return await self._cursor.next(self._scan)
 
-    async def _scan(self, marks: Marks) -> list[WakeUp]:
+    async def _scan(self, marks: Marks | None) -> list[WakeUp]:
         async with self._links.taking() as conn:
-            if not marks:
+            if marks is None:
                 self.learn(await publish.presets(conn))
-            lanes = lanes_of(self._presets, marks)
+            lanes = lanes_of(self._presets, marks or {})
             return await publish.reserve(conn, lanes, limit=MAX_ROWS, seconds=RESERVED_SECONDS)
 
     async def sent(self, items: Sequence[WakeUp]) -> None:
@@ -105,12 +105,12 @@ class Events:
     async def take(self) -> list[Event]:
         return await self._cursor.next(self._scan)
 
-    async def _scan(self, marks: Marks) -> list[Event]:
+    async def _scan(self, marks: Marks | None) -> list[Event]:
         async with self._links.taking() as conn:
             return await events.reserve(
                 conn,
                 self._topic,
-                low=marks.get(self._topic, 0),
+                low=(marks or {}).get(self._topic, 0),
                 limit=MAX_ROWS,
                 max_bytes=MAX_BYTES,
                 seconds=RESERVED_SECONDS,

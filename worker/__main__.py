@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import structlog
 
 from engine import pipeline
 from engine.admin import admin_server
 from engine.consumer import open_consumer
+from engine.pipeline import Registry
 from engine.process import run
 from engine.settings import Settings
-from engine.source import PostgresSource
+from engine.source import PostgresSource, Source
 from migrations import open_check
 
 log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def _open_source(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Source]:
+    if settings.transport == "pubsub":
+        from worker.pubsub import open_source  # here, for Google's client takes half a second to import
+
+        async with open_source(settings, url, tuple(registry)) as source:
+            yield source
+    else:
+        yield PostgresSource(url, tuple(registry))
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> int:
@@ -25,14 +39,19 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
     """
     registry = pipeline.load(settings.pipelines)
     url = settings.database()
-    source = PostgresSource(url, tuple(registry))
     async with (
         open_check(url) as schema,
+        _open_source(settings, url, registry) as source,
         open_consumer(settings, url, source, registry) as consumer,
-        admin_server(settings, "worker", {"schema": schema, "lease": consumer.ready}) as port,
+        admin_server(settings, "worker", {"schema": schema, "worker": consumer.ready}) as port,
     ):
-        slots = settings.worker_concurrency
-        log.info("worker.started", presets=list(registry), slots=slots, admin_port=port)
+        log.info(
+            "worker.started",
+            transport=settings.transport,
+            presets=list(registry),
+            slots=settings.worker_concurrency,
+            admin_port=port,
+        )
         return await consumer.run(stop)
 
 

@@ -12,8 +12,7 @@ from psycopg import sql
 
 from engine import workers
 from engine.db import array, connect
-from engine.moves.claim import CLAIM
-from engine.source import PRIORITIES
+from engine.moves.claim import CLAIM, PRIORITIES
 from ops.bench.figures import Row, number, ratio
 from ops.bench.plan import Plan
 from ops.bench.server import Server, fill, settle
@@ -122,6 +121,7 @@ def _explained(worker_id: int) -> sql.Composed:
         "presets": array(PRESET for _ in PRIORITIES),
         "priorities": array(PRIORITIES),
         "lows": array(0 for _ in PRIORITIES),
+        "age": 0.0,
         "limit": BATCH,
         "metadata": "{}",
     }

@@ -80,7 +80,7 @@ async def test_within_a_lane_the_first_ready_is_the_first_claimed(conn: Conn, so
 async def test_a_job_committed_after_later_ones_were_claimed_is_found(
     connect: Connect, conn: Conn, source: PostgresSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.source.SWEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("engine.cursor.SWEEP_SECONDS", 3600.0)
     late = await connect(autocommit=False)
     await enqueue(late, new(content="late"))
     await enqueue(conn, new(content="early"))
@@ -94,7 +94,7 @@ async def test_a_job_committed_after_later_ones_were_claimed_is_found(
 async def test_a_released_job_is_found_at_its_old_place_even_while_claims_come_back_full(
     conn: Conn, source: PostgresSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.source.SWEEP_SECONDS", 0.1)
+    monkeypatch.setattr("engine.cursor.SWEEP_SECONDS", 0.1)
     worker_id = await worker(conn)
     await enqueue(conn, new(content="released"))
     [attempt] = await all_of(source, worker_id, 1)
