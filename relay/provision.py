@@ -21,7 +21,7 @@ from relay.topics import Change, Step, compare, desired
 T = TypeVar("T")
 
 CALL_SECONDS: Final = 5.0
-PATIENCE_SECONDS: Final = 10.0
+PATIENCE_SECONDS: Final = 5.0
 """How long a call is tried again while its fault may pass."""
 MIN_PAUSE_SECONDS: Final = 0.1
 ROUNDS: Final = 5

@@ -1,4 +1,4 @@
-"""The command line, called in a thread of the tests' process; real processes are test_up's."""
+"""The command line, called in a thread of the tests' process; and a folder for real processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import io
 import json
-from collections.abc import Callable, Coroutine
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,11 @@ import pytest
 import structlog
 
 from ops.cli.app import run
+from tests.cli import pipelines
+from tests.cli.processes import gone, living
+from tests.fakes.fixtures import broker, emulator, fake
+
+__all__ = ["broker", "emulator", "fake"]
 
 SECRET = "an HS256 secret that is long enough"
 
@@ -74,3 +81,16 @@ def outrider(settings: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> 
 def configured(settings: Callable[..., None], database_url: str) -> None:
     """A migrated database and a secret."""
     settings(database_url=database_url, jwt_secret=SECRET)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where, unlike in pytest's own folders, the unprivileged server of a run by root may go."""
+    made = Path(tempfile.mkdtemp(prefix="outrider-up-"))
+    made.chmod(0o755)
+    (made / "web").mkdir()
+    (made / "web" / "__init__.py").write_text("raise ImportError('this is the user's, not ours')")
+    shutil.copy(pipelines.__file__, made / "gates.py")
+    yield made
+    assert gone(made), living(made)
+    shutil.rmtree(made)

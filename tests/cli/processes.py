@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
 OUTRIDER = [sys.executable, "-P", "-m", "ops.cli"]
@@ -137,3 +141,23 @@ def running(folder: Path, *arguments: str, **settings: object) -> Iterator[Comma
 def gone(folder: Path) -> bool:
     """Whether nothing that belongs to `folder` lives after the time an orphan is allowed."""
     return eventually(lambda: not living(folder), ORPHAN_SECONDS)
+
+
+def curl(line: str, job: str = "") -> Any:
+    """What the pasted `curl` line asks for, asked without a shell."""
+    words = shlex.split(line.replace("$JOB", job))
+    headers = dict(words[n + 1].split(": ", 1) for n, word in enumerate(words) if word == "-H")
+    body = words[words.index("-d") + 1] if "-d" in words else None
+    [url] = [urlsplit(word) for word in words if word.startswith("http://")]
+    connection = HTTPConnection(url.netloc, timeout=40)
+    try:
+        connection.request("POST" if body else "GET", url.path, body, headers)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def pasted(up: Command) -> tuple[str, str]:
+    """The two requests that `up` prints, its token filled in."""
+    lines = [line.replace("$TOKEN", up.token) for line in up.out.splitlines() if "curl -sS" in line]
+    return lines[0].removeprefix("JOB=$(").partition(" | ")[0], lines[1]

@@ -6,59 +6,30 @@ import asyncio
 import json
 import os
 import re
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
 
 from engine.enqueue import enqueue
-from tests.cli import pipelines
-from tests.cli.processes import OUTRIDER, ROOT, Command, Screen, eventually, gone, living, running
+from tests.cli.processes import (
+    OUTRIDER,
+    ROOT,
+    Command,
+    Screen,
+    curl,
+    eventually,
+    gone,
+    living,
+    pasted,
+    running,
+)
 from tests.helpers import Conn, fetchone, new
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Where, unlike in pytest's own folders, the unprivileged server of a run by root may go."""
-    made = Path(tempfile.mkdtemp(prefix="outrider-up-"))
-    made.chmod(0o755)
-    (made / "web").mkdir()
-    (made / "web" / "__init__.py").write_text("raise ImportError('this is the user's, not ours')")
-    shutil.copy(pipelines.__file__, made / "gates.py")
-    yield made
-    assert gone(made), living(made)
-    shutil.rmtree(made)
-
-
-def curl(line: str, job: str = "") -> Any:
-    """What the pasted `curl` line asks for, asked without a shell."""
-    words = shlex.split(line.replace("$JOB", job))
-    headers = dict(words[n + 1].split(": ", 1) for n, word in enumerate(words) if word == "-H")
-    body = words[words.index("-d") + 1] if "-d" in words else None
-    [url] = [urlsplit(word) for word in words if word.startswith("http://")]
-    connection = HTTPConnection(url.netloc, timeout=40)
-    try:
-        connection.request("POST" if body else "GET", url.path, body, headers)
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-
-
-def pasted(up: Command) -> tuple[str, str]:
-    """The two requests that `up` prints, its token filled in."""
-    lines = [line.replace("$TOKEN", up.token) for line in up.out.splitlines() if "curl -sS" in line]
-    return lines[0].removeprefix("JOB=$(").partition(" | ")[0], lines[1]
 
 
 def test_from_nothing_to_a_storyboard_and_a_second_start_still_knows_it(folder: Path) -> None:
