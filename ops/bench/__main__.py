@@ -18,7 +18,7 @@ from rich.console import Console
 
 from engine.errors import ConfigurationError
 from engine.process import USAGE
-from ops.bench import claim_cost, drain, held_xmin, pickup, submissions
+from ops.bench import claim_cost, drain, held_xmin, pickup, relay, submissions
 from ops.bench.figures import Row
 from ops.bench.plan import FULL, QUICK, Plan
 from ops.bench.server import SETTINGS, Server, bench_server
@@ -29,6 +29,7 @@ Section = tuple[str, Callable[[Server, Plan], Iterator[Row]]]
 SECTIONS: Final[Mapping[str, Section]] = {
     "submissions": (submissions.TITLE, submissions.run),
     "drain": (drain.TITLE, drain.run),
+    "relay": (relay.TITLE, relay.run),
     "pickup": (pickup.TITLE, pickup.run),
     "claim": (claim_cost.TITLE, claim_cost.run),
     "held": (held_xmin.TITLE, held_xmin.run),

@@ -12,6 +12,7 @@ import psycopg
 from psycopg import IsolationLevel
 
 from engine import workers
+from engine.cursor import Marks
 from engine.db import Connection, connect
 from engine.enqueue import Submission, enqueue_group
 from engine.model import Attempt, JobState, NewJob
@@ -53,11 +54,11 @@ class WatchedSource(PostgresSource):
         super().__init__(url, [PRESET])
         self.claims: list[Claimed] = []
 
-    async def _scan(self, worker_id: int, limit: int, *, sweep: bool) -> list[Attempt]:
+    async def _scan(self, worker_id: int, limit: int, marks: Marks | None) -> list[Attempt]:
         began = time.perf_counter()
-        found = await super()._scan(worker_id, limit, sweep=sweep)
+        found = await super()._scan(worker_id, limit, marks)
         now = time.perf_counter()
-        self.claims.append(Claimed(now, now - began, len(found), sweep))
+        self.claims.append(Claimed(now, now - began, len(found), marks is None))
         return found
 
 

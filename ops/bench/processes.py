@@ -49,9 +49,9 @@ def worker(url: str, slots: int, **settings: str) -> Iterator[None]:
 
 
 @contextmanager
-def relay(url: str) -> Iterator[None]:
-    """A relay process. It does not know the benchmark's presets, so it maintains and runs nothing."""
-    with _process("relay", url=url):
+def relay(url: str, **settings: str) -> Iterator[None]:
+    """A relay process. It does not know the benchmark's presets: in Postgres mode it maintains, and runs nothing."""
+    with _process("relay", url=url, **settings):
         yield
 
 

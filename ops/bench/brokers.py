@@ -1,0 +1,62 @@
+"""The brokers that a benchmark publishes to: the tests' own, and Google's emulator where it is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from ops.bench.processes import ROOT, STOP_SECONDS
+from ops.local.emulator import Emulator, find, require
+from ops.local.supervisor import dying_with_parent
+
+FAKE: Final = "tests.fakes.pubsub"
+
+
+@contextmanager
+def fake() -> Iterator[str]:
+    """The tests' Pub/Sub in a process of its own; gives its host. It keeps no history of what was published."""
+    command = [sys.executable, "-m", FAKE, "--no-history"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        preexec_fn=dying_with_parent(signal.SIGKILL),
+    )
+    assert process.stdout is not None
+    try:
+        yield json.loads(process.stdout.readline())["host"]
+    finally:
+        process.kill()
+        process.wait(STOP_SECONDS)
+        process.stdout.close()
+
+
+@contextmanager
+def emulator() -> Iterator[str]:
+    """Google's emulator; gives its host."""
+    with TemporaryDirectory() as folder, asyncio.Runner() as runner:
+        running = Emulator(require(), Path(folder) / "log")
+        runner.run(running.start())
+        try:
+            yield running.host
+        finally:
+            runner.run(running.stop())
+
+
+def found() -> Mapping[str, Callable[[], AbstractContextManager[str]]]:
+    """Those that can be had here, by what a table calls them. The tests' own is part of a checkout only."""
+    brokers: dict[str, Callable[[], AbstractContextManager[str]]] = {}
+    if (ROOT / FAKE.replace(".", "/")).is_dir():
+        brokers["the tests' broker"] = fake
+    if find():
+        brokers["Google's emulator"] = emulator
+    return brokers

@@ -1,0 +1,127 @@
+"""Rows a second that one relay process moves from the outbox to a broker, against publishing alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Final, LiteralString
+
+import psycopg
+
+from engine.messages import Message, WakeUp
+from engine.model import uuid7
+from engine.pubsub import EMULATOR, Names, names
+from engine.settings import load
+from ops.bench import brokers, processes
+from ops.bench.figures import Row, ratio, repeated
+from ops.bench.plan import Plan
+from ops.bench.server import Server, empty, fill
+from relay.drain import IN_FLIGHT
+from relay.outgoing import MAX_ROWS
+from relay.provision import open_clients, provision
+from relay.publisher import connected
+
+TITLE = "Rows drained from the outbox to Pub/Sub by one relay (rows/s)"
+PRESET: Final = "noop"
+PROJECT: Final = "bench"
+SECONDS: Final = 120.0
+POLL_SECONDS: Final = 0.05
+GOAL: Final = 10_000.0
+SHARE: Final = 0.5
+"""Either goal will do."""
+
+LEFT: LiteralString = "SELECT EXISTS (SELECT FROM outbox WHERE status = 'ready')"
+LAST: LiteralString = """
+SELECT count(*), extract(epoch FROM max(published_at))::float8 FROM outbox WHERE status = 'published'
+"""
+NOW: LiteralString = "SELECT extract(epoch FROM clock_timestamp())::float8"
+
+
+def run(server: Server, plan: Plan) -> Iterator[Row]:
+    rows = plan.relay_rows
+    for name, broker in brokers.found().items():
+        with broker() as host, _at(host), server.database() as url:
+            topics = asyncio.run(_provisioned())
+            with processes.relay(url, PUBSUB_EMULATOR_HOST=host, **_settings()):
+
+                def measured(name: str = name, url: str = url, topics: Names = topics) -> dict[str, float]:
+                    return {
+                        f"relay to {name}": _relayed(url, rows),
+                        f"publishing alone, {name}": asyncio.run(_published(topics.jobs, rows)),
+                    }
+
+                rates = repeated(plan.repeat, measured, "/s")
+        relayed, alone = rates.values()
+        yield Row(relayed.name, relayed.samples, relayed.unit, at_least=GOAL)
+        yield alone
+        yield ratio(f"relay / publishing alone, {name}", relayed, alone, SHARE)
+
+
+def _settings() -> dict[str, str]:
+    return {"OUTRIDER_TRANSPORT": "pubsub", "OUTRIDER_PUBSUB_PROJECT": PROJECT}
+
+
+@contextmanager
+def _at(host: str) -> Iterator[None]:
+    """Google's clients, and ours, find an emulator by the environment."""
+    before = os.environ.get(EMULATOR)
+    os.environ[EMULATOR] = host
+    try:
+        yield
+    finally:
+        del os.environ[EMULATOR]
+        if before is not None:
+            os.environ[EMULATOR] = before
+
+
+async def _provisioned() -> Names:
+    topics = names(load(_settings()))
+    async with open_clients() as clients:
+        async for _ in provision(clients, topics):
+            pass
+    return topics
+
+
+def _relayed(url: str, rows: int) -> float:
+    """All of the backlog appears at once; rows a second until the last one is marked, by the database's clock."""
+    empty(url)
+    with psycopg.connect(url) as conn:
+        fill(conn, PRESET, rows)
+        conn.commit()
+        conn.autocommit = True
+        conn.execute("NOTIFY outrider_ready")
+        [(began,)] = conn.execute(NOW).fetchall()
+        deadline = time.monotonic() + SECONDS
+        while conn.execute(LEFT).fetchone() != (False,):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{rows} rows were not published in {SECONDS:g} s")
+            time.sleep(POLL_SECONDS)  # listening would cost the relay more than asking
+        [(published, ended)] = conn.execute(LAST).fetchall()
+    if published != rows:
+        raise ValueError(f"{published} of {rows} rows were published")
+    return float(rows / (ended - began))
+
+
+async def _published(topic: str, rows: int) -> float:
+    """The same requests, as many at once, from messages that are made already."""
+    batches = [_messages(min(MAX_ROWS, rows - start)) for start in range(0, rows, MAX_ROWS)]
+    async with connected() as publisher:
+        await publisher.publish(topic, batches[0])  # connects
+        waiting = iter(batches)
+
+        async def one_after_another() -> None:
+            for batch in waiting:
+                await publisher.publish(topic, batch)
+
+        began = time.perf_counter()
+        await asyncio.gather(*(one_after_another() for _ in range(IN_FLIGHT)))
+        return rows / (time.perf_counter() - began)
+
+
+def _messages(count: int) -> Sequence[Message]:
+    now = datetime.now(UTC)
+    return [WakeUp(uuid7(), n, 0, "bench", PRESET, 2, now, None).message for n in range(count)]
