@@ -149,8 +149,8 @@ def _fault(error: GoogleAPICallError) -> Fault:
 
 def _explained(error: GoogleAPICallError) -> BrokerError:
     if _fault(error) is Fault.PASSING:
-        emulator = EMULATOR in os.environ
-        mend = f"see that {EMULATOR} names a running emulator" if emulator else "see that it can be reached"
+        reachable, running = "see that it can be reached", f"see that {EMULATOR} names a running emulator"
+        mend = reachable if address() == SERVICE else running
         return BrokerError(f"Pub/Sub at {address()} does not answer: {error.message}", mend)
     if isinstance(error, NotFound):
         return BrokerError(error.message, "see that OUTRIDER_PUBSUB_PROJECT names an existing project")

@@ -131,7 +131,10 @@ def _differences(wanted: Subscription, found: Subscription) -> dict[str, str]:
 
 
 def _period(period: timedelta) -> str:
-    return f"{period.days} days" if period and not period % timedelta(days=1) else _seconds(period)
+    """In days, where it is whole ones."""
+    if not period or period % timedelta(days=1):
+        return _seconds(period)
+    return "1 day" if period.days == 1 else f"{period.days} days"
 
 
 def _seconds(period: timedelta) -> str:

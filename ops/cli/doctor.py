@@ -20,7 +20,7 @@ def doctor(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Check configuration, keys, pipelines, database, schema and clocks; each failure comes with its mend.
+    """Check configuration, keys, pipelines, topics, database, schema and clocks; each failure comes with its mend.
 
     Exit code 1 when something is wrong.
     """

@@ -38,14 +38,16 @@ ready"""
 
 def up(
     pubsub: Annotated[
-        bool, typer.Option("--pubsub", help="Run it against Google's Pub/Sub emulator.")
+        bool,
+        typer.Option(
+            "--pubsub", help="Use Google's Pub/Sub emulator: its own, unless PUBSUB_EMULATOR_HOST names one."
+        ),
     ] = False,
 ) -> None:
     """Run everything for local use: PostgreSQL, its schema, web, relay and worker.
 
-    PostgreSQL is an embedded one with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another;
-    the emulator is one of its own, unless PUBSUB_EMULATOR_HOST names another. Prints the address, a token and a
-    request to paste. Ctrl-C stops all of it; a second one at once.
+    PostgreSQL is an embedded one with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another.
+    Prints the address, a token and a request to paste. Ctrl-C stops all of it; a second one at once.
     """
     from engine import process
 

@@ -64,7 +64,7 @@ def test_the_emulator_reports_no_policy_where_it_never_expires_anything() -> Non
     [
         (JOBS, "ack_deadline_seconds", 10, "ack deadline 10 s → 300 s"),
         (DEAD, "ack_deadline_seconds", 300, "ack deadline 300 s → 60 s"),
-        (RESULTS, "message_retention_duration", timedelta(days=1), "retention 1 days → 7 days"),
+        (RESULTS, "message_retention_duration", timedelta(days=1), "retention 1 day → 7 days"),
         (JOBS, "message_retention_duration", timedelta(minutes=10), "retention 600 s → 7 days"),
         (
             JOBS,
