@@ -26,7 +26,7 @@ Connect = Callable[..., Awaitable[AsyncConnection[TupleRow]]]
 # At import, because test modules may read the environment as they are collected: what the developer's shell
 # says of his own installation must not reach the tests.
 GIVEN_URL = os.environ.get("OUTRIDER_DATABASE_URL")
-for variable in [name for name in os.environ if name.startswith("OUTRIDER_")]:
+for variable in [name for name in os.environ if name.startswith(("OUTRIDER_", "PUBSUB_"))]:
     del os.environ[variable]
 
 

@@ -15,7 +15,11 @@ from uuid import UUID
 
 from engine import jobs, pipeline
 from engine.model import TRANSITIONS, JobState
+from tests.fakes.fixtures import fake
+from tests.fakes.pubsub import FakePubSub
 from tests.helpers import Conn, fetchone
+
+__all__ = ["fake"]
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -101,6 +105,14 @@ async def test_the_pipeline_of_the_readme_runs_under_the_command_of_the_readme(t
         assert "ANN" in await shell(submit, tmp_path, environ)
 
 
+async def test_the_topics_are_made_once(tmp_path: Path, fake: FakePubSub) -> None:
+    environ = environment(tmp_path, PUBSUB_EMULATOR_HOST=fake.host)
+    provision = block("bash", "outrider provision")
+    made = await shell(provision, tmp_path, environ)
+    assert all(f"created {kind} pipeline-jobs" in made for kind in ("topic", "subscription"))
+    assert "created" not in await shell(provision, tmp_path, environ)
+
+
 async def test_the_library_call_of_the_readme_enqueues(conn: Conn) -> None:
     scope: dict[str, Any] = {}
     exec(block("python", "place_order"), scope)  # noqa: S102 - the README is ours
@@ -127,7 +139,7 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
 
 def test_no_block_is_left_out() -> None:
     tested = ("./ops/up", "./ops/test", "submit storyboard", "doctor", "print-label", "place_order",
-              "outrider_enqueue", "stateDiagram")  # fmt: skip
+              "outrider_enqueue", "stateDiagram", "provision")  # fmt: skip
     assert [text for _, text in BLOCKS if not any(part in text for part in tested)] == []
 
 
@@ -135,10 +147,5 @@ def test_every_setting_is_explained() -> None:
     from engine.settings import Settings
 
     readme = (ROOT / "README.md").read_text()
-    unexplained = {
-        name
-        for name in Settings.model_fields
-        if not name.startswith("pubsub") and name != "transport"
-        and f"_{name.upper().rpartition('_')[2]}" not in readme
-    }  # fmt: skip
-    assert unexplained == set()
+    last_words = {name: f"_{name.upper().rpartition('_')[2]}" for name in Settings.model_fields}
+    assert {name for name, word in last_words.items() if word not in readme} == set()
