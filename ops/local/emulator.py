@@ -9,8 +9,8 @@ import asyncio
 import os
 import re
 import shutil
-import signal
 import socket
+import sys
 import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Iterator
@@ -22,7 +22,6 @@ from typing import Final, Self
 import aiohttp
 
 from engine.errors import ConfigurationError
-from ops.local.supervisor import dying_with_parent
 
 SDK_FOLDERS: Final = (
     "/usr/lib/google-cloud-sdk",  # Debian's package
@@ -39,6 +38,15 @@ MISSING: Final = (
     " or Debian's google-cloud-cli-pubsub-emulator"
 )
 NO_JAVA: Final = "Google's Pub/Sub emulator needs Java: put `java`, 11 or newer, on the PATH"
+# Becomes the program in its arguments, to be killed when its parent ends. Through a Python of its own, because
+# `preexec_fn` forks, and where gRPC's threads run that may never return.
+TIED: Final = """import ctypes, os, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() == int(parent):
+    os.execv(command[0], command)
+"""
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.05
@@ -127,23 +135,13 @@ class Emulator:
             await process.wait()
 
     async def _spawn(self) -> Process:
-        java = [
-            str(self._install.java),
-            f"-Xmx{self._heap}",
-            "-XX:+UseSerialGC",
-            "-jar",
-            str(self._install.jar),
-        ]
+        heap, address = f"-Xmx{self._heap}", ["--host=127.0.0.1", f"--port={self.port}"]
+        tied = [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), str(self._install.java)]
+        command = [*tied, heap, "-XX:+UseSerialGC", "-jar", str(self._install.jar), *address]
         with self._log.open("wb") as sink:
+            # In a session of its own, or the terminal's Ctrl-C would reach it before those who still use it.
             return await asyncio.create_subprocess_exec(
-                *java,
-                "--host=127.0.0.1",
-                f"--port={self.port}",
-                stdin=DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                start_new_session=True,  # or the terminal's Ctrl-C would reach it before those who still use it
-                preexec_fn=dying_with_parent(signal.SIGKILL),
+                *command, stdin=DEVNULL, stdout=sink, stderr=sink, start_new_session=True
             )
 
 

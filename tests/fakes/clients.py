@@ -21,7 +21,7 @@ from google.pubsub_v1.types import (
     UpdateSubscriptionRequest,
 )
 
-SECONDS = 20
+SECONDS = 20.0
 """Longer than any of these calls takes, so that a test fails instead of hanging."""
 PULL_SECONDS = 0.5
 """Brokers answer an empty pull shortly before its deadline."""
@@ -29,6 +29,7 @@ OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_reconnect_backoff_ms", 100),
+    ("grpc.use_local_subchannel_pool", 1),  # or a new client shares the back-off of the ones before
 ]
 
 
@@ -143,9 +144,11 @@ class Stream:
         return self.error
 
     async def until(self, count: int) -> list[ReceivedMessage]:
-        """Waits until `count` messages have come in all."""
+        """Waits until `count` messages have come in all; raises what ends the stream before."""
         async with timeout(SECONDS):
             while len(self.received) < count:
+                if self.error:
+                    raise self.error
                 self._changed.clear()
                 await self._changed.wait()
         return self.received
@@ -159,6 +162,7 @@ class Stream:
                 self._changed.set()
         except Exception as error:  # noqa: BLE001 - which one it is, the test says
             self.error = error
+            self._changed.set()
 
     async def _sent(self) -> AsyncIterator[StreamingPullRequest]:
         while (request := await self._requests.get()) is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ops.local.emulator import Emulator, find, require
+from ops.local.emulator import Emulator, Install, find, require
 from tests.fakes.pubsub import FakePubSub
 
 EMULATOR_HEAP = "256m"
@@ -32,15 +32,18 @@ async def fake() -> AsyncIterator[FakePubSub]:
 
 
 @pytest.fixture(scope="session")
-async def emulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The host of Google's emulator, which all tests of the process share: each needs a project of its own.
-
-    Where none is installed the test is skipped, or fails if TEST_PUBSUB_EMULATOR=require.
-    """
+def emulator_install() -> Install:
+    """Where none is installed the test is skipped, or fails if TEST_PUBSUB_EMULATOR=require."""
     if os.environ.get("TEST_PUBSUB_EMULATOR") != "require" and not find():
         pytest.skip("Google's Pub/Sub emulator is not installed")
+    return require()
+
+
+@pytest.fixture(scope="session")
+async def emulator(emulator_install: Install, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The host of Google's emulator, which all tests of the process share: each needs a project of its own."""
     log = tmp_path_factory.mktemp("emulator") / "log"
-    async with Emulator(require(), log, heap=EMULATOR_HEAP) as running:
+    async with Emulator(emulator_install, log, heap=EMULATOR_HEAP) as running:
         yield running.host
 
 

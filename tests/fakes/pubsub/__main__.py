@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+from threading import Thread
 
 import grpc.aio
 
@@ -25,6 +27,13 @@ async def serve(fake: FakePubSub, control_port: int) -> None:
         await server.wait_for_termination()
 
 
+def end_with_parent() -> None:
+    """At once and without tidying: nobody is left to see it."""
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fakes.pubsub", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="of the Pub/Sub itself; 0 is any free one")
@@ -33,7 +42,10 @@ def main() -> None:
     parser.add_argument(
         "--no-history", action="store_true", help="count what is published, but do not keep it"
     )
+    parser.add_argument("--tied", action="store_true", help="end when standard input does")
     given = parser.parse_args()
+    if given.tied:
+        Thread(target=end_with_parent, daemon=True).start()
     fake = FakePubSub(given.port, seed=given.seed, keep_history=not given.no_history)
     asyncio.run(serve(fake, given.control_port))
 

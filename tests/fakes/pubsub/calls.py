@@ -170,7 +170,8 @@ class Calls:
             subscription = self._broker.subscription(first.subscription)
             require(10 <= first.stream_ack_deadline_seconds <= 600, "stream_ack_deadline_seconds: 10 to 600")
             with self._received(subscription, _receiver(next(self.numbers), first)) as receiver:
-                await _stream(subscription, receiver, first, requests, context)
+                _apply(subscription, receiver, first)
+                await _stream(subscription, receiver, requests, context)
         except Refusal as refusal:
             await context.abort(refusal.code, refusal.details)
 
@@ -186,9 +187,9 @@ class Calls:
 
 
 async def _stream(
-    subscription: Subscription, receiver: Receiver, first: Raw, requests: AsyncIterator[Raw], context: Any
+    subscription: Subscription, receiver: Receiver, requests: AsyncIterator[Raw], context: Any
 ) -> None:
-    reading = asyncio.create_task(_read(subscription, receiver, first, requests))
+    reading = asyncio.create_task(_read(subscription, receiver, requests))
     try:
         while not receiver.closed:
             response = StreamingPullResponse()
@@ -205,12 +206,9 @@ async def _stream(
         await asyncio.wait({reading})
 
 
-async def _read(
-    subscription: Subscription, receiver: Receiver, first: Raw, requests: AsyncIterator[Raw]
-) -> None:
+async def _read(subscription: Subscription, receiver: Receiver, requests: AsyncIterator[Raw]) -> None:
     """Apply what the client sends, until it closes its half."""
     try:
-        _apply(subscription, receiver, first)
         async for request in requests:
             require(not request.subscription, "the subscription must only be in the first request")
             require(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import signal
 import sys
 from asyncio import timeout
 from asyncio.subprocess import PIPE, create_subprocess_exec
@@ -19,7 +18,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from ops.local.supervisor import dying_with_parent
 from tests.fakes.pubsub.broker import PubsubMessage
 from tests.fakes.pubsub.faults import Fault, from_json, to_json
 from tests.fakes.pubsub.limits import Raw
@@ -140,13 +138,11 @@ class Remote:
 
 @asynccontextmanager
 async def pubsub_process(*options: str) -> AsyncIterator[Remote]:
-    """A fake in a child process, which dies with us. `options` are those of `python -m tests.fakes.pubsub`."""
-    child = await create_subprocess_exec(
-        *(sys.executable, "-m", "tests.fakes.pubsub", *options),
-        stdout=PIPE,
-        cwd=ROOT,
-        preexec_fn=dying_with_parent(signal.SIGKILL),
-    )
+    """A fake in a child process, which ends when we do: its standard input is then at its end. `options` are those of
+    `python -m tests.fakes.pubsub`.
+    """
+    command = [sys.executable, "-m", "tests.fakes.pubsub", "--tied", *options]
+    child = await create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, cwd=ROOT)
     try:
         assert child.stdout is not None
         async with timeout(SECONDS):
