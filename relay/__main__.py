@@ -71,9 +71,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
         )
         checks = {"schema": schema, "maintenance": maintenance.ready, settings.transport: work.ready}
         async with admin_server(settings, "relay", checks) as port, asyncio.TaskGroup() as group:
-            log.info(
-                "relay.started", transport=settings.transport, presets=list(registry), admin_port=port
-            )
+            log.info("relay.started", transport=settings.transport, presets=list(registry), admin_port=port)
             notifying = group.create_task(notifier.run())
             maintaining = group.create_task(maintenance.run(stop))
             code = await work.run(stop)
