@@ -1,11 +1,17 @@
-"""Every metric of the project, on prometheus-client's default registry. Labels come from closed sets."""
+"""Every metric of the project, on prometheus-client's default registry. Labels come from closed sets.
+
+`preset` and `topic` are closed by configuration; no label ever holds a job, an owner or an error's text. A counter is
+raised once what it counts has committed, so that the sums over all processes never exceed the database's counts.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Info
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
+ROWS = (1, 2, 5, 10, 25, 50, 100, 250, 500)
 
+# HTTP: web.
 HTTP_SECONDS = Histogram(
     "outrider_http_request_seconds",
     "Requests by route and status",
@@ -16,40 +22,47 @@ HTTP_IN_FLIGHT = Gauge("outrider_http_requests_in_flight", "Requests being answe
 SSE_CONNECTIONS = Gauge("outrider_sse_connections", "Open event streams")
 AUTH_FAILURES = Counter("outrider_auth_failures", "Refused tokens", ["reason"])
 IDEMPOTENCY = Counter("outrider_idempotency_keys", "Submissions with a key, by what came of it", ["outcome"])
+JWKS_FETCHED_AT = Gauge(
+    "outrider_jwks_fetched_timestamp_seconds", "When the issuer's keys were last fetched; now where none are"
+)
 
+# Jobs: whoever makes the move.
 JOBS_ENQUEUED = Counter("outrider_jobs_enqueued", "Jobs accepted over HTTP", ["preset"])
+JOBS_FINISHED = Counter("outrider_jobs_finished", "Results written, by state", ["preset", "state"])
+JOBS_REDRIVEN = Counter("outrider_jobs_redriven", "Results taken back, to run the job again", ["preset"])
+DEAD_LETTERS = Counter("outrider_dead_letters", "Jobs that failed for good, by reason", ["preset", "reason"])
 ATTEMPTS = Counter("outrider_attempts", "Attempts ended, by outcome", ["preset", "outcome"])
-JOBS_FINISHED = Counter("outrider_jobs_finished", "Results written by workers, by state", ["preset", "state"])
 WAIT_SECONDS = Histogram(
     "outrider_job_wait_seconds", "From due to the attempt's start", ["preset"], buckets=SECONDS
 )
 RUN_SECONDS = Histogram("outrider_attempt_run_seconds", "An attempt's run", ["preset"], buckets=SECONDS)
-
-BATCH_ROWS = Histogram(
-    "outrider_batch_rows", "Items written together", ["batch"], buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500)
+JOB_SECONDS = Histogram("outrider_job_seconds", "From accepted to completed", ["preset"], buckets=SECONDS)
+STAGE_SECONDS = Histogram(
+    "outrider_job_stage_seconds",
+    "A job's way: publish (ready to published), claim (ready or published to claimed), run, record (ended to written)",
+    ["stage"],
+    buckets=SECONDS,
 )
+BATCH_ROWS = Histogram("outrider_batch_rows", "Items written together", ["batch"], buckets=ROWS)
 BATCH_SECONDS = Histogram("outrider_batch_write_seconds", "One group's write", ["batch"], buckets=SECONDS)
 
+# Workers.
 WORKER_SLOTS = Gauge("outrider_worker_slots", "Attempts this process can run at once")
 WORKER_BUSY = Gauge("outrider_worker_busy_slots", "Attempts this process runs now")
 HEARTBEATS = Counter("outrider_heartbeats", "Beats of the worker's lease", ["outcome"])
+LEASES_LOST = Counter("outrider_leases_lost", "Leases that this worker found gone")
 CLAIM_SECONDS = Histogram("outrider_claim_seconds", "One claim", ["scan"], buckets=SECONDS)
+MESSAGES = Counter("outrider_messages", "Messages that were received, by what was done with them", ["action"])
+STREAM_STALLS = Counter(
+    "outrider_stream_stalls", "Streams that brought nothing while published jobs grew old"
+)
+FALLBACK_CLAIMS = Counter(
+    "outrider_fallback_claims", "Jobs claimed because no message had come for them", ["status"]
+)
 
-MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed by maintenance", ["chore"])
-MAINTENANCE_ERRORS = Counter(
-    "outrider_maintenance_errors", "Chores that failed and will run again", ["chore"]
-)
-OUTBOX_ROWS = Gauge(
-    "outrider_outbox_rows",
-    "Unfinished jobs at the last sample, 100 000 in all at the most",
-    ["preset", "status"],
-)
-OUTBOX_OLDEST = Gauge(
-    "outrider_outbox_oldest_due_timestamp_seconds", "When the oldest due row became due; now when none is"
-)
-SAMPLED_AT = Gauge("outrider_sampled_timestamp_seconds", "When the sampler last looked")
-
+# The relay.
 PUBLISH_SECONDS = Histogram("outrider_publish_seconds", "One publish request", ["topic"], buckets=SECONDS)
+PUBLISH_ROWS = Histogram("outrider_publish_rows", "Messages of one publish request", ["topic"], buckets=ROWS)
 PUBLISHED_ROWS = Counter("outrider_published_messages", "Messages that the broker has taken", ["topic"])
 PUBLISH_ERRORS = Counter(
     "outrider_publish_errors", "Publish requests that failed, by reason", ["topic", "reason"]
@@ -59,15 +72,58 @@ BREAKER_OPEN = Gauge(
     "1 while nothing goes to this topic; misconfigured: people must mend it",
     ["topic", "fault"],
 )
+RELAY_CYCLED_AT = Gauge(
+    "outrider_relay_cycled_timestamp_seconds",
+    "When the relay last looked for rows, or its breaker was open",
+    ["topic"],
+)
 WAKE_UPS_REFUSED = Counter("outrider_wake_ups_refused", "Wake-ups that the broker will never take")
 EVENTS_REFUSED = Counter(
     "outrider_events_quarantined", "Events that the broker will never take, set aside", ["topic"]
 )
 
-MESSAGES = Counter("outrider_messages", "Messages that were received, by what was done with them", ["action"])
-STREAM_STALLS = Counter(
-    "outrider_stream_stalls", "Streams that brought nothing while published jobs grew old"
+# Maintenance: the relay's, and the one sampler's view of the database. Every relay shows the same figures.
+MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed by maintenance", ["chore"])
+MAINTENANCE_ERRORS = Counter(
+    "outrider_maintenance_errors", "Chores that failed and will run again", ["chore"]
 )
-FALLBACK_CLAIMS = Counter(
-    "outrider_fallback_claims", "Jobs claimed because no message had come for them", ["status"]
+LAPSES = Counter("outrider_leases_lapsed", "Attempts taken from workers that were gone", ["preset"])
+OUTBOX_ROWS = Gauge(
+    "outrider_outbox_rows",
+    "Unfinished jobs at the last sample, 100 000 in all at the most",
+    ["preset", "status"],
 )
+OUTBOX_OLDEST = Gauge(
+    "outrider_outbox_oldest_due_timestamp_seconds", "When the oldest due row became due; now when none is"
+)
+EVENTS_ROWS = Gauge(
+    "outrider_outbox_events", "Events at the last sample: pending, or quarantined", ["topic", "state"]
+)
+EVENTS_OLDEST = Gauge(
+    "outrider_outbox_events_oldest_timestamp_seconds",
+    "When the oldest pending event was written; now when none is",
+    ["topic"],
+)
+WORKERS_ALIVE = Gauge("outrider_workers_alive", "Workers with a lease, by preset", ["preset"])
+SLOTS_ALIVE = Gauge("outrider_slots_alive", "The slots of workers with a lease, by preset", ["preset"])
+SAMPLED_AT = Gauge("outrider_sampled_timestamp_seconds", "When the sampler last looked")
+XMIN_AGE_SECONDS = Gauge(
+    "outrider_database_oldest_transaction_seconds",
+    "The age of the oldest open transaction, which holds vacuum back",
+)
+DEAD_TUPLES = Gauge("outrider_database_dead_tuples", "Dead rows of a hot table", ["table"])
+TABLE_BYTES = Gauge("outrider_database_table_bytes", "A table with its indexes", ["table"])
+
+# Every process.
+STATEMENT_SECONDS = Histogram(
+    "outrider_database_statement_seconds", "A statement, by name", ["statement"], buckets=SECONDS
+)
+POOL_CONNECTIONS = Gauge(
+    "outrider_database_pool_connections",
+    "Connections of a pool: open, idle, or waited for",
+    ["pool", "state"],
+)
+LOOP_LAG_SECONDS = Histogram(
+    "outrider_event_loop_lag_seconds", "How late the event loop runs a timer", buckets=SECONDS
+)
+BUILD = Info("outrider_build", "What runs: version, role, transport")
