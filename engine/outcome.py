@@ -87,7 +87,7 @@ def encode(output: Any) -> Encoded:
         raise ValueError(f"{len(encoded)} bytes of JSON; the limit is {MAX_OUTPUT_BYTES}")
     if b"null" in encoded and output is not None:
         json.dumps(output, allow_nan=False, default=str)  # orjson writes NaN as null; this raises
-    if ESCAPED_NUL.search(encoded):
+    if b"\\u0000" in encoded and ESCAPED_NUL.search(encoded):  # alone, the pattern takes 0.2 s
         raise ValueError("it holds U+0000")
     return Encoded(encoded.decode())
 
