@@ -93,6 +93,7 @@ class Scene:
         pool: Pool | None = None,
         effects: Pool | None = None,
         source: Source | None = None,
+        announce: bool = False,
     ) -> AsyncIterator[Worker]:
         registry = Registry(pipelines)
         self.limits |= {each.preset: each.max_attempts for each in pipelines}
@@ -105,6 +106,7 @@ class Scene:
             slots=slots,
             lease_seconds=lease,
             drain_seconds=drain,
+            announce=announce,
         )
         worker = Worker(consumer)
         try:
@@ -113,10 +115,21 @@ class Scene:
             await worker.stopped()
 
     @asynccontextmanager
-    async def maintenance(self, lease: float = 0.3, retention_days: int = 0) -> AsyncIterator[Maintenance]:
+    async def maintenance(
+        self,
+        lease: float = 0.3,
+        retention_days: int = 0,
+        on_ready: Callable[[], None] = lambda: None,
+        announce: bool = False,
+    ) -> AsyncIterator[Maintenance]:
         stop = asyncio.Event()
         maintenance = Maintenance(
-            self.url, self.pool, lease_seconds=lease, retention_days=retention_days, on_ready=lambda: None
+            self.url,
+            self.pool,
+            lease_seconds=lease,
+            retention_days=retention_days,
+            on_ready=on_ready,
+            announce=announce,
         )
         task = asyncio.create_task(maintenance.run(stop))
         try:

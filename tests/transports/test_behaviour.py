@@ -1,0 +1,214 @@
+"""What a job may count on, whichever way it comes to its worker: the same rules on every transport."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from engine.enqueue import enqueue
+from engine.errors import PermanentError
+from engine.model import Completed, JobState, Snoozed
+from engine.moves import redrive
+from tests.engine.scene import preset
+from tests.helpers import counters, fetchone, new, trail
+from tests.transports.stage import Stage
+from tests.transports.told import ends_of
+
+LEASED = "SELECT 1 FROM outbox WHERE status = 'leased'"
+
+
+async def test_a_job_runs_once_and_its_history_tells_it(stage: Stage) -> None:
+    @preset()
+    async def shout(job: Any, run: Any) -> dict[str, Any]:
+        return {"said": job.content.upper(), "attempt": run.attempt}
+
+    async with stage.worker(shout):
+        job_id = await stage.enqueue(content="hello")
+        [job] = await stage.scene.ended(job_id)
+    assert (job.state, job.output) == (JobState.COMPLETED, '{"said":"HELLO","attempt":1}')
+    assert [step[1:] for step in await trail(stage.scene.conn, job_id)] == [
+        (None, "PENDING", 0, "enqueued"),
+        ("PENDING", "PROCESSING", 1, "claimed"),
+        ("PROCESSING", "COMPLETED", 1, "completed"),
+    ]
+
+
+async def test_an_error_is_retried_until_the_budget_is_spent(stage: Stage) -> None:
+    @preset()
+    def work(job: Any, run: Any) -> str:
+        if job.content == "bad" or run.attempt < 3:
+            raise ValueError(job.content)
+        return "at last"
+
+    async with stage.worker(work):
+        bad, good = [await stage.enqueue(content=content) for content in ("bad", "good")]
+        failed, done = await stage.scene.ended(bad, good)
+    assert (failed.state, failed.error) == (
+        JobState.FAILED,
+        {"type": "ValueError", "message": "bad", "attempt": 3},
+    )
+    assert await counters(stage.scene.conn, bad) == (3, 3, 0)
+    assert (done.state, done.error) == (JobState.COMPLETED, None)
+    assert await counters(stage.scene.conn, good) == (3, 2, 0)
+
+
+async def test_a_permanent_error_fails_at_once(stage: Stage) -> None:
+    @preset()
+    async def work(_job: Any, _run: Any) -> None:
+        raise PermanentError("no use")
+
+    async with stage.worker(work):
+        [job] = await stage.scene.ended(await stage.enqueue())
+    assert job.state is JobState.FAILED
+    assert await counters(stage.scene.conn, job.job_id) == (1, 1, 0)
+
+
+async def test_a_time_out_is_an_error(stage: Stage) -> None:
+    @preset(timeout=1, max_attempts=1)
+    async def work(_job: Any, _run: Any) -> None:
+        await asyncio.Event().wait()
+
+    async with stage.worker(work):
+        [job] = await stage.scene.ended(await stage.enqueue())
+    assert job.error
+    assert (job.state, job.error["type"]) == (JobState.FAILED, "TimeoutError")
+
+
+async def test_a_delayed_job_and_a_snoozed_one_run_later_and_not_earlier(stage: Stage) -> None:
+    @preset("snoozes")
+    async def snoozes(_job: Any, run: Any) -> Any:
+        return Snoozed(0.4) if run.attempt == 1 else "awake"
+
+    @preset("delayed")
+    async def delayed(_job: Any, _run: Any) -> None: ...
+
+    async with stage.worker(snoozes, delayed):
+        later = await stage.enqueue("delayed", delay_seconds=0.4)
+        sleeper = await stage.enqueue("snoozes")
+        await stage.scene.ended(later, sleeper)
+    moments = (
+        "SELECT max(timestamp) - (min(timestamp) FILTER (WHERE to_state = 'PENDING' AND attempt = %s))"
+        " FROM job_state_records WHERE to_state IN ('PENDING', 'PROCESSING') AND job_id = %s"
+    )
+    for job_id, attempt in ((later, 0), (sleeper, 1)):
+        (waited,) = await fetchone(stage.scene.conn, moments, attempt, job_id)
+        assert waited >= timedelta(seconds=0.4)
+    assert await counters(stage.scene.conn, sleeper) == (2, 0, 0)
+
+
+async def test_a_job_that_is_cancelled_before_it_starts_never_runs(stage: Stage) -> None:
+    ran: list[str] = []
+
+    @preset()
+    async def work(job: Any, _run: Any) -> None:
+        ran.append(job.content)
+
+    waiting = await stage.enqueue(content="waiting", delay_seconds=0.3)
+    due = await stage.enqueue(content="due")
+    for job_id in (waiting, due):
+        assert await stage.cancel(job_id) is JobState.CANCELLED
+    async with stage.worker(work):
+        await stage.scene.ended(await stage.enqueue(content="after", delay_seconds=0.3))
+    assert ran == ["after"]
+
+
+async def test_a_running_job_that_is_cancelled_is_stopped(stage: Stage) -> None:
+    stopped = asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, _run: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with stage.worker(work, lease=60):
+        job_id = await stage.enqueue()
+        await stage.scene.row(LEASED)
+        assert await stage.cancel(job_id) is JobState.PROCESSING
+        [job] = await stage.scene.ended(job_id)
+        assert stopped.is_set()
+    assert job.state is JobState.CANCELLED
+
+
+async def test_effects_happen_exactly_once_for_each_completed_job(stage: Stage) -> None:
+    await stage.scene.conn.execute("CREATE TABLE effects (job_id uuid)")
+
+    @preset()
+    async def work(job: Any, run: Any) -> Completed:
+        async def effects(conn: Any) -> None:
+            await conn.execute("INSERT INTO effects VALUES (%s)", [job.id])
+            if run.attempt == 1 and job.content == "trips":
+                raise ValueError("after its effect")
+
+        return Completed(run.attempt, effects)
+
+    async with stage.worker(work):
+        ids = [await stage.enqueue(content=content) for content in ("trips", "plain") * 10]
+        ended = await stage.scene.ended(*ids)
+    assert {job.state for job in ended} == {JobState.COMPLETED}
+    cursor = await stage.scene.conn.execute("SELECT job_id FROM effects ORDER BY job_id")
+    assert [job_id for (job_id,) in await cursor.fetchall()] == sorted(ids)
+
+
+async def test_a_failed_job_that_is_redriven_runs_again(stage: Stage) -> None:
+    mended = asyncio.Event()
+
+    @preset(max_attempts=1)
+    async def work(_job: Any, run: Any) -> int:
+        if not mended.is_set():
+            raise ValueError("broken")
+        return int(run.attempt)
+
+    async with stage.worker(work):
+        job_id = await stage.enqueue()
+        await stage.scene.ended(job_id)
+        mended.set()
+        await redrive(stage.scene.conn, job_id, None)
+        [job] = await stage.scene.ended(job_id)
+    assert (job.state, job.output) == (JobState.COMPLETED, "2")
+    assert await ends_of(stage.scene.conn, job_id) == ["FAILED", "COMPLETED"]
+
+
+async def test_two_workers_share_the_jobs_and_run_each_once(stage: Stage) -> None:
+    ran: list[UUID] = []
+
+    @preset()
+    async def work(job: Any, _run: Any) -> None:
+        ran.append(job.id)
+
+    async with stage.worker(work), stage.worker(work):
+        ids = [await stage.enqueue() for _ in range(300)]
+        await stage.scene.ended(*ids)
+    assert sorted(ran) == sorted(ids)
+
+
+async def test_the_urgent_run_first_where_that_is_promised(stage: Stage) -> None:
+    ran: list[str] = []
+
+    @preset()
+    async def work(job: Any, _run: Any) -> None:
+        ran.append(job.content)
+
+    ids = [await stage.enqueue(content=str(level), priority=level) for level in (4, 2, 3, 1) * 2]
+    async with stage.worker(work, slots=1):
+        await stage.scene.ended(*ids)
+    assert sorted(ran) == [*"11223344"]
+    if stage.broker is None:
+        assert ran == sorted(ran)
+
+
+async def test_a_job_of_a_transaction_that_rolled_back_never_runs(stage: Stage) -> None:
+    ran: list[str] = []
+
+    @preset()
+    async def work(job: Any, _run: Any) -> None:
+        ran.append(job.content)
+
+    async with stage.worker(work):
+        async with stage.scene.conn.transaction(force_rollback=True):
+            await enqueue(stage.scene.conn, new(content="rolled back"))
+        await stage.scene.ended(await stage.enqueue(content="committed"))
+    assert ran == ["committed"]
