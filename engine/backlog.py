@@ -33,6 +33,18 @@ class Topic:
     oldest: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An event that the broker will never take, and what it said of it."""
+
+    id: int
+    topic: str
+    message_id: str | None
+    job_id: str | None
+    reason: str | None
+    quarantined_at: datetime
+
+
 QUEUES: LiteralString = """
 SELECT preset, status::text AS status, count(*) AS jobs,
        min(CASE status WHEN 'waiting' THEN run_at
@@ -52,6 +64,14 @@ GROUP BY topic
 ORDER BY topic
 """
 
+QUARANTINED: LiteralString = """
+SELECT id, topic, attributes ->> 'message_id' AS message_id, attributes ->> 'job_id' AS job_id, reason, quarantined_at
+FROM outbox_events
+WHERE quarantined_at IS NOT NULL
+ORDER BY quarantined_at DESC, id DESC
+LIMIT %s
+"""
+
 
 async def queues(conn: AsyncConnection[Any]) -> list[Queue]:
     async with conn.cursor(row_factory=class_row(Queue)) as cursor:
@@ -62,4 +82,11 @@ async def queues(conn: AsyncConnection[Any]) -> list[Queue]:
 async def topics(conn: AsyncConnection[Any]) -> list[Topic]:
     async with conn.cursor(row_factory=class_row(Topic)) as cursor:
         await cursor.execute(TOPICS)
+        return await cursor.fetchall()
+
+
+async def quarantined(conn: AsyncConnection[Any], limit: int) -> list[Quarantined]:
+    """The latest of them."""
+    async with conn.cursor(row_factory=class_row(Quarantined)) as cursor:
+        await cursor.execute(QUARANTINED, [limit])
         return await cursor.fetchall()

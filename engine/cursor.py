@@ -9,6 +9,8 @@ from typing import Final, Generic, Protocol, TypeVar
 SWEEP_SECONDS: Final = 2.0
 SWEEP_COST: Final = 20.0
 """An unbounded scan may take a twentieth of the time: behind a held snapshot one costs 0.15 s."""
+MAX_SWEEP_SECONDS: Final = 0.25
+"""What a sweep is taken to cost at most: one that waited for a lock, or for a process that was stopped, took longer."""
 
 
 class Placed(Protocol):
@@ -50,7 +52,7 @@ class Cursor(Generic[Row]):
         began = time.monotonic()
         found = await scan(None)
         self._swept = time.monotonic()
-        self._cost = self._swept - began
+        self._cost = min(self._swept - began, MAX_SWEEP_SECONDS)
         return self._passed(found)
 
     def _passed(self, found: list[Row]) -> list[Row]:

@@ -49,7 +49,7 @@ class Drain(Generic[ItemT]):
     @property
     def behind_seconds(self) -> float:
         """Since when the database has not been asked for rows; an open breaker is no fault of the relay's."""
-        return 0.0 if self._breaker.pause else time.monotonic() - self._cycled
+        return time.monotonic() - self._cycled if self._breaker.closed else 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Drain until `stop`, then wait for what is on its way."""

@@ -67,6 +67,8 @@ class WakeUps:
         self._presets += set(presets) - set(self._presets)
 
     async def take(self) -> list[WakeUp]:
+        # In turn, so that no preset starves one of its own priority.
+        self._presets = self._presets[1:] + self._presets[:1]
         return await self._cursor.next(self._scan)
 
     async def _scan(self, marks: Marks | None) -> list[WakeUp]:
@@ -126,12 +128,11 @@ class Events:
 
     async def refuse(self, item: Event, reason: str) -> None:
         """Set it aside, for people to look at."""
-        EVENTS_REFUSED.labels(self._topic).inc()
-        log.error(
-            "event.quarantined", topic=self._topic, event=item.id, **item.message.attributes, reason=reason
-        )
         async with self._links.marking() as conn:
             await events.quarantine(conn, item, reason)
+        EVENTS_REFUSED.labels(self._topic).inc()
+        named = {name: item.message.attributes.get(name) for name in ("message_id", "job_id")}
+        log.error("event.quarantined", topic=self._topic, event_id=item.id, **named, reason=reason)
 
     async def aclose(self) -> None:
         await self._links.aclose()

@@ -40,7 +40,7 @@ WITH alive AS MATERIALIZED (
 ), claimed AS (
     UPDATE outbox
     SET status = 'leased', attempt = attempt + 1, version = version + 1, worker_id = %(worker_id)s,
-        claimed_at = clock_timestamp()
+        claimed_at = clock_timestamp(), publish_until = NULL
     WHERE job_id = ANY (ARRAY("""
 
 _LEASED: LiteralString = """))

@@ -67,7 +67,7 @@ async def reserve(
 ) -> list[WakeUp]:
     """Take up to `limit` ready jobs of `lanes` for `seconds`, to publish them; workers may claim them still.
 
-    What a relay that dies has reserved is anybody's again afterwards.
+    The most urgent come first. What a relay that dies has reserved is anybody's again afterwards.
     """
     parameters = {
         "presets": array(lane.preset for lane in lanes),
@@ -76,7 +76,8 @@ async def reserve(
         "limit": limit,
         "seconds": seconds,
     }
-    return [WakeUp(*row) for row in await fetchall(conn, RESERVE, parameters)]
+    found = [WakeUp(*row) for row in await fetchall(conn, RESERVE, parameters)]
+    return sorted(found, key=lambda each: (each.priority, each.position))
 
 
 async def published(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> int:

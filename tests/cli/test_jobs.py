@@ -123,6 +123,24 @@ async def test_the_outbox_is_counted_by_preset_and_status_and_events_by_topic(
     ]
 
 
+async def test_quarantined_events_are_shown_with_their_reasons_the_latest_first(
+    conn: Conn, outrider: Outrider
+) -> None:
+    for name, reason in (("first", "too large"), ("second", "no data")):
+        await conn.execute(
+            "INSERT INTO outbox_events (topic, payload, attributes, quarantined_at, reason)"
+            " VALUES ('results', '', jsonb_build_object('message_id', %s::text, 'job_id', 'j'), now(), %s)",
+            [name, reason],
+        )
+    shown = (await outrider("outbox", "status", "--json")).json["quarantined"]
+    assert [(each["message_id"], each["job_id"], each["reason"]) for each in shown] == [
+        ("second", "j", "no data"),
+        ("first", "j", "too large"),
+    ]
+    lines = (await outrider("outbox", "status")).out.splitlines()
+    assert [line.split()[-2:] for line in lines[-2:]] == [["no", "data"], ["too", "large"]]
+
+
 async def test_dead_letters_are_filtered_and_a_dry_run_leaves_them(conn: Conn, outrider: Outrider) -> None:
     jobs = [str(await dead(conn)), str(await dead(conn, preset="q")), str(await dead(conn, fingerprint="f2"))]
     for arguments, found in (
