@@ -38,8 +38,13 @@ class Clients:
 
     def __init__(self, project: str, channel: grpc.aio.Channel) -> None:
         self.project = project
+        self._channel = channel
         self.publisher = PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
         self.subscriber = SubscriberAsyncClient(transport=SubscriberGrpcAsyncIOTransport(channel=channel))
+
+    async def close(self) -> None:
+        """Breaks off what is under way, as the end of the process would."""
+        await self._channel.close()
 
     def topic(self, name: str) -> str:
         return f"projects/{self.project}/topics/{name}"
@@ -138,9 +143,9 @@ class Stream:
         self._requests.put_nowait(None)
 
     async def ended(self) -> Exception | None:
-        """Waits for the end; gives the error, or None after a clean one."""
+        """Waits for the end; gives the error, or None after a clean one or our own `close`."""
         async with timeout(SECONDS):
-            await self._reading
+            await asyncio.wait({self._reading})
         return self.error
 
     async def until(self, count: int) -> list[ReceivedMessage]:

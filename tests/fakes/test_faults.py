@@ -231,6 +231,20 @@ async def test_a_stream_has_its_own_ack_deadline(fake: FakePubSub, google: Clien
         await stream.until(2)
 
 
+async def test_what_a_vanished_client_held_comes_again_after_its_deadline(
+    fake: FakePubSub, google: Clients
+) -> None:
+    await google.create()
+    await google.publish(b"x")
+    async with clients(fake.host, "p") as doomed, doomed.stream(stream_ack_deadline_seconds=30) as stream:
+        await stream.until(1)
+        await doomed.close()
+        await eventually(lambda: fake.streams("jobs-sub") == 0)
+    assert await google.pull_once() == []
+    fake.clock.advance(30)
+    assert len(await google.pull(1)) == 1
+
+
 async def test_a_message_is_dropped_after_its_retention(fake: FakePubSub, google: Clients) -> None:
     await google.create(message_retention_duration=Duration(seconds=600))
     await google.publish(b"x")
@@ -243,7 +257,9 @@ async def test_it_goes_away_and_comes_back_with_all_it_had(fake: FakePubSub, goo
     await google.publish(b"out", b"waits")
     async with google.stream(max_outstanding_messages=1) as stream:
         [held] = await stream.until(1)
-        pull = asyncio.create_task(google.pull(2))
+        await google.pull(1)
+        pull = asyncio.create_task(google.pull(1))
+        await eventually(lambda: fake.streams("jobs-sub") == 2)
         await fake.stop()
         assert isinstance(await stream.ended(), ServiceUnavailable)
     with pytest.raises(ServiceUnavailable):
@@ -254,6 +270,7 @@ async def test_it_goes_away_and_comes_back_with_all_it_had(fake: FakePubSub, goo
     await fake.start()
     async with clients(fake.host, "p") as google_again:
         await google_again.acknowledge([held.ack_id])
+        fake.clock.advance(10)
         assert [each.message.data for each in await google_again.pull(1)] == [b"waits"]
     assert data(fake) == [b"out", b"waits"]
 

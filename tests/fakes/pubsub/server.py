@@ -32,7 +32,8 @@ T = TypeVar("T")
 class FakePubSub:
     """A Pub/Sub at `host` ("127.0.0.1:port") while it is entered, or between `start` and `stop`.
 
-    `stop` cuts every call with UNAVAILABLE and keeps everything; `start` serves it again at the same port.
+    `stop` cuts every call with UNAVAILABLE (gRPC says CANCELLED to one that comes in at that very moment) and keeps
+    everything; `start` serves it again at the same port.
     Topics and subscriptions are called by their whole name or its last part.
     """
 
