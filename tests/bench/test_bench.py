@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from ops.bench import brokers
 from ops.bench.__main__ import SECTIONS, measure
 from ops.bench.figures import Row, percentile, ratio
 from ops.bench.load import Unexpected, drive
@@ -28,6 +29,7 @@ TINY = Plan(
     submission_seconds=0.1,
     connections=(64,),
     drain_rows=1200,
+    relay_rows=1200,
     pickups=5,
     small_rows=600,
     middle_rows=700,
@@ -35,7 +37,7 @@ TINY = Plan(
     held_seconds=2.0,
     held_window=1.0,
 )
-GOALS = {"submissions": 2, "drain": 1, "pickup": 2, "claim": 3, "held": 1}
+GOALS = {"submissions": 2, "drain": 1, "relay": 2 * len(brokers.found()), "pickup": 2, "claim": 3, "held": 1}
 
 
 async def test_every_section_gives_all_its_figures() -> None:
