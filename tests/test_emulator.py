@@ -15,9 +15,7 @@ from engine.errors import ConfigurationError
 from ops.local import emulator
 from ops.local.emulator import Emulator, Install, find, require
 from tests.fakes.clients import SECONDS, clients
-from tests.fakes.fixtures import EMULATOR_HEAP, emulator_install
-
-__all__ = ["emulator_install"]
+from tests.fakes.fixtures import EMULATOR_HEAP, installed_emulator
 
 PARENT = """
 import asyncio, sys
@@ -31,6 +29,11 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.fixture
+def emulator_install() -> Install:
+    return installed_emulator()
 
 
 @pytest.fixture

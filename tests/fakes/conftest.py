@@ -3,9 +3,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.fakes.clients import Clients, clients
-from tests.fakes.fixtures import BrokerAt, broker, emulator, emulator_install, fake
+from tests.fakes.fixtures import BrokerAt, broker, emulator, fake
 
-__all__ = ["broker", "emulator", "emulator_install", "fake", "google"]
+__all__ = ["broker", "emulator", "fake", "google"]
 
 
 @pytest.fixture

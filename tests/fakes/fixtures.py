@@ -31,19 +31,18 @@ async def fake() -> AsyncIterator[FakePubSub]:
         yield broker
 
 
-@pytest.fixture(scope="session")
-def emulator_install() -> Install:
-    """Where none is installed the test is skipped, or fails if TEST_PUBSUB_EMULATOR=require."""
+def installed_emulator() -> Install:
+    """Where none is installed the test that asks is skipped, or fails if TEST_PUBSUB_EMULATOR=require."""
     if os.environ.get("TEST_PUBSUB_EMULATOR") != "require" and not find():
         pytest.skip("Google's Pub/Sub emulator is not installed")
     return require()
 
 
 @pytest.fixture(scope="session")
-async def emulator(emulator_install: Install, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+async def emulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """The host of Google's emulator, which all tests of the process share: each needs a project of its own."""
     log = tmp_path_factory.mktemp("emulator") / "log"
-    async with Emulator(emulator_install, log, heap=EMULATOR_HEAP) as running:
+    async with Emulator(installed_emulator(), log, heap=EMULATOR_HEAP) as running:
         yield running.host
 
 
