@@ -10,12 +10,12 @@ import pytest
 from engine.pubsub import EMULATOR
 from tests.engine.conftest import scene
 from tests.engine.scene import Scene
-from tests.fakes.fixtures import BrokerAt, broker, emulator, emulator_install, fake
+from tests.fakes.fixtures import BrokerAt, broker, emulator, fake
 from tests.fakes.pubsub import FakePubSub
 from tests.transports.stage import Stage, open_stage
 from tests.transports.told import check_told
 
-__all__ = ["broker", "emulator", "emulator_install", "fake", "scene"]
+__all__ = ["broker", "emulator", "fake", "scene"]
 
 
 @pytest.fixture(params=["postgres", "fake", "emulator"])
