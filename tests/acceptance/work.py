@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.errors import PermanentError
 from engine.model import Completed
 from engine.pipeline import Pipeline, pipeline
 
@@ -82,6 +83,14 @@ async def short(job: Any, run: Any) -> Completed:
     return Completed(run.attempt, write)
 
 
+@pipeline("refused", backoff=0)
+async def refused(job: Any, run: Any) -> int:
+    """Fails for good, until it may go."""
+    if not may_go(started(job, run), run):
+        raise PermanentError("not yet")
+    return int(run.attempt)
+
+
 @pipeline("suicide", backoff=0)
 def suicide(job: Any, run: Any) -> None:
     started(job, run)
@@ -103,4 +112,4 @@ async def block(job: Any, run: Any) -> str:
     return "learned"
 
 
-pipelines: list[Pipeline] = [wait, plain, effects, slow_effects, short, suicide, stuck, block]
+pipelines: list[Pipeline] = [wait, plain, effects, slow_effects, short, refused, suicide, stuck, block]
