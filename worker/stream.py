@@ -49,11 +49,17 @@ class Stream:
         await self._call.wait_for_connection()
 
     async def read(self) -> list[Received] | None:
-        """The next messages; None when the stream has ended. Raises grpc.RpcError.
+        """The next messages; None when the stream has ended, or was made to. Raises grpc.RpcError.
 
         To cancel this would cancel the stream: close it instead.
         """
-        response = await self._call.read()
+        try:
+            response = await self._call.read()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return None  # the call was cancelled, and gRPC says so in this way; nobody has cancelled the reader
         if response is grpc.aio.EOF:
             return None
         raw = StreamingPullResponse.pb(response).received_messages

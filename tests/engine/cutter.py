@@ -16,7 +16,7 @@ Moment = Literal["before it is sent", "after its commit"]
 
 class Cutter:
     """Passes everything on. Armed for a connection, by its name, it cuts that one at its next statement, or at the
-    next simple one of some text.
+    next simple one of some text. While `down` it cuts every connection, and refuses new ones.
 
     In autocommit the server has committed when it says that it is ready: cut then, the client cannot know.
     """
@@ -24,9 +24,22 @@ class Cutter:
     def __init__(self) -> None:
         self.url = ""
         self.cuts = 0
+        self.links: set[asyncio.Task[None]] = set()
+        self._down = False
         self._name = b""
         self._moment: Moment | None = None
         self._text: bytes | None = None
+
+    @property
+    def down(self) -> bool:
+        return self._down
+
+    @down.setter
+    def down(self, down: bool) -> None:
+        self._down = down
+        if down:
+            for link in self.links:
+                link.cancel()
 
     def arm(self, name: str, moment: Moment, text: str | None = None) -> None:
         self._name = f"outrider {name}".encode()
@@ -101,15 +114,16 @@ class _Link:
 @asynccontextmanager
 async def cutter(url: str) -> AsyncIterator[Cutter]:
     made = Cutter()
-    links: set[asyncio.Task[None]] = set()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        links.add(task)
+        made.links.add(task)
         with suppress(asyncio.CancelledError):
-            await made.passed((reader, writer), writer, url)
-        links.discard(task)
+            if not made.down:
+                await made.passed((reader, writer), writer, url)
+        writer.close()
+        made.links.discard(task)
 
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -117,10 +131,9 @@ async def cutter(url: str) -> AsyncIterator[Cutter]:
         try:
             yield made
         finally:
-            for link in list(links):
-                link.cancel()
-            if links:
-                await asyncio.wait(links, timeout=5)
+            made.down = True
+            if made.links:
+                await asyncio.wait(made.links, timeout=5)
 
 
 async def _opened(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -103,7 +103,7 @@ async def test_connections_that_are_cut_under_running_jobs_cost_nothing(stage: S
         return Completed(run.attempt, effects)
 
     terminate = (
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     async with stage.worker(work, lease=5):

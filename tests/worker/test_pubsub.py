@@ -1,0 +1,238 @@
+"""A message is settled once PostgreSQL knows what it says, and never before."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import time
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from tests.conftest import Connect
+from tests.engine.cutter import cutter
+from tests.engine.scene import known, preset, until
+from tests.fakes.pubsub import Delay, DropAcks, Duplicate, Fail
+from tests.helpers import fetchone
+from tests.worker.site import SUB, Site, ids, ledger, messages, source_of
+
+LEASED = "SELECT 1 FROM outbox WHERE status = 'leased' HAVING count(*) = %s"
+
+
+async def test_a_message_is_acknowledged_when_its_claim_has_committed_and_not_before(
+    site: Site, connect: Connect
+) -> None:
+    ran, work = ledger()
+    wake_ups = await site.published()
+    holder = await connect(autocommit=False)
+    await holder.execute("SELECT 1 FROM outbox FOR UPDATE")
+    async with site.worker(work):
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+        await site.scene.row(waiting, holder.info.backend_pid)
+        assert len(site.subscription.outstanding) == 1
+        assert site.fake.calls["Acknowledge"] == 0
+        await holder.rollback()
+        await site.scene.ended(*ids(wake_ups))
+        await site.settled()
+    assert ran == dict.fromkeys(ids(wake_ups), 1)
+    assert (len(site.fake.acked(SUB)), site.fake.nacked(SUB)) == (1, [])
+
+
+async def test_messages_that_come_twice_or_late_run_nothing_and_are_acknowledged(site: Site) -> None:
+    before, (ran, work) = messages(), ledger()
+    site.fake.inject(Duplicate(on=SUB, times=1))
+    twice, once, cancelled = wake_ups = await site.published(3)
+    [waiting] = await site.queued()
+    await site.conn.execute(
+        "UPDATE outbox SET status = 'waiting', run_at = now() + interval '1 h' WHERE job_id = %s",
+        [waiting.job_id],
+    )
+    await site.stage.cancel(cancelled.job_id)
+    async with site.worker(work):
+        await site.scene.ended(*ids(wake_ups))
+        unknown = json.dumps({"job_id": "01990000-0000-7000-8000-000000000000"}).encode()
+        for data in (twice.message.data, waiting.message.data, unknown):
+            site.send(data)
+        await until(lambda: known(messages()["late"] - before["late"] >= 5))
+        await site.settled()
+    assert ran == {twice.job_id: 1, once.job_id: 1}
+    assert messages() - before == {"claimed": 2, "late": 5}
+    assert (len(site.fake.acked(SUB)), site.fake.nacked(SUB)) == (6, [])
+    await site.stage.cancel(waiting.job_id)
+
+
+async def test_a_message_whose_acknowledgement_is_lost_comes_again_and_is_late(site: Site) -> None:
+    before, (ran, work) = messages(), ledger()
+    site.fake.inject(Fail(method="Acknowledge", times=1))
+    wake_ups = await site.published()
+    async with site.worker(work):
+        await site.scene.ended(*ids(wake_ups))
+        await until(lambda: known(messages()["unacknowledged"] > before["unacknowledged"]))
+        site.redeliver()
+        await until(lambda: known(site.fake.acked(SUB)))
+    assert ran == dict.fromkeys(ids(wake_ups), 1)
+    assert messages() - before == {"claimed": 1, "late": 1, "unacknowledged": 1}
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\x00", b"[]", b'"x"', b'{"job_id": 5}', b'{"job_id": null}', b'{"job_id": "no-uuid"}', b"{}"]
+)
+async def test_what_cannot_be_read_becomes_a_dead_letter_with_its_bytes(site: Site, data: bytes) -> None:
+    before, (ran, work) = messages(), ledger()
+    site.fake.inject(DropAcks(on=SUB, times=1))
+    async with site.worker(work):
+        message_id = site.send(data)
+        await site.scene.row("SELECT 1 FROM outbox_events")
+        await until(lambda: known(site.fake.calls["Acknowledge"]))
+        site.redeliver()
+        await until(lambda: known(site.fake.acked(SUB) == [message_id]))
+        await site.scene.ended(*ids(await site.published()))
+    cursor = await site.conn.execute("SELECT payload, attributes FROM outbox_events WHERE topic = 'dead-letters'")
+    letters = await cursor.fetchall()
+    assert [attributes["message_id"] for _, attributes in letters] == [f"{message_id}:DeadLetterMessage"] * 2
+    body = json.loads(letters[0][0])
+    assert base64.b64decode(body.pop("raw")) == data
+    assert body.pop("failed_at").endswith("Z")
+    assert body.pop("error")["type"] == "Undecodable"
+    assert body == {
+        "job_id": None,
+        "user_id": None,
+        "preset": None,
+        "reason": "undecodable message",
+        "attempts": 0,
+        "schema_version": 1,
+    }
+    assert (messages() - before)["undecodable"] == 2
+
+
+@pytest.mark.parametrize("heeds_flow_control", [True, False])
+async def test_while_the_database_is_away_nothing_is_settled_and_no_more_is_read_than_fits(
+    site: Site, monkeypatch: pytest.MonkeyPatch, heeds_flow_control: bool
+) -> None:
+    monkeypatch.setattr("worker.pubsub.DATABASE_PAUSE_SECONDS", 0.05)
+    ran, work = ledger()
+    async with cutter(site.scene.url) as database, site.worker(work, slots=4, url=database.url) as worker:
+        await site.scene.row("SELECT 1 FROM workers")
+        await until(lambda: known(site.fake.streams(SUB)))
+        if not heeds_flow_control:
+            for receiver in site.subscription.receivers:
+                receiver.max_messages = math.inf
+        database.down = True
+        with capture_logs() as logs:
+            wake_ups = []
+            for _ in range(10):
+                wake_ups += await site.published()
+            await until(lambda: known(sum(line["event"] == "claim.failed" for line in logs) >= 3))
+        assert 0 < len(source_of(worker)._at_hand) <= 4
+        assert len(site.subscription.outstanding) <= (4 if heeds_flow_control else 10)
+        assert site.fake.calls["Acknowledge"] == site.fake.calls["ModifyAckDeadline"] == 0
+        database.down = False
+        await site.scene.ended(*ids(wake_ups))
+        await site.settled()
+    assert ran == dict.fromkeys(ids(wake_ups), 1)
+    assert (len(site.fake.acked(SUB)), site.fake.nacked(SUB)) == (10, [])
+
+
+async def test_what_cannot_be_read_is_kept_while_the_database_is_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pubsub.DATABASE_PAUSE_SECONDS", 0.05)
+    _, work = ledger()
+    async with cutter(site.scene.url) as database, site.worker(work, url=database.url):
+        await site.scene.row("SELECT 1 FROM workers")
+        database.down = True
+        message_id = site.send(b"?")
+        with capture_logs() as logs:
+            await until(lambda: known(any(line["event"] == "message.undecodable" for line in logs)))
+            await until(lambda: known(sum(line["event"] == "claim.failed" for line in logs) >= 2))
+        assert site.fake.calls["Acknowledge"] == 0
+        database.down = False
+        await until(lambda: known(site.fake.acked(SUB) == [message_id]))
+    assert await fetchone(site.conn, "SELECT count(*) FROM outbox_events") == (1,)
+
+
+async def test_with_all_slots_taken_messages_stay_with_the_broker(site: Site) -> None:
+    free = asyncio.Event()
+    ran: list[Any] = []
+
+    @preset()
+    async def work(job: Any, _run: Any) -> None:
+        ran.append(job.id)
+        await free.wait()
+
+    wake_ups = await site.published(20)
+    async with site.worker(work, slots=2):
+        await site.scene.row(LEASED, 2)
+        await until(lambda: known(len(site.subscription.outstanding) == 2))
+        assert (site.subscription.delivered.total, len(site.subscription.backlog)) == (4, 16)
+        free.set()
+        await site.scene.ended(*ids(wake_ups))
+        await site.settled()
+    assert sorted(ran) == sorted(ids(wake_ups))
+
+
+async def test_a_worker_whose_lease_is_gone_acknowledges_nothing(site: Site) -> None:
+    ran, work = ledger()
+    async with site.worker(work, lease=60) as worker:
+        await site.scene.row("DELETE FROM workers RETURNING id")
+        wake_ups = await site.published()
+        await until(lambda: known(source_of(worker)._at_hand))
+        claims = worker.consumer._claims
+        await until(lambda: known(worker.consumer._claims > claims and not worker.consumer._claiming))
+        assert len(site.subscription.outstanding) == 1
+        assert site.fake.calls["Acknowledge"] == site.fake.calls["ModifyAckDeadline"] == 0
+        worker.consumer._lease.beat_now()
+        await site.scene.ended(*ids(wake_ups))
+        await site.settled()
+    assert ran == dict.fromkeys(ids(wake_ups), 1)
+
+
+async def test_a_drain_gives_back_what_is_at_hand_and_closes_its_stream_without_cancelling_it(
+    site: Site,
+) -> None:
+    before, free = messages(), asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, _run: Any) -> None:
+        await free.wait()
+
+    await site.published(6)
+    async with site.worker(work, slots=2) as worker:
+        await site.scene.row(LEASED, 2)
+        await until(lambda: known(len(site.subscription.outstanding) == 2))
+        stream = source_of(worker)._stream
+        assert stream
+        worker.stop.set()
+        await until(lambda: known(len(site.fake.nacked(SUB)) == 2))
+        assert site.fake.streams(SUB) == 0
+        free.set()
+        assert await worker.ended() == 0
+    assert not stream._call.cancelled()
+    assert await stream._call.code() is grpc.StatusCode.OK
+    assert (len(site.fake.acked(SUB)), site.subscription.outstanding) == (2, {})
+    assert messages() - before == {"claimed": 2, "given_back": 2}
+    assert await fetchone(site.conn, "SELECT count(*) FROM outbox WHERE status = 'published'") == (4,)
+
+
+@pytest.mark.parametrize("fault", ["gone", "mute"])
+async def test_a_drain_is_bounded_when_the_broker_does_not_answer(
+    site: Site, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    for name in ("pubsub.CALL_SECONDS", "pubsub.CLOSE_SECONDS", "stream.CLOSE_SECONDS"):
+        monkeypatch.setattr(f"worker.{name}", 0.2)
+    if fault == "mute":
+        site.fake.inject(Delay(method="StreamingPull", seconds=60, times=1))
+    ran, work = ledger()
+    async with site.worker(work) as worker:
+        await until(lambda: known(site.fake.calls["StreamingPull"]))
+        if fault == "gone":
+            await site.scene.ended(*ids(await site.published()))
+            await site.fake.stop()
+        began = time.monotonic()
+        assert await worker.stopped() == 0
+        assert time.monotonic() - began < 3
+    assert len(ran) == (fault == "gone")
