@@ -33,6 +33,8 @@ from engine.source import Stranded
 from worker.stream import CLOSE_SECONDS, Received, Stream
 
 CALL_SECONDS: Final = 5.0
+ACK_PAUSES: Final = (0.1, 1.0, 0.0)
+"""Seconds after each try to acknowledge that failed."""
 MAX_IDS: Final = 1000
 """Of one request; an ack id has up to 200 bytes, and a request 512 KiB."""
 SILENT_SECONDS: Final = 10.0
@@ -133,8 +135,10 @@ class PubSubSource:
                 establishing = asyncio.create_task(self._establish(self._stream))
                 try:
                     await self._receive(self._stream, wake)
+                    if not self._stream.closing:
+                        self._lost(Fault.PASSING, grpc.StatusCode.OK, "the broker has ended it")
                 except grpc.RpcError as error:
-                    self._lost(error)
+                    self._lost(fault(error), code(error), details(error))
                 finally:
                     establishing.cancel()
                     self._stream.close()
@@ -189,8 +193,7 @@ class PubSubSource:
         if self._breaker.succeed():
             log.info("stream.found", subscription=self._subscription, after_seconds=round(seconds, 1))
 
-    def _lost(self, error: grpc.RpcError) -> None:
-        kind = fault(error)
+    def _lost(self, kind: Fault, reason: grpc.StatusCode, error: str) -> None:
         # Nothing can be done about a refusal either but to try again, and to say so.
         kind = Fault.MISCONFIGURED if kind is Fault.REFUSED else kind
         if self._breaker.fail(kind) and not self._closing.is_set():
@@ -198,8 +201,8 @@ class PubSubSource:
             log.warning(
                 "stream.lost",
                 subscription=self._subscription,
-                reason=code(error).name,
-                error=details(error),
+                reason=reason.name,
+                error=error,
                 mend=mend,
             )
 
@@ -244,13 +247,18 @@ class PubSubSource:
             MESSAGES.labels("given_back").inc(len(batch))
 
     async def _acknowledge(self, ids: Sequence[str]) -> list[None]:
+        """Tried again, for what is not acknowledged takes room in the stream until its deadline."""
         request = RawAcknowledge(subscription=self._subscription, ack_ids=ids)
-        try:
-            await self._transport.acknowledge(
-                request, timeout=CALL_SECONDS, metadata=routed(self._subscription, "subscription")
-            )
-        except grpc.RpcError:
-            MESSAGES.labels("unacknowledged").inc(len(ids))  # they come again, and are late
+        for seconds in ACK_PAUSES:
+            try:
+                await self._transport.acknowledge(
+                    request, timeout=CALL_SECONDS, metadata=routed(self._subscription, "subscription")
+                )
+            except grpc.RpcError:
+                await pause(self._closing, seconds)
+            else:
+                return [None] * len(ids)
+        MESSAGES.labels("unacknowledged").inc(len(ids))  # they come again, and are late
         return [None] * len(ids)
 
     async def aclose(self) -> None:

@@ -31,4 +31,11 @@ async def entry(job: Any, run: Any) -> Completed:
     return Completed({"said": job.content}, effects)
 
 
-pipelines: list[Pipeline] = [entry]
+@pipeline("moment")
+async def moment(_job: Any, _run: Any) -> str:
+    """A moment's work."""
+    await asyncio.sleep(random.random() * MAX_RUN_SECONDS)  # noqa: S311
+    return "done"
+
+
+pipelines: list[Pipeline] = [entry, moment]
