@@ -132,7 +132,7 @@ class Post:
             "UPDATE outbox_events SET publish_until = publish_until - interval '10 s'"
         )
 
-    async def all_left(self) -> None:
+    async def all_left(self, seconds: float = WAIT) -> None:
         """Wait until no job is ready and no event is due, and nothing is reserved."""
 
         async def look() -> bool:
@@ -142,4 +142,4 @@ class Post:
             )
             return await fetchone(self.conn, left) == (0,)
 
-        await until(look)
+        await until(look, seconds)
