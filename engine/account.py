@@ -11,9 +11,19 @@ import structlog
 
 from engine.errors import LeaseLost
 from engine.executor import Execution
-from engine.metrics import ATTEMPTS, JOBS_FINISHED, RUN_SECONDS, WAIT_SECONDS
-from engine.model import Cancelled, Completed, Failed, JobState, Outcome, Retry
+from engine.metrics import (
+    ATTEMPTS,
+    DEAD_LETTERS,
+    JOB_SECONDS,
+    JOBS_FINISHED,
+    OUTCOMES_DROPPED,
+    RUN_SECONDS,
+    STAGE_SECONDS,
+    WAIT_SECONDS,
+)
+from engine.model import Attempt, Cancelled, Completed, Failed, JobState, Outcome, Retry
 from engine.outcome import describe, label
+from engine.pace import Pace
 
 T = TypeVar("T")
 
@@ -24,34 +34,67 @@ class Account:
     """Counts by preset, with every labelled child looked up once: an unbound lookup costs 7 µs."""
 
     def __init__(self) -> None:
+        self.pace = Pace()
         self._tallies = _Made(_Tally)
+        self._claimed, self._ran, self._recorded = (
+            STAGE_SECONDS.labels(stage).observe for stage in ("claim", "run", "record")
+        )
         self._log = structlog.get_logger().bind()  # now, for the lazy proxy binds anew at each line
         self._telling = self._log.is_enabled_for(logging.INFO)
+
+    def started(self, attempt: Attempt) -> None:
+        """Count how long a job that starts now has waited: since it was due, and since it could be claimed."""
+        tally = self._tallies[attempt.job.preset]
+        tally.waited(_waited(attempt), attempt.job.traceparent)
+        self._claimed(max((attempt.started_at - attempt.ready_at).total_seconds(), 0.0))
 
     def ended(self, execution: Execution) -> str:
         """Count a run, and give the metadata to keep with its result, as JSON text."""
         attempt = execution.claimed
-        ran = time.monotonic() - execution.started
-        waited = max((attempt.started_at - attempt.due_at).total_seconds(), 0.0)
-        tally = self._tallies[attempt.job.preset]
-        tally.waited(waited)
-        tally.ran(ran)
-        return f'{{"run_seconds":{ran:.6f},"wait_seconds":{waited:.6f}}}'
+        ran = execution.ended_at - execution.started
+        self._tallies[attempt.job.preset].ran(ran, attempt.job.traceparent)
+        self._ran(ran)
+        return f'{{"run_seconds":{ran:.6f},"wait_seconds":{_waited(attempt):.6f}}}'
 
     def recorded(self, execution: Execution, outcome: Outcome | Exception) -> None:
-        """Count and log an attempt whose outcome is in the database, or, with an exception, never will be."""
-        tally = self._tallies[execution.claimed.job.preset]
+        """Count and log an attempt whose outcome is in the database, or, with an exception, never will be.
+
+        An attempt that is lost is counted by whoever takes it back, in the transaction that does.
+        """
+        attempt = execution.claimed
+        tally = self._tallies[attempt.job.preset]
         if isinstance(outcome, Exception):
-            tally.attempts["lost"].inc()
+            tally.dropped()
             refused = None if isinstance(outcome, LeaseLost) else f"{type(outcome).__name__}: {outcome}"
             _log(self._log.warning, execution, "lost", refused)
             return
         name = label(outcome)
-        tally.attempts[name].inc()
+        tally.attempts[name]()
+        self.pace.count(attempt.job.preset)
+        now = time.monotonic()
+        self._recorded(now - execution.ended_at)
         if state := RESULTS.get(type(outcome)):
-            tally.finished[state].inc()
+            tally.finished[state]()
+            if state is JobState.FAILED:
+                tally.dead_letters[name]()
+            elif state is JobState.COMPLETED:
+                # The claim was timed by the database's clock, as the job's creation; since then only ours has run.
+                age = (attempt.started_at - attempt.job.created_at).total_seconds()
+                tally.completed(age + now - execution.started, attempt.job.traceparent)
         if self._telling:
             _log(self._log.info, execution, name, _error(outcome))
+
+    def released(self, preset: str, state: JobState) -> None:
+        """Count an attempt that the database had given to this worker, and that was given back unseen."""
+        cancelled = state is JobState.CANCELLED
+        tally = self._tallies[preset]
+        tally.attempts["cancelled" if cancelled else "released"]()
+        if cancelled:
+            tally.finished[state]()
+
+
+def _waited(attempt: Attempt) -> float:
+    return max((attempt.started_at - attempt.due_at).total_seconds(), 0.0)
 
 
 def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error: str | None) -> None:
@@ -78,10 +121,13 @@ class _Tally:
     """The metrics of one preset."""
 
     def __init__(self, preset: str) -> None:
-        self.waited = WAIT_SECONDS.labels(preset).observe
-        self.ran = RUN_SECONDS.labels(preset).observe
-        self.attempts = _Made(lambda outcome: ATTEMPTS.labels(preset, outcome))
-        self.finished = _Made(lambda state: JOBS_FINISHED.labels(preset, state))
+        self.waited = WAIT_SECONDS.labels(preset).traced
+        self.ran = RUN_SECONDS.labels(preset).traced
+        self.completed = JOB_SECONDS.labels(preset).traced
+        self.dropped = OUTCOMES_DROPPED.labels(preset).inc
+        self.attempts = _Made(lambda outcome: ATTEMPTS.labels(preset, outcome).inc)
+        self.finished = _Made(lambda state: JOBS_FINISHED.labels(preset, state).inc)
+        self.dead_letters = _Made(lambda reason: DEAD_LETTERS.labels(preset, reason).inc)
 
 
 class _Made(dict[str, T]):

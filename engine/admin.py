@@ -1,15 +1,18 @@
-"""The admin server of each process: /metrics, /healthz and /readyz, on a port that clients do not reach."""
+"""The admin server of each process: /metrics, /healthz, /readyz and /autoscale, on a port that clients do not reach."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
-from engine.errors import ConfigurationError
+from engine.autoscale import Autoscale
+from engine.errors import ConfigurationError, DatabaseUnavailable
+from engine.metrics import BUILD, LOOP_LAG_SECONDS
 from engine.settings import Settings
 
 Check = Callable[[], Awaitable[None]]
@@ -17,6 +20,7 @@ Checks = Mapping[str, Check]
 
 PORTS: Mapping[str, int] = {"web": 9191, "relay": 9192, "worker": 9193}
 CHECK_SECONDS = 3.0
+LAG_SECONDS = 0.25
 RETRY_SECONDS = "1"
 
 
@@ -38,6 +42,8 @@ async def health(checks: Checks) -> web.Response:
 @asynccontextmanager
 async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIterator[int]:
     """Serve until the block ends; gives the port. `checks` decide /readyz; answering at all is /healthz."""
+    BUILD.info({"version": version("outrider"), "role": role, "transport": settings.transport})
+    autoscale = Autoscale(settings)
 
     async def alive(_request: web.Request) -> web.Response:
         return await health({})
@@ -45,16 +51,25 @@ async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIt
     async def ready(_request: web.Request) -> web.Response:
         return await health(checks)
 
+    async def scaled(_request: web.Request) -> web.Response:
+        try:
+            return web.json_response(await autoscale.answer())
+        except DatabaseUnavailable as error:
+            body = {"status": "unavailable", "detail": str(error)}
+            return web.json_response(body, status=503, headers={"Retry-After": RETRY_SECONDS})
+
     app = web.Application()
     app.add_routes(
         [
             web.get("/metrics", make_aiohttp_handler()),
             web.get("/healthz", alive),
             web.get("/readyz", ready),
+            web.get("/autoscale", scaled),
         ]
     )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
+    lag = asyncio.create_task(_observe_lag())
     try:
         port = PORTS[role] if settings.admin_port is None else settings.admin_port
         site = web.TCPSite(runner, settings.admin_host, port)
@@ -64,7 +79,18 @@ async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIt
             raise ConfigurationError([f"OUTRIDER_ADMIN_PORT: {error.strerror or error}"]) from error
         yield runner.addresses[0][1]
     finally:
+        lag.cancel()
         await runner.cleanup()
+        await autoscale.aclose()
+
+
+async def _observe_lag() -> None:
+    """How late the loop is for a timer: what everything that runs on it waits for, beside its own work."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        due = clock() + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        LOOP_LAG_SECONDS.observe(max(0.0, clock() - due))
 
 
 async def _said(check: Check) -> str:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from engine.db import fetchall
+from engine.db import fetchall, timed
 from engine.model import JobState
 
 
@@ -35,6 +35,7 @@ ORDER BY a.seq
 """
 
 
+@timed("history")
 async def history(
     conn: AsyncConnection[Any], job_id: UUID, owner: str | None, after: int = -1
 ) -> list[AuditRow] | None:

@@ -17,6 +17,7 @@ from engine.account import Account
 from engine.db import Pool, lent, open_pool
 from engine.errors import DatabaseUnavailable
 from engine.executor import GRACE_SECONDS, Execution
+from engine.jobs import presets_of
 from engine.lease import Lease
 from engine.metrics import WORKER_BUSY, WORKER_SLOTS
 from engine.model import Attempt, Cancelled, Outcome, Released
@@ -84,6 +85,7 @@ class Consumer:
             lease_seconds,
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._held)],
+            pace=self._account.pace,
         )
         self._recorder = Recorder(
             url, effects, lambda: self._lease.worker_id, self._on_recorded, announce=announce
@@ -165,6 +167,7 @@ class Consumer:
         return len(attempts)
 
     def _start(self, attempt: Attempt) -> None:
+        self._account.started(attempt)
         execution = Execution(attempt, self._registry[attempt.job.preset], self._on_end, self._on_idle)
         self._occupied.add(execution)
         self._held[attempt.key] = execution
@@ -223,7 +226,10 @@ class Consumer:
         log.warning("attempts.released", reason="unknown to their worker", rows=len(rows))
         with suppress(DatabaseUnavailable, Error):  # two beats later they are found again
             async with lent(self._pool) as conn:
-                await put_back(conn, worker_id, rows, announce=self._announce)
+                presets = await presets_of(conn, [row.job_id for row in rows])
+                released = await put_back(conn, worker_id, rows, announce=self._announce)
+            for (job_id, _), state in released.items():
+                self._account.released(presets[job_id], state)
 
     async def _watch(self) -> None:
         """Many times a lease: prove that the loop lives, end what is overdue or lost, and look for stuck slots."""

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, LiteralString
+from functools import partial, wraps
+from typing import Any, Final, LiteralString, ParamSpec, TypeVar
 
 from psycopg import AsyncConnection, Error, OperationalError, errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from engine import metrics
 from engine.errors import DatabaseUnavailable
 
 Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
 Rows = list[TupleRow]
+P = ParamSpec("P")
+R = TypeVar("R")
+Running = Coroutine[Any, Any, R]
 
 CONNECT_SECONDS: Final = 5
 STATEMENT_SECONDS: Final = 10.0
@@ -82,7 +88,18 @@ async def open_pool(url: str, *, name: str, size: int, strangers: bool = False) 
         reset=_discard if strangers else None,
     )
     async with pool:
+        _show(name, pool)
         yield pool
+
+
+def _show(name: str, pool: Pool) -> None:
+    """Have a scrape ask the pool itself: that costs no query."""
+    for state, figure in (("open", "pool_size"), ("idle", "pool_available"), ("waiting", "requests_waiting")):
+        metrics.POOL_CONNECTIONS.labels(name, state).set_function(partial(_figure, pool, figure))
+
+
+def _figure(pool: Pool, name: str) -> float:
+    return pool.get_stats().get(name, 0)
 
 
 async def _discard(conn: Connection) -> None:
@@ -138,6 +155,24 @@ async def fetchone(
     async with conn.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(statement, parameters)
         return await cursor.fetchone()
+
+
+def timed(statement: str) -> Callable[[Callable[P, Running[R]]], Callable[P, Running[R]]]:
+    """Observe how long the decorated function takes, as the seconds of `statement`: it runs that and little else."""
+    observe = metrics.STATEMENT_SECONDS.labels(statement).observe
+
+    def around(run: Callable[P, Running[R]]) -> Callable[P, Running[R]]:
+        @wraps(run)
+        async def observed(*args: P.args, **kwargs: P.kwargs) -> R:
+            began = time.perf_counter()
+            try:
+                return await run(*args, **kwargs)
+            finally:
+                observe(time.perf_counter() - began)
+
+        return observed
+
+    return around
 
 
 def sever(conn: Connection) -> None:

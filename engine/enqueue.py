@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 from psycopg import AsyncConnection
 
-from engine.db import array, fetchall, fetchone
+from engine.db import array, fetchall, fetchone, timed
 from engine.errors import IdempotencyMismatch, InvalidJob, Overloaded, Problem
 from engine.model import Job, NewJob
 from engine.pipeline import PRESET
@@ -126,6 +126,7 @@ async def enqueue(conn: AsyncConnection[Any], new: NewJob) -> Job:
     )
 
 
+@timed("enqueue")
 async def enqueue_group(
     conn: AsyncConnection[Any], submissions: Sequence[Submission]
 ) -> list[Accepted | Exception]:

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, LiteralString, NamedTuple
 from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
-from engine.db import bare_array, fetchall
+from engine.db import bare_array, fetchall, timed
 from engine.messages import Message
 
 Topic = Literal["results", "dead-letters"]
@@ -96,6 +96,7 @@ class Event(NamedTuple):
         return self.id
 
 
+@timed("reserve events")
 async def reserve(
     conn: AsyncConnection[Any], topic: Topic, *, low: int, limit: int, max_bytes: int, seconds: float
 ) -> list[Event]:
@@ -105,6 +106,7 @@ async def reserve(
     return sorted(Event(id_, topic, Message(bytes(payload), attributes)) for id_, payload, attributes in rows)
 
 
+@timed("published events")
 async def published(conn: AsyncConnection[Any], events: Sequence[Event]) -> None:
     """Delete what has been published; another relay may have done so too."""
     await conn.execute(PUBLISHED, [bare_array(event.id for event in events)])

@@ -50,6 +50,7 @@ class Execution:
         self.started = time.monotonic()
         self.deadline = self.started + (attempt.timeout_seconds or pipeline.timeout)
         self.ended = False
+        self.ended_at = self.started
         self.idle = False
         self.progress_n = 0
         self.reported_n = 0
@@ -174,4 +175,5 @@ class Execution:
     def _end(self, outcome: Outcome) -> None:
         if not self.ended:
             self.ended = True
+            self.ended_at = time.monotonic()
             self._on_end(self, outcome)

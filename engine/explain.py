@@ -11,6 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
+from engine.db import timed
 from engine.errors import JobNotFound
 from engine.model import MAX_CRASHES, JobState
 from engine.pipeline import Pipeline
@@ -91,6 +92,7 @@ WHERE s.job_id = %(id)s AND (%(owner)s::text IS NULL OR s.user_id = %(owner)s)
 """
 
 
+@timed("explain")
 async def explain(
     conn: AsyncConnection[Any], registry: Mapping[str, Pipeline], job_id: UUID, owner: str | None
 ) -> Explanation:

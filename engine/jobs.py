@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, LiteralString, NamedTuple
@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from engine.db import array, fetchall
+from engine.db import array, fetchall, timed
 from engine.model import JobState
 
 
@@ -73,6 +73,8 @@ LEFT JOIN job_results r ON r.job_id = ask.id
 LEFT JOIN job_progress p ON p.job_id = ask.id AND p.attempt = o.attempt AND o.status = 'leased'
 WHERE o.job_id IS NOT NULL OR r.job_id IS NOT NULL
 """
+
+PRESETS: LiteralString = "SELECT id, preset FROM jobs WHERE id = ANY (%s::uuid[])"
 
 _PAGE_HEAD: LiteralString = """
 SELECT s.job_id, s.user_id, s.preset, NULL AS content, s.metadata::text AS metadata, s.priority, s.attempt,
@@ -160,6 +162,7 @@ _FOUND: Final[Mapping[JobState | None, LiteralString]] = {
 }
 
 
+@timed("read")
 async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None]]) -> list[JobView | None]:
     """The job of each (id, owner), in order; None where there is none or it is another owner's."""
     async with conn.cursor(row_factory=class_row(JobView)) as cursor:
@@ -169,6 +172,12 @@ async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None
     return [view if view and owner in (None, view.user_id) else None for view, owner in views]
 
 
+async def presets_of(conn: AsyncConnection[Any], ids: Iterable[UUID]) -> dict[UUID, str]:
+    """The preset of each job that there is."""
+    return dict(await fetchall(conn, PRESETS, [array(ids)]))
+
+
+@timed("page")
 async def page(
     conn: AsyncConnection[Any],
     *,
@@ -195,6 +204,7 @@ async def page(
         return await cursor.fetchall()
 
 
+@timed("pulse")
 async def pulse(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, Pulse]:
     """Version, progress and state of each id that exists."""
     rows = await fetchall(conn, PULSE, [array(ids)])

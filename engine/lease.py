@@ -18,7 +18,8 @@ import structlog
 
 from engine import workers
 from engine.db import LINK, with_options
-from engine.metrics import HEARTBEATS
+from engine.metrics import HEARTBEATS, LEASES_LOST
+from engine.pace import Pace
 from engine.workers import Leased, Registration
 
 BEATS_PER_LEASE: Final = 3
@@ -42,12 +43,14 @@ class Lease:
         *,
         on_beat: Callable[[float, Leased], None],
         running: Callable[[], Sequence[str]],
+        pace: Pace,
     ) -> None:
         self.seconds = seconds
         self._url = url
         self._worker = worker
         self._on_beat = on_beat
         self._running = running
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._id: int | None = None
         self._acknowledged = 0.0
@@ -83,7 +86,9 @@ class Lease:
 
     def abandon(self) -> None:
         """Give the id up; the thread registers a new one at its next beat."""
-        self._id = None
+        lost, self._id = self._id, None
+        if lost is not None:
+            LEASES_LOST.inc()
         self._due.set()
 
     def close(self) -> None:
@@ -144,7 +149,7 @@ class Lease:
             log.info("worker.registered", worker=self._id, name=self._worker.name)
             leased: Leased | None = {}
         else:
-            leased = workers.beat(conn, worker_id, self.seconds)
+            leased = workers.beat(conn, worker_id, self.seconds, self._pace.look())
         if leased is None:
             HEARTBEATS.labels("gone").inc()
             self.abandon()

@@ -14,16 +14,26 @@ from typing import Any, Final, LiteralString
 import structlog
 from psycopg import AsyncConnection, Error
 
-from engine.db import Connection, HotConnection, Pool, fetchall, lent
+from engine.db import Connection, HotConnection, Pool, lent
 from engine.errors import DatabaseUnavailable
-from engine.metrics import MAINTENANCE_ERRORS, MAINTENANCE_ROWS, OUTBOX_OLDEST, OUTBOX_ROWS, SAMPLED_AT
+from engine.metrics import (
+    ATTEMPTS,
+    DEAD_LETTERS,
+    JOBS_FINISHED,
+    LAPSES,
+    MAINTENANCE_ERRORS,
+    MAINTENANCE_ROWS,
+)
 from engine.model import JobState, first_id_of
 from engine.moves import lapse, promote
+from engine.moves.upkeep import Lapsed
 from engine.process import pause
+from engine.sampler import Sampler
 
 BATCH: Final = 1000
 DEAD_ROWS: Final = 10_000
 PROMOTE_SECONDS: Final = 0.2
+SAMPLE_SECONDS: Final = 5.0
 CHORE_SECONDS: Final = 60.0
 SHOWN: Final = 10
 """How many jobs of a dead worker a log line names."""
@@ -65,23 +75,6 @@ DELETE FROM job_results WHERE job_id IN (SELECT job_id FROM old)
 DEAD: LiteralString = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass"
 VACUUM: LiteralString = "VACUUM (SKIP_LOCKED, TRUNCATE false) outbox"
 
-# Bounded: an exact count of five million rows costs half a second.
-SAMPLE: LiteralString = """
-SELECT preset, status, count(*) FROM (SELECT preset, status FROM outbox LIMIT 100000) o GROUP BY preset, status
-"""
-
-# The head of each lane by its index, whatever stands behind it.
-OLDEST: LiteralString = """
-SELECT min(head.ready_at)
-FROM unnest(%s::text[]) AS lane(preset)
-CROSS JOIN generate_series(1, 4) AS priority
-CROSS JOIN LATERAL (
-    SELECT ready_at FROM outbox
-    WHERE status = 'ready' AND outbox.preset = lane.preset AND outbox.priority = priority::smallint
-    ORDER BY position
-    LIMIT 1) head
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Chore:
@@ -113,15 +106,14 @@ class Maintenance:
         # Effects may hold the whole pool; these two must go on, for nothing else brings their jobs back.
         self._promoting = HotConnection(url, name="promote")
         self._lapsing = HotConnection(url, name="lapse")
+        self.sampler = Sampler(url)
         self._lapsing_since: tuple[Connection, float] | None = None
         self._vacuum_after = 0.0
         self._cycled = time.monotonic()
-        self._sampled: set[tuple[str, str]] = set()
         self.chores = [
             Chore("prune_progress", 30.0, _statement(PRUNE_PROGRESS)),
             Chore("prune_keys", 60.0, _statement(PRUNE_KEYS)),
             Chore("vacuum", 2.0, self._vacuum),
-            Chore("sample", 5.0, self._sample),
         ]
         if retention_days:
             self.chores.append(Chore("prune_jobs", 60.0, self._prune_jobs))
@@ -137,6 +129,7 @@ class Maintenance:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._every(stop, "promote", PROMOTE_SECONDS, self._promote))
                 group.create_task(self._every(stop, "lapse", self._lease_seconds / 6, self._lapse))
+                group.create_task(self._every(stop, "sample", SAMPLE_SECONDS, self.sampler.sample))
                 for chore in self.chores:
                     group.create_task(self._every(stop, chore.name, chore.period, self._lent(chore)))
         finally:
@@ -145,6 +138,7 @@ class Maintenance:
     async def aclose(self) -> None:
         await self._promoting.aclose()
         await self._lapsing.aclose()
+        await self.sampler.aclose()
 
     async def _every(
         self, stop: asyncio.Event, name: str, period: float, work: Callable[[], Awaitable[int]]
@@ -188,6 +182,8 @@ class Maintenance:
                 await conn.execute("SELECT 1")
                 return 0
             lapsed = await lapse(conn, BATCH, announce=self._announce)
+        for each in lapsed:
+            _count(each)
         if lapsed:
             failed = sum(each.state is JobState.FAILED for each in lapsed)
             shown = [str(each.job_id) for each in lapsed[:SHOWN]]
@@ -213,18 +209,14 @@ class Maintenance:
         self._vacuum_after = time.monotonic() + (60.0 if await _dead(conn) >= DEAD_ROWS else 0.0)
         return 0
 
-    async def _sample(self, conn: Connection) -> int:
-        rows = await fetchall(conn, SAMPLE)
-        for preset, status in self._sampled - {(preset, status) for preset, status, _ in rows}:
-            OUTBOX_ROWS.labels(preset, status).set(0)
-        for preset, status, count in rows:
-            OUTBOX_ROWS.labels(preset, status).set(count)
-            self._sampled.add((preset, status))
-        [(oldest,)] = await fetchall(conn, OLDEST, [list({preset for preset, _, _ in rows})])
-        now = time.time()
-        OUTBOX_OLDEST.set(oldest.timestamp() if oldest else now)
-        SAMPLED_AT.set(now)
-        return 0
+
+def _count(lapsed: Lapsed) -> None:
+    LAPSES.labels(lapsed.preset).inc()
+    ATTEMPTS.labels(lapsed.preset, "lost").inc()
+    if lapsed.state.terminal:
+        JOBS_FINISHED.labels(lapsed.preset, lapsed.state).inc()
+    if lapsed.state is JobState.FAILED:
+        DEAD_LETTERS.labels(lapsed.preset, "lapsed").inc()
 
 
 def _statement(statement: LiteralString) -> Callable[[AsyncConnection[Any]], Awaitable[int]]:

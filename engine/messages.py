@@ -30,7 +30,10 @@ class Message(NamedTuple):
 
 
 class WakeUp(NamedTuple):
-    """A ready job whose workers are to be told. `(job_id, position, attempt)` names this turn of it."""
+    """A ready job whose workers are to be told. `(job_id, position, attempt)` names this turn of it.
+
+    `ready` is since when it has been so, by the monotonic clock.
+    """
 
     job_id: UUID
     position: int
@@ -40,6 +43,7 @@ class WakeUp(NamedTuple):
     priority: int
     created_at: datetime
     traceparent: str | None
+    ready: float = 0.0
 
     @property
     def lane(self) -> tuple[str, int]:

@@ -101,7 +101,8 @@ class Attempt(NamedTuple):
     """One execution of a job: `(job.id, number, worker_id)` is the fence of everything it writes.
 
     `errors` and `crashes` are what the job has spent of its budget before this attempt. `max_attempts` and
-    `timeout_seconds` of None are the preset's. `undecodable` says why the stored metadata cannot be read.
+    `timeout_seconds` of None are the preset's. `ready_at` is since when it could be claimed, by the outbox or by a
+    message. `undecodable` says why the stored metadata cannot be read.
     """
 
     job: Job
@@ -114,6 +115,7 @@ class Attempt(NamedTuple):
     position: int
     due_at: datetime
     started_at: datetime
+    ready_at: datetime
     undecodable: str | None = None
 
     @property

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection, Error
 
-from engine.db import Pool, array, lent
+from engine.db import Pool, array, lent, timed
 from engine.errors import DatabaseUnavailable
 from engine.executor import Execution
 
@@ -58,6 +58,7 @@ async def report_forever(pool: Pool, held: Mapping[tuple[UUID, int], Execution])
             execution.reported_n = progress.n
 
 
+@timed("report")
 async def report(conn: AsyncConnection[Any], latest: Sequence[Progress]) -> None:
     """Show `latest` to the jobs' owners, in one statement."""
     await conn.execute(REPORT, [array(column) for column in zip(*latest, strict=True)])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
+import orjson
 from psycopg import Connection
 
 REGISTER: LiteralString = """
@@ -16,7 +17,9 @@ RETURNING id
 
 BEAT: LiteralString = """
 WITH beat AS (
-    UPDATE workers SET expires_at = clock_timestamp() + %s * interval '1 second' WHERE id = %s RETURNING id
+    UPDATE workers SET expires_at = clock_timestamp() + %s * interval '1 second', drained = %s::jsonb
+    WHERE id = %s
+    RETURNING id
 )
 SELECT q.job_id, q.attempt, q.cancel_requested
 FROM beat LEFT JOIN outbox q ON q.worker_id = beat.id AND q.status = 'leased'
@@ -44,9 +47,15 @@ def register(conn: Connection[Any], worker: Registration, lease_seconds: float) 
     return int(row[0])
 
 
-def beat(conn: Connection[Any], worker_id: int, lease_seconds: float) -> Leased | None:
-    """Renew the lease and say what is leased under it; None when the row is gone, and everything with it."""
-    rows = conn.execute(BEAT, [lease_seconds, worker_id]).fetchall()
+def beat(
+    conn: Connection[Any], worker_id: int, lease_seconds: float, drained: Mapping[str, float]
+) -> Leased | None:
+    """Renew the lease and say what is leased under it; None when the row is gone, and everything with it.
+
+    `drained` tells how many attempts end a second, by preset.
+    """
+    asked = [lease_seconds, orjson.dumps(drained).decode(), worker_id]
+    rows = conn.execute(BEAT, asked).fetchall()
     if not rows:
         return None
     return {(job_id, attempt): cancel for job_id, attempt, cancel in rows if job_id is not None}

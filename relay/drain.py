@@ -14,7 +14,14 @@ from psycopg import Error
 
 from engine.breaker import Breaker
 from engine.errors import DatabaseUnavailable
-from engine.metrics import BREAKER_OPEN, PUBLISH_ERRORS, PUBLISH_SECONDS, PUBLISHED_ROWS
+from engine.metrics import (
+    BREAKER_OPEN,
+    PUBLISH_ERRORS,
+    PUBLISH_ROWS,
+    PUBLISH_SECONDS,
+    PUBLISHED_ROWS,
+    RELAY_CYCLED_AT,
+)
 from engine.process import pause
 from engine.pubsub import Fault, code, details, fault
 from relay.outgoing import ItemT, Outgoing
@@ -41,6 +48,10 @@ class Drain(Generic[ItemT]):
         self._room = asyncio.Semaphore(IN_FLIGHT)
         self._blind = False
         self._cycled = time.monotonic()
+        self._seconds = PUBLISH_SECONDS.labels(self._name)
+        self._rows = PUBLISH_ROWS.labels(self._name)
+        self._shown_cycle = RELAY_CYCLED_AT.labels(self._name)
+        self._shown_cycle.set_to_current_time()
         self._show(None)
 
     def wake(self) -> None:
@@ -58,6 +69,7 @@ class Drain(Generic[ItemT]):
             async with asyncio.TaskGroup() as sends:
                 while not stop.is_set():
                     if self._breaker.pause:
+                        self._shown_cycle.set_to_current_time()
                         await pause(stop, self._breaker.pause)
                         continue
                     # Cleared before rows are taken: a hint that comes meanwhile must not be lost.
@@ -89,6 +101,7 @@ class Drain(Generic[ItemT]):
         if self._blind:
             log.info("outbox.found", topic=self._name)
         self._blind, self._cycled = False, time.monotonic()
+        self._shown_cycle.set_to_current_time()
         return items
 
     async def _send(self, items: Sequence[ItemT]) -> None:
@@ -102,7 +115,8 @@ class Drain(Generic[ItemT]):
 
     async def _publish(self, items: Sequence[ItemT]) -> None:
         try:
-            with PUBLISH_SECONDS.labels(self._name).time():
+            self._rows.observe(len(items))
+            with self._seconds.time():
                 await self._publisher.publish(self._topic, [item.message for item in items])
         except grpc.RpcError as error:
             PUBLISH_ERRORS.labels(self._name, code(error).name.lower()).inc()

@@ -6,6 +6,7 @@ Rows are reserved for some seconds, and then told what became of them. Every met
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol, TypeVar
@@ -17,7 +18,7 @@ from engine.cursor import Cursor, Marks
 from engine.db import Connection, HotConnection
 from engine.events import Event, Topic
 from engine.messages import Message, WakeUp
-from engine.metrics import EVENTS_REFUSED, WAKE_UPS_REFUSED
+from engine.metrics import EVENTS_REFUSED, STAGE_SECONDS, WAKE_UPS_REFUSED
 from engine.moves import lanes_of, publish
 
 RESERVED_SECONDS: Final = 10.0
@@ -61,6 +62,7 @@ class WakeUps:
         self._links = Links(url, "jobs")
         self._cursor: Cursor[WakeUp] = Cursor()
         self._presets = list(presets)
+        self._published = STAGE_SECONDS.labels("publish").observe
 
     def learn(self, presets: Iterable[str]) -> None:
         """Look for jobs of these presets too."""
@@ -79,6 +81,12 @@ class WakeUps:
             return await publish.reserve(conn, lanes, limit=MAX_ROWS, seconds=RESERVED_SECONDS)
 
     async def sent(self, items: Sequence[WakeUp]) -> None:
+        now = time.monotonic()
+        for item in items:
+            self._published(now - item.ready)
+        await self._mark(items)
+
+    async def _mark(self, items: Sequence[WakeUp]) -> None:
         async with self._links.marking() as conn:
             await publish.published(conn, items)
 
@@ -90,7 +98,7 @@ class WakeUps:
         """Mark it as published all the same: workers look for jobs whose message does not come."""
         WAKE_UPS_REFUSED.inc()
         log.warning("wake_up.refused", job_id=item.job_id, preset=item.preset, reason=reason)
-        await self.sent([item])
+        await self._mark([item])
 
     async def aclose(self) -> None:
         await self._links.aclose()

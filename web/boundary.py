@@ -10,9 +10,9 @@ from typing import Final
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from prometheus_client import Histogram
 
 from engine import metrics
+from engine.metrics import Histogram
 from web import problems, requests
 from web.operations import Api, Handler
 
@@ -41,7 +41,7 @@ def boundary(api: Api) -> Middleware:
             response.force_close()
         seconds = time.perf_counter() - started
         resource = request.match_info.route.resource
-        _histogram(resource, request.method, response.status).observe(seconds)
+        _histogram(resource, request.method, response.status).traced(seconds, requests.traceparent(request))
         log.info(
             "request.answered",
             method=request.method,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 from uuid import UUID
 
 from aiohttp import web
 
-from engine import audit, jobs, moves
+from engine import audit, jobs, metrics, moves
 from engine.errors import JobNotFound
 from engine.explain import explain
 from engine.jobs import JobView
@@ -137,7 +138,9 @@ async def list_jobs(call: Call, query: schemas.JobsQuery) -> web.Response:
 )
 async def cancel(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
-        state = await moves.cancel(conn, job_id, call.caller.sees, announce=call.api.announce)
+        state = await moves.cancel(
+            conn, job_id, call.caller.sees, announce=call.api.announce, on_result=partial(_cancelled, call)
+        )
     status = HTTPStatus.OK if state.terminal else HTTPStatus.ACCEPTED
     return _standing(job_id, state, status)
 
@@ -152,7 +155,8 @@ async def cancel(call: Call, job_id: UUID) -> web.Response:
 )
 async def retry(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
-        await moves.redrive(conn, job_id, call.caller.sees)
+        preset = await moves.redrive(conn, job_id, call.caller.sees)
+    metrics.JOBS_REDRIVEN.labels(_known(call, preset)).inc()
     call.api.store.poke()
     return _standing(job_id, JobState.PENDING, HTTPStatus.ACCEPTED)
 
@@ -202,6 +206,15 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     health.alive,
     health.ready,
 )
+
+
+def _cancelled(call: Call, preset: str) -> None:
+    metrics.JOBS_FINISHED.labels(_known(call, preset), JobState.CANCELLED).inc()
+
+
+def _known(call: Call, preset: str) -> str:
+    """The preset as a label: SQL may have enqueued jobs of presets that are nobody's."""
+    return preset if preset in call.api.registry else "unknown"
 
 
 def _standing(job_id: UUID, state: JobState, status: HTTPStatus) -> web.Response:

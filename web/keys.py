@@ -16,6 +16,7 @@ import structlog
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, RSAKey
 
 from engine.errors import ConfigurationError, OutriderError
+from engine.metrics import JWKS_FETCHED_AT
 from engine.settings import Settings
 
 log = structlog.get_logger()
@@ -66,6 +67,7 @@ class Jwks:
         self._fetched_at = -math.inf
         self._tried_at = -math.inf
         self._renewal: asyncio.Task[None] | None = None
+        JWKS_FETCHED_AT.set_to_current_time()  # the age of what was never fetched counts from here
 
     async def find(self, kid: str | None) -> Sequence[Key]:
         age = self._clock() - self._fetched_at
@@ -103,6 +105,7 @@ class Jwks:
             async with asyncio.timeout(FETCH_SECONDS):
                 self._keys = usable(await self._fetch())
             self._fetched_at = self._clock()
+            JWKS_FETCHED_AT.set_to_current_time()
             log.info("keys.loaded", count=len(self._keys))
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             log.warning("keys.load_failed", error=f"{type(error).__name__}: {error}")

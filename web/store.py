@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -86,8 +87,16 @@ class PostgresStore:
             with self._seconds.time():
                 answers = await enqueue_group(conn, group)
         self._rows.observe(len(group))
+        self._count(group, answers)
         self.poke({new.preset for submission in group for new in submission.jobs})
         return answers
+
+    def _count(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
+        """What has committed, whether or not somebody still waits for the answer."""
+        for submission, answer in zip(group, answers, strict=True):
+            if isinstance(answer, Accepted) and not answer.replayed:
+                for new in submission.jobs:
+                    _enqueued(new.preset)()
 
     async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
         async with self._reading.use() as conn:
@@ -107,6 +116,11 @@ async def open_store(url: str, poke: Poke) -> AsyncIterator[PostgresStore]:
             yield store
         finally:
             await store.aclose()
+
+
+@cache  # finite: an accepted job's preset is a registered one
+def _enqueued(preset: str) -> Callable[[], None]:
+    return metrics.JOBS_ENQUEUED.labels(preset).inc
 
 
 async def _bounded(answer: Awaitable[R]) -> R:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from http import HTTPStatus
 from typing import Final
 
 from aiohttp import web
-from prometheus_client import Counter
 
 from engine import metrics
 from engine.enqueue import Accepted, Submission
@@ -82,9 +80,6 @@ async def _accepted(call: Call, body: schemas.Asked, wanted: list[schemas.JobToR
         raise
     if key is not None:
         metrics.IDEMPOTENCY.labels("replayed" if accepted.replayed else "first").inc()
-    if not accepted.replayed:
-        for each in wanted:
-            _enqueued(each.preset).inc()
     return accepted
 
 
@@ -95,11 +90,6 @@ def _submission(call: Call, body: schemas.Asked, wanted: list[schemas.JobToRun],
     key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
     traceparent = requests.traceparent(call.request)
     return Submission(tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted), key)
-
-
-@cache  # finite: an accepted job's preset is a registered one
-def _enqueued(preset: str) -> Counter:
-    return metrics.JOBS_ENQUEUED.labels(preset)
 
 
 def _replayed(accepted: Accepted) -> dict[str, str]:

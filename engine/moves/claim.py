@@ -9,7 +9,7 @@ from uuid import UUID
 import orjson
 from psycopg import AsyncConnection
 
-from engine.db import array, bare_array, fetchall
+from engine.db import array, bare_array, fetchall, timed
 from engine.errors import LeaseLost
 from engine.model import Attempt, Job
 
@@ -44,12 +44,13 @@ WITH alive AS MATERIALIZED (
     WHERE job_id = ANY (ARRAY("""
 
 _LEASED: LiteralString = """))
-    RETURNING job_id, attempt, version, errors, crashes, position, run_at, claimed_at
+    RETURNING job_id, attempt, version, errors, crashes, position, run_at, claimed_at,
+              coalesce(greatest(ready_at, published_at), claimed_at) AS ready_at
 ), audit AS (
     INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason, metadata)
     SELECT job_id, version, 'PENDING', 'PROCESSING', attempt, 'claimed', %(metadata)s::jsonb FROM claimed
 )
-SELECT c.job_id, c.attempt, c.errors, c.crashes, c.position, c.run_at, c.claimed_at,
+SELECT c.job_id, c.attempt, c.errors, c.crashes, c.position, c.run_at, c.claimed_at, c.ready_at,
        j.user_id, j.preset, j.content, j.metadata::text, j.priority, j.max_attempts, j.timeout_seconds,
        j.created_at, j.traceparent
 """
@@ -98,6 +99,7 @@ _NAMED: LiteralString = """
 CLAIM_NAMED: LiteralString = _LEASE + _NAMED + _LEASED + _FOUND_OR_ALIVE
 
 
+@timed("claim")
 async def claim(
     conn: AsyncConnection[Any], worker_id: int, lanes: Sequence[Lane], limit: int, *, age: float = 0
 ) -> list[Attempt]:
@@ -116,6 +118,7 @@ async def claim(
     return [_attempt(worker_id, row) for row in rows]
 
 
+@timed("claim published")
 async def claim_published(
     conn: AsyncConnection[Any], worker_id: int, presets: Sequence[str], limit: int, *, age: float
 ) -> list[Attempt]:
@@ -125,6 +128,7 @@ async def claim_published(
     return [_attempt(worker_id, row) for row in rows]
 
 
+@timed("claim named")
 async def claim_named(
     conn: AsyncConnection[Any], worker_id: int, presets: Sequence[str], ids: Sequence[UUID]
 ) -> list[Attempt]:
@@ -144,7 +148,7 @@ def _claiming(worker_id: int) -> dict[str, object]:
 
 
 def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
-    job_id, number, errors, crashes, position, run_at, claimed_at, *asked = row
+    job_id, number, errors, crashes, position, run_at, claimed_at, ready_at, *asked = row
     user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, created_at, traceparent = (
         asked
     )
@@ -160,6 +164,7 @@ def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
         position,
         run_at,
         claimed_at,
+        ready_at,
         fault,
     )
 

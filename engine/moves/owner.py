@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.errors import LockNotAvailable
 
-from engine.db import fetchone
+from engine.db import fetchone, timed
 from engine.errors import JobNotFound, Overloaded, StateConflict
 from engine.model import JobState
 from engine.moves.leave import LEAVE
@@ -18,7 +18,7 @@ from engine.moves.leave import LEAVE
 CANCEL: LiteralString = (
     """
 WITH held AS MATERIALIZED (
-    SELECT q.job_id, q.user_id, q.attempt,
+    SELECT q.job_id, q.user_id, q.preset, q.attempt,
            q.version + 1 AS version, q.errors, q.crashes, q.run_at, q.claimed_at,
            (CASE WHEN q.status = 'leased' THEN 'PROCESSING' ELSE 'PENDING' END)::job_state AS from_state,
            (CASE WHEN q.status = 'leased' THEN 'PROCESSING' ELSE 'CANCELLED' END)::job_state AS to_state,
@@ -32,7 +32,7 @@ WITH held AS MATERIALIZED (
 )"""  # noqa: S608 - constants alone
     + LEAVE
     # The worker is told at once, not at its next beat. Rare enough for a NOTIFY inside the transaction.
-    + "SELECT to_state, CASE WHEN to_state = 'PROCESSING' THEN pg_notify('outrider_cancel', '') END FROM held"
+    + "SELECT to_state, preset, CASE WHEN to_state = 'PROCESSING' THEN pg_notify('outrider_cancel', '') END FROM held"
 )
 
 REDRIVE: LiteralString = """
@@ -58,7 +58,7 @@ WITH taken AS (
                'finished_at', finished_at))
     FROM taken
 )
-SELECT job_id FROM taken
+SELECT preset FROM taken
 """
 
 STATE: LiteralString = """
@@ -75,20 +75,30 @@ BRIEFLY: LiteralString = "SELECT set_config('lock_timeout', '1s', true)"
 TRIES = 5
 
 
+@timed("cancel")
 async def cancel(
-    conn: AsyncConnection[Any], job_id: UUID, owner: str | None, *, announce: bool = False
+    conn: AsyncConnection[Any],
+    job_id: UUID,
+    owner: str | None,
+    *,
+    announce: bool = False,
+    on_result: Callable[[str], None] = lambda _: None,
 ) -> JobState:
     """CANCELLED when the job is (now or before), PROCESSING when its running attempt has been asked to stop.
 
-    With `announce` the result is also told to Pub/Sub, as all results are in that mode.
+    With `announce` the result is also told to Pub/Sub, as all results are in that mode. `on_result` is called with
+    the job's preset if it is this call that writes the result.
 
     Raises JobNotFound, StateConflict when the job is COMPLETED or FAILED, and Overloaded when its row has been held
     for longer than a second: by effects that are being committed, as a rule.
     """
     asked = {"id": job_id, "owner": owner, "announce": announce}
     for _ in range(TRIES):
-        if (asked_of := await _cancel(conn, asked)) is not None:
-            return asked_of
+        if (found := await _cancel(conn, asked)) is not None:
+            state, preset = found
+            if state is JobState.CANCELLED:
+                on_result(preset)
+            return state
         state = await _state(conn, job_id, owner)
         if state is JobState.CANCELLED:
             return state
@@ -98,23 +108,28 @@ async def cancel(
     raise StateConflict(job_id, state, "cancelled")
 
 
-async def _cancel(conn: AsyncConnection[Any], asked: Mapping[str, object]) -> JobState | None:
+async def _cancel(conn: AsyncConnection[Any], asked: Mapping[str, object]) -> tuple[JobState, str] | None:
     try:
         async with conn.transaction():
             await conn.execute(BRIEFLY)
             row = await fetchone(conn, CANCEL, asked)
     except LockNotAvailable as error:
         raise Overloaded("the job's outcome is being written at this moment") from error
-    return None if row is None else JobState(row[0])
+    return None if row is None else (JobState(row[0]), row[1])
 
 
-async def redrive(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> None:
+@timed("redrive")
+async def redrive(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> str:
     """Queue a FAILED or CANCELLED job again, its budget new; the old result moves to the audit trail.
+
+    Returns the job's preset.
 
     Raises JobNotFound, and StateConflict in any other state.
     """
-    if not await fetchone(conn, REDRIVE, {"id": job_id, "owner": owner}):
+    row = await fetchone(conn, REDRIVE, {"id": job_id, "owner": owner})
+    if row is None:
         raise StateConflict(job_id, await _state(conn, job_id, owner), "retried")
+    return str(row[0])
 
 
 async def _state(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> JobState:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
 
-from engine.db import array, bare_array, fetchall
+from engine.db import array, bare_array, fetchall, timed
 from engine.messages import WakeUp
 from engine.moves.claim import Lane
 
@@ -27,9 +28,10 @@ WITH reserved AS (
             LIMIT %(limit)s
             FOR UPDATE SKIP LOCKED) due
         LIMIT %(limit)s))
-    RETURNING job_id, position, attempt, user_id, preset, priority
+    RETURNING job_id, position, attempt, user_id, preset, priority,
+              coalesce(extract(epoch FROM clock_timestamp() - ready_at)::float8, 0) AS age
 )
-SELECT r.job_id, r.position, r.attempt, r.user_id, r.preset, r.priority, j.created_at, j.traceparent
+SELECT r.job_id, r.position, r.attempt, r.user_id, r.preset, r.priority, j.created_at, j.traceparent, r.age
 FROM reserved r JOIN jobs j ON j.id = r.job_id
 """
 
@@ -62,6 +64,7 @@ SELECT preset FROM known WHERE preset IS NOT NULL
 """
 
 
+@timed("reserve")
 async def reserve(
     conn: AsyncConnection[Any], lanes: Sequence[Lane], *, limit: int, seconds: float
 ) -> list[WakeUp]:
@@ -76,15 +79,19 @@ async def reserve(
         "limit": limit,
         "seconds": seconds,
     }
-    found = [WakeUp(*row) for row in await fetchall(conn, RESERVE, parameters)]
+    rows = await fetchall(conn, RESERVE, parameters)
+    now = time.monotonic()
+    found = [WakeUp(*row)._replace(ready=now - row[-1]) for row in rows]
     return sorted(found, key=lambda each: (each.priority, each.position))
 
 
+@timed("published")
 async def published(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> int:
     """Mark what has been told to Pub/Sub. Returns how many are marked: a worker has claimed the others already."""
     return (await conn.execute(PUBLISHED, _turns(wake_ups))).rowcount
 
 
+@timed("unreserve")
 async def unreserve(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> None:
     """Give back what could not be published, to be tried again."""
     await conn.execute(UNRESERVE, _turns(wake_ups))

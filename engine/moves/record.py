@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from engine.db import array, bare_array, fetchall
+from engine.db import array, bare_array, fetchall, timed
 from engine.events import ANNOUNCE
 from engine.model import JobState
 from engine.moves.leave import LEAVE
@@ -111,6 +111,7 @@ Recorded = dict[tuple[UUID, int], JobState]
 """(job_id, attempt) → the state that its worker's outcome left the job in."""
 
 
+@timed("finish")
 async def finish(
     conn: AsyncConnection[Any], worker_id: int, endings: Sequence[Ending], *, announce: bool = False
 ) -> Recorded:
@@ -126,6 +127,7 @@ async def finish(
     return done
 
 
+@timed("put back")
 async def put_back(
     conn: AsyncConnection[Any], worker_id: int, returns: Sequence[PutBack], *, announce: bool = False
 ) -> Recorded:
@@ -137,6 +139,7 @@ async def put_back(
     return await _answer(conn, PUT_BACK, _columns(PutBack._fields, returns) | fence)
 
 
+@timed("recorded")
 async def recorded(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int]]) -> Recorded:
     """Which of these (job_id, attempt) a worker has ended already.
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import orjson
 from psycopg import AsyncConnection
 
-from engine.db import fetchall, fetchone
+from engine.db import fetchall, fetchone, timed
 from engine.model import MAX_CRASHES, JobState
 from engine.moves.leave import LEAVE
 
@@ -40,8 +40,8 @@ WHERE q.status = 'leased' AND NOT EXISTS (SELECT FROM workers w WHERE w.id = q.w
 LAPSE: LiteralString = (
     """
 WITH held AS MATERIALIZED (
-    SELECT q.job_id, q.user_id, q.attempt, q.version + 1 AS version, q.errors, q.crashes + 1 AS crashes, q.run_at,
-           q.claimed_at, 'PROCESSING'::job_state AS from_state,
+    SELECT q.job_id, q.user_id, q.preset, q.attempt, q.version + 1 AS version, q.errors, q.crashes + 1 AS crashes,
+           q.run_at, q.claimed_at, 'PROCESSING'::job_state AS from_state,
            (CASE WHEN q.cancel_requested THEN 'CANCELLED'
                  WHEN q.crashes + 1 >= %(max_crashes)s THEN 'FAILED'
                  ELSE 'PENDING' END)::job_state AS to_state,
@@ -55,7 +55,7 @@ WITH held AS MATERIALIZED (
     FOR UPDATE OF q SKIP LOCKED
 )"""  # noqa: S608 - constants alone
     + LEAVE
-    + "SELECT job_id, attempt, to_state FROM held"
+    + "SELECT job_id, preset, attempt, to_state FROM held"
 )
 
 LOST = orjson.dumps({"type": "WorkerLost", "message": "the worker stopped without an answer"}).decode()
@@ -65,15 +65,18 @@ class Lapsed(NamedTuple):
     """An attempt taken from a worker that is gone, and where its job went."""
 
     job_id: UUID
+    preset: str
     attempt: int
     state: JobState
 
 
+@timed("promote")
 async def promote(conn: AsyncConnection[Any], limit: int = 1000) -> int:
     """Make up to `limit` jobs that are due ready, each at the end of its queue. Returns how many."""
     return (await conn.execute(PROMOTE, [limit])).rowcount
 
 
+@timed("lapse")
 async def lapse(conn: AsyncConnection[Any], limit: int = 1000, *, announce: bool = False) -> list[Lapsed]:
     """Remove workers whose lease has expired and take back up to `limit` of their jobs.
 
@@ -91,4 +94,4 @@ async def lapse(conn: AsyncConnection[Any], limit: int = 1000, *, announce: bool
         "announce": announce,
     }
     rows = await fetchall(conn, LAPSE, parameters)
-    return [Lapsed(job_id, attempt, JobState(state)) for job_id, attempt, state in rows]
+    return [Lapsed(job_id, preset, attempt, JobState(state)) for job_id, preset, attempt, state in rows]

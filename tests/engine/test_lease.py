@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engine.lease import MIN_GAP_SECONDS, Lease
+from engine.pace import Pace
 from engine.workers import Leased, Registration
 from tests.engine.cutter import cutter
 from tests.engine.scene import until
@@ -31,6 +32,7 @@ class Heard:
             seconds,
             on_beat=lambda sent, leased: self.beats.append((sent, leased)),
             running=lambda: ["a job"],
+            pace=Pace(),
         )
 
     async def tick(self, every: float) -> None:

@@ -205,22 +205,6 @@ async def test_a_busy_outbox_is_vacuumed(
     await scene.row("SELECT 1 FROM pg_stat_user_tables WHERE relname = 'outbox' AND vacuum_count = 1")
 
 
-async def test_the_sample_tells_what_waits_and_forgets_what_has_left(scene: Scene, chores: Chores) -> None:
-    def rows(status: str) -> float | None:
-        return REGISTRY.get_sample_value("outrider_outbox_rows", {"preset": "sampled", "status": status})
-
-    maintenance = chores()
-    await scene.enqueue("sampled")
-    await once(maintenance, "sample", scene.conn)
-    assert rows("ready") == 1
-    oldest = REGISTRY.get_sample_value("outrider_outbox_oldest_due_timestamp_seconds")
-    assert oldest
-    assert abs(time.time() - oldest) < 60
-    await scene.conn.execute("UPDATE outbox SET status = 'waiting', ready_at = NULL")
-    await once(maintenance, "sample", scene.conn)
-    assert (rows("ready"), rows("waiting")) == (0, 1)
-
-
 async def test_maintenance_that_has_not_promoted_for_a_lease_is_not_ready(chores: Chores) -> None:
     maintenance = chores(lease=0.2)
     await maintenance.ready()

@@ -184,7 +184,7 @@ async def test_a_lapse_puts_the_job_back_and_spends_a_crash(conn: Conn) -> None:
     lost, kept = await started(conn, dead), await started(conn, alive)
     await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [dead])
     [lapsed] = await lapse(conn)
-    assert lapsed == (lost.job.id, 1, JobState.PENDING)
+    assert lapsed == (lost.job.id, "p", 1, JobState.PENDING)
     assert await counters(conn, lost.job) == (1, 0, 1)
     assert await state(conn, kept) is JobState.PROCESSING
     assert await fetchone(conn, "SELECT array_agg(id) FROM workers") == ([alive],)

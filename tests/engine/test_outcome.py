@@ -56,7 +56,14 @@ def attempt(**changes: Any) -> Attempt:
     job = Job(uuid7(), "ann", "p", "text", {}, 2, now, None)
     known = {"errors": 0, "crashes": 0, "max_attempts": None, "timeout_seconds": None}
     return Attempt(
-        job=job, number=4, worker_id=1, position=1, due_at=now, started_at=now, **(known | changes)
+        job=job,
+        number=4,
+        worker_id=1,
+        position=1,
+        due_at=now,
+        started_at=now,
+        ready_at=now,
+        **(known | changes),
     )
 
 

@@ -1,0 +1,117 @@
+"""The one sampler's look at the database, kept in gauges: what a scrape shows costs no query."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final, LiteralString
+
+from psycopg import AsyncConnection
+
+from engine.db import HotConnection, fetchall, timed
+from engine.demand import Demand, look
+from engine.events import TOPICS
+from engine.metrics import (
+    DEAD_TUPLES,
+    EVENTS_OLDEST,
+    EVENTS_ROWS,
+    OUTBOX_OLDEST,
+    OUTBOX_ROWS,
+    SAMPLED_AT,
+    SLOTS_ALIVE,
+    TABLE_BYTES,
+    WORKERS_ALIVE,
+    XMIN_AGE_SECONDS,
+    Figures,
+)
+
+SAMPLE_COST: Final = 20.0
+"""A sample may take a twentieth of the time."""
+MAX_EVENTS: Final = 50_000
+
+# The pending ones of each topic by their index, in the order in which they were written.
+EVENTS: LiteralString = """
+SELECT topic, pending.events, extract(epoch FROM clock_timestamp() - pending.oldest)::float8, quarantined.events
+FROM unnest(%(topics)s::text[]) AS topic
+CROSS JOIN LATERAL (
+    SELECT count(*) AS events, min(created_at) AS oldest
+    FROM (SELECT created_at FROM outbox_events e WHERE e.topic = topic.topic AND quarantined_at IS NULL
+          ORDER BY id LIMIT %(limit)s) head) pending
+CROSS JOIN LATERAL (
+    SELECT count(*) AS events
+    FROM (SELECT FROM outbox_events e WHERE e.topic = topic.topic AND quarantined_at IS NOT NULL
+          LIMIT %(limit)s) head) quarantined
+"""
+
+# Vacuum may remove nothing that the oldest snapshot of this database can still see. A prepared transaction holds one
+# that no session shows. Without the rights of pg_read_all_stats only one's own sessions are visible.
+OLDEST_TRANSACTION: LiteralString = """
+SELECT extract(epoch FROM clock_timestamp() - least(
+    (SELECT min(xact_start) FROM pg_stat_activity
+     WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+       AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)),
+    (SELECT min(prepared) FROM pg_prepared_xacts WHERE database = current_database())))::float8
+"""
+
+TABLES: LiteralString = """
+SELECT relname, n_dead_tup, pg_total_relation_size(relid)
+FROM pg_stat_user_tables
+WHERE schemaname = current_schema() AND relname = ANY (%s)
+"""
+
+HOT: Final = ["outbox", "outbox_events", "workers", "job_progress", "idempotency_keys"]
+GROWING: Final = ["jobs", "job_results", "job_state_records"]
+
+
+class Sampler:
+    """Looks when it is asked to, but never for more than a twentieth of the time."""
+
+    def __init__(self, url: str) -> None:
+        self._conn = HotConnection(url, name="sample")
+        self._next = 0.0
+        self._outbox = Figures(OUTBOX_ROWS)
+        self._workers = Figures(WORKERS_ALIVE)
+        self._slots = Figures(SLOTS_ALIVE)
+
+    async def sample(self) -> int:
+        """A chore's work; it moves no rows. Raises DatabaseUnavailable."""
+        began = time.monotonic()
+        if began < self._next:
+            return 0
+        async with self._conn.use() as conn:
+            self._show(await look(conn))
+            _show_events(await _events(conn))
+            XMIN_AGE_SECONDS.set((await fetchall(conn, OLDEST_TRANSACTION))[0][0] or 0.0)
+            for table, dead, size in await fetchall(conn, TABLES, [HOT + GROWING]):
+                TABLE_BYTES.labels(table).set(size)
+                if table in HOT:
+                    DEAD_TUPLES.labels(table).set(dead)
+        SAMPLED_AT.set_to_current_time()
+        self._next = began + SAMPLE_COST * (time.monotonic() - began)
+        return 0
+
+    def _show(self, demand: Demand) -> None:
+        queues = demand.queues
+        self._outbox.show(
+            {(name, status): jobs for name, queue in queues.items() for status, jobs in queue.jobs.items()}
+        )
+        self._workers.show({(name,): queue.workers for name, queue in queues.items()})
+        self._slots.show({(name,): queue.slots for name, queue in queues.items()})
+        OUTBOX_OLDEST.set(time.time() - max((queue.age_seconds for queue in queues.values()), default=0.0))
+
+    async def aclose(self) -> None:
+        await self._conn.aclose()
+
+
+@timed("look at events")
+async def _events(conn: AsyncConnection[Any]) -> Mapping[str, tuple[int, float, int]]:
+    """Of each topic: how many are pending, the age of the oldest in seconds, how many are quarantined."""
+    rows = await fetchall(conn, EVENTS, {"topics": list(TOPICS), "limit": MAX_EVENTS})
+    return {topic: (pending, age or 0.0, quarantined) for topic, pending, age, quarantined in rows}
+
+
+def _show_events(events: Mapping[str, tuple[int, float, int]]) -> None:
+    for topic, (pending, age, quarantined) in events.items():
+        EVENTS_ROWS.labels(topic, "pending").set(pending)
+        EVENTS_ROWS.labels(topic, "quarantined").set(quarantined)
+        EVENTS_OLDEST.labels(topic).set(time.time() - age)
