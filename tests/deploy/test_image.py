@@ -10,7 +10,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from functools import reduce
+from operator import getitem
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -19,12 +23,13 @@ from engine.admin import PORTS
 from ops.cli.health import PROBE_SECONDS
 from tests.cli import pipelines
 from tests.deploy.dockerfile import FINAL, STAGES, Image
-from tests.deploy.manifests import DEPLOY, HTTP_PORT, ROLES, ROOT, SECRETS, program
+from tests.deploy.manifests import DEPLOY, HTTP_PORT, KUBERNETES, ROLES, ROOT, SECRETS, document, program
 from tests.engine.cutter import cutter
 
 ENTRYPOINT: list[str] = json.loads(FINAL["ENTRYPOINT"].value)
 PROBE: list[str] = json.loads(FINAL["HEALTHCHECK"].value.partition("CMD ")[2])
 SECRET = SECRETS["OUTRIDER_JWT_SECRET"]
+SCALED_BY = document(KUBERNETES / "extras" / "keda.yaml")["spec"]["triggers"][0]["metadata"]
 
 
 def free_port() -> int:
@@ -77,11 +82,13 @@ async def run_every_role(image: Image, database_url: str) -> None:
         for line in started.values():
             code, said = await image.run(*PROBE, **given | {"OUTRIDER_ADMIN_PORT": line["admin_port"]})
             assert (code, said.split()[-1]) == (0, "ready")
-        assert await reachable_from_other_machines(port)
+        assert await fetched(port, "/healthz") == {"status": "ok", "checks": {}}
         submit = ("submit", "echo", "--content", "hello", "--wait", "--json")
         code, said = await image.run(*ENTRYPOINT, *submit, **given, PORT=port)
         assert code == 0, said
         assert '"hello"' in said
+        answer = await fetched(started["relay"]["admin_port"], urlsplit(SCALED_BY["url"]).path)
+        assert isinstance(reduce(getitem, SCALED_BY["valueLocation"].split("."), answer), int)
         assert [await each.stopped() for each in containers.values()] == [0, 0, 0]
     left = {path.name for path in image.folder.iterdir()}
     assert left == {"shop.py"}, "it wrote where it may not"
@@ -104,14 +111,15 @@ async def test_the_image_has_what_its_commands_need_and_nothing_to_build_with(im
     assert code == 3
 
 
-async def reachable_from_other_machines(port: int) -> bool:
-    """Whether it listens on all addresses: any of 127/8 is one that nobody named."""
+async def fetched(port: object, path: str) -> Any:
+    """From an address that nobody named, as other machines would: any of 127/8 leads here."""
     async with (
         asyncio.timeout(10),
         aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.2:{port}/healthz") as response,
+        session.get(f"http://127.0.0.2:{port}{path}") as response,
     ):
-        return response.status == 200
+        assert response.status == 200
+        return await response.json()
 
 
 def test_the_last_stage_takes_one_environment_and_no_source() -> None:
