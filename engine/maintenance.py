@@ -55,6 +55,13 @@ WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM idempotency_keys WHERE expires_at < now() LIMIT %s FOR UPDATE SKIP LOCKED))
 """
 
+# While no relay runs nobody prunes: then they say since when none has been heard of.
+PRUNE_FACTS: LiteralString = """
+DELETE FROM relay_facts
+WHERE (relay, topic) IN (
+    SELECT relay, topic FROM relay_facts WHERE updated_at < now() - interval '1 minute' LIMIT %s)
+"""
+
 # Ids are in the order of creation, and what finished long ago was created before that: the bound ends the scan of
 # the primary key where younger jobs begin.
 PRUNE_JOBS: LiteralString = """
@@ -112,6 +119,7 @@ class Maintenance:
         self._cycled = time.monotonic()
         self.chores = [
             Chore("prune_progress", 30.0, _statement(PRUNE_PROGRESS)),
+            Chore("prune_facts", 60.0, _statement(PRUNE_FACTS)),
             Chore("prune_keys", 60.0, _statement(PRUNE_KEYS)),
             Chore("vacuum", 2.0, self._vacuum),
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Generic
 
@@ -24,6 +24,7 @@ from engine.metrics import (
 )
 from engine.process import pause
 from engine.pubsub import Fault, code, details, fault
+from engine.relays import State
 from relay.outgoing import ItemT, Outgoing
 from relay.publisher import Publisher
 
@@ -31,6 +32,11 @@ IN_FLIGHT: Final = 3
 """Requests of one topic at once."""
 MIN_IDLE_SECONDS: Final = 0.02
 MAX_IDLE_SECONDS: Final = 0.5
+FAULTS: Final[Mapping[Fault | None, State]] = {
+    None: "publishing",
+    Fault.PASSING: "passing",
+    Fault.MISCONFIGURED: "misconfigured",
+}
 
 log = structlog.get_logger()
 
@@ -56,6 +62,12 @@ class Drain(Generic[ItemT]):
 
     def wake(self) -> None:
         self._wake.set()
+
+    @property
+    def standing(self) -> tuple[State, float, str | None]:
+        """How the topic fares, for how many seconds already, and what the broker said when it failed."""
+        state, since, said = self._standing
+        return state, time.monotonic() - since, said
 
     @property
     def behind_seconds(self) -> float:
@@ -153,8 +165,9 @@ class Drain(Generic[ItemT]):
             log.warning(
                 "breaker.opened", topic=self._name, reason=code(error).name, error=details(error), mend=mend
             )
-            self._show(kind)
+            self._show(kind, f"{code(error).name}: {details(error)}")
 
-    def _show(self, kind: Fault | None) -> None:
+    def _show(self, kind: Fault | None, said: str | None = None) -> None:
+        self._standing = (FAULTS[kind], time.monotonic(), said)
         for each in (Fault.PASSING, Fault.MISCONFIGURED):
             BREAKER_OPEN.labels(self._name, each.value).set(each is kind)

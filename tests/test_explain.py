@@ -17,6 +17,7 @@ from engine.explain import Explanation, explain
 from engine.model import Job, JobState, NewJob
 from engine.moves import Ending, Lane, PutBack, cancel, claim, finish, put_back
 from engine.pipeline import Pipeline, Registry, Run
+from engine.relays import Standing, State, tell
 
 Conn = AsyncConnection[TupleRow]
 
@@ -143,3 +144,64 @@ async def test_an_ended_job_says_with_what(conn: Conn) -> None:
     gone = await enqueued(conn)
     await cancel(conn, gone, None)
     assert codes(await told(conn, gone)) == ["cancelled"]
+
+
+async def pace(conn: Conn, per_second: float) -> None:
+    await conn.execute("UPDATE workers SET drained = jsonb_build_object('noop', %s::float8)", [per_second])
+
+
+async def standing(conn: Conn, state: State, seconds: float = 30, detail: str | None = None) -> None:
+    await tell(conn, "host:1", [Standing("jobs", state, seconds, detail)])
+
+
+async def test_the_estimate_follows_from_the_jobs_ahead_and_the_workers_pace(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await worker(conn)
+    await worker(conn)
+    jobs = [await enqueued(conn) for _ in range(3)]
+    assert (await told(conn, jobs[2])).estimate_seconds is None
+    await pace(conn, 0.25)
+    said = await told(conn, jobs[2])
+    assert said.estimate_seconds == pytest.approx(3 / 0.5)
+    assert said.summary == "the job is ready, behind 2 of the preset noop, at 0.5 a second"
+    await conn.execute(
+        "UPDATE outbox SET status = 'published', published_at = ready_at WHERE job_id = ANY (%s)", [jobs]
+    )
+    said = await told(conn, jobs[2])
+    assert (codes(said), said.estimate_seconds) == (["published", "queued"], pytest.approx(3 / 0.5))
+    monkeypatch.setattr(module, "COUNTED", 1)
+    assert (await told(conn, jobs[2])).estimate_seconds is None
+
+
+async def test_a_ready_job_tells_how_the_relay_fares_with_its_wake_up(conn: Conn) -> None:
+    await worker(conn)
+    job = await enqueued(conn)
+    await standing(conn, "publishing")
+    assert codes(await told(conn, job)) == ["unpublished", "next"]
+    await standing(conn, "passing", 60, "UNAVAILABLE: no route")
+    said = await told(conn, job)
+    assert codes(said) == ["breaker_open", "next"]
+    assert "(UNAVAILABLE: no route); until it can again, workers look" in said.summary
+    await standing(conn, "misconfigured", 60, "NOT_FOUND: no topic")
+    assert "until somebody mends that" in (await told(conn, job)).summary
+    await tell(conn, "host:2", [Standing("jobs", "publishing", 1, None)])
+    assert codes(await told(conn, job)) == ["unpublished", "next"]
+    await conn.execute("UPDATE relay_facts SET updated_at = '2026-01-02T03:04:05Z'")
+    assert (await told(conn, job)).summary.startswith(
+        "no relay has been heard of since 2026-01-02T03:04:05Z; workers"
+    )
+
+
+async def test_the_latest_errors_are_shown_and_no_more_than_three(conn: Conn) -> None:
+    job, mine = await enqueued(conn, max_attempts=9), await worker(conn)
+    for number in range(1, 6):
+        await claim(conn, mine, [Lane("noop", 2)], 1)
+        error = f'{{"type": "ValueError", "message": "no page {number}", "attempt": {number}}}'
+        await put_back(conn, mine, [PutBack(job, number, "error", None, error, 1)])
+    errors = [fact for fact in (await told(conn, job)).facts if fact.code.endswith("_error")]
+    assert errors == [
+        ("last_error", "attempt 5 ended in ValueError: no page 5"),
+        ("earlier_error", "attempt 4 ended in ValueError: no page 4"),
+        ("earlier_error", "attempt 3 ended in ValueError: no page 3"),
+    ]

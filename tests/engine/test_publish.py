@@ -58,7 +58,11 @@ async def test_what_was_given_back_leaves_at_once(conn: Conn) -> None:
     [wake_up] = await reserved(conn)
     await publish.unreserve(conn, [wake_up])
     [again] = await reserved(conn)
-    assert (again.job_id, again.position, again.attempt) == (wake_up.job_id, wake_up.position, wake_up.attempt)
+    assert (again.job_id, again.position, again.attempt) == (
+        wake_up.job_id,
+        wake_up.position,
+        wake_up.attempt,
+    )
 
 
 async def test_a_claim_that_comes_before_the_mark_wins(conn: Conn) -> None:
