@@ -39,8 +39,11 @@ SLO: Final[Labels] = frozenset({"slo"})
 
 def known() -> dict[str, Labels]:
     """What is scraped, what rules record, and what Prometheus writes of alerts."""
-    recorded = {name: SLO if name.startswith("slo:") else frozenset() for name in RECORDED}
-    return scraped() | recorded | {"ALERTS": frozenset({"alertname", "alertstate", "severity"})}
+    return (
+        scraped()
+        | dict.fromkeys(RECORDED, SLO)
+        | {"ALERTS": frozenset({"alertname", "alertstate", "severity"})}
+    )
 
 
 def cases() -> dict[str, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from typer.main import get_command
 
 from engine.settings import PREFIX, Settings
 from ops.cli.app import app
+from ops.grafana.__main__ import BOARDS
 from tests.helpers import Conn
 from tests.observability.rules import ALERTS
 
@@ -92,6 +93,12 @@ def test_the_log_events_that_are_named_are_logged() -> None:
 def test_the_variables_that_are_named_are_settings() -> None:
     named = set(re.findall(rf"{PREFIX}(\w+)", TEXT))
     assert named <= {field.upper() for field in Settings.model_fields}
+
+
+def test_the_dashboards_that_are_named_are_made() -> None:
+    named = set(re.findall(r"\*(Outrider: [\w ]+)\*", " ".join(TEXT.split())))
+    assert named
+    assert named <= {board.title for board in BOARDS.values()}
 
 
 def test_links_lead_to_sections() -> None:

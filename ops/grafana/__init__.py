@@ -1,0 +1,1 @@
+"""The dashboards as code: one a module, written to JSON beside it by `python -m ops.grafana`."""

@@ -1,0 +1,156 @@
+"""Who asks what over HTTP, how long it takes, and what is refused."""
+
+from __future__ import annotations
+
+from ops.grafana.board import Board, Row
+from ops.grafana.panels import COUNT, PER_SECOND, SECONDS, SHARE, above, graph, number
+from ops.grafana.promql import age, mean, quantile, rate, total
+
+HTTP = "outrider_http_request_seconds"
+PROBES = 'route!~"/healthz|/readyz"'
+SUBMISSIONS = 'route=~"/pipeline/(run|batch)", status="202"'
+ANSWERED_AT_ONCE = 'route!~"/pipeline/job/.job_id.(/events)?"'
+ANSWERED = rate(f"{HTTP}_count", where=PROBES)
+FAILED = rate(f"{HTTP}_count", where=f'{PROBES}, status=~"5.."')
+
+STATE = Row(
+    "State",
+    [
+        number(
+            "Requests",
+            "A second, probes aside.",
+            {"": ANSWERED},
+            unit=PER_SECOND,
+            alerts=["OutriderNoWeb"],
+        ),
+        number(
+            "Answered with 5xx",
+            "The share of the requests: 0.1 % is what the objective allows.",
+            {"": f"({FAILED} or vector(0)) / {ANSWERED}"},
+            unit=SHARE,
+            limits=above(0.001, 0.0144),
+            alerts=["OutriderAvailabilityBurnsFast", "OutriderAvailabilityBurnsSlowly"],
+        ),
+        number(
+            "Submission, 99 of 100",
+            "How long an accepted submission takes: 100 ms is the objective.",
+            {"": quantile(0.99, HTTP, where=SUBMISSIONS)},
+            unit=SECONDS,
+            limits=above(0.05, 0.1),
+            alerts=["OutriderSubmitBurnsFast", "OutriderSubmitBurnsSlowly"],
+        ),
+        number(
+            "In flight",
+            "Requests that are being answered, those that wait for a job included.",
+            {"": total("outrider_http_requests_in_flight")},
+        ),
+        number(
+            "Event streams",
+            "Clients that follow a job.",
+            {"": total("outrider_sse_connections")},
+        ),
+    ],
+    height=5,
+)
+
+REQUESTS = Row(
+    "Requests",
+    [
+        graph(
+            "By route",
+            "A second.",
+            {"{{method}} {{route}}": rate(f"{HTTP}_count", "method, route")},
+            unit=PER_SECOND,
+            stacked=True,
+        ),
+        graph(
+            "By status",
+            "A second, probes aside.",
+            {"{{status}}": rate(f"{HTTP}_count", "status", PROBES)},
+            unit=PER_SECOND,
+            stacked=True,
+            alerts=["OutriderAvailabilityBurnsFast"],
+        ),
+        graph(
+            "99 of 100 by route",
+            "Event streams, and reads that wait for a job to end, are left out: they last as long as clients ask.",
+            {"{{route}}": quantile(0.99, HTTP, "route", ANSWERED_AT_ONCE)},
+            unit=SECONDS,
+            limits=above(0.25, 1),
+            alerts=["OutriderApiSlow"],
+        ),
+    ],
+)
+
+SUBMITTING = Row(
+    "Submissions",
+    [
+        graph(
+            "Accepted jobs",
+            "A second, by preset.",
+            {"{{preset}}": rate("outrider_jobs_enqueued_total", "preset")},
+            unit=PER_SECOND,
+            stacked=True,
+        ),
+        graph(
+            "How long they take",
+            "Accepted submissions.",
+            {
+                "half": quantile(0.5, HTTP, where=SUBMISSIONS),
+                "95 of 100": quantile(0.95, HTTP, where=SUBMISSIONS),
+                "99 of 100": quantile(0.99, HTTP, where=SUBMISSIONS),
+            },
+            unit=SECONDS,
+            limits=above(0.05, 0.1),
+            alerts=["OutriderSubmitBurnsFast", "OutriderSubmitBurnsSlowly"],
+        ),
+        graph(
+            "Jobs of one commit",
+            "The mean: submissions that come together share one.",
+            {"jobs": mean("outrider_batch_rows", where='batch="submissions"')},
+            unit=COUNT,
+        ),
+        graph(
+            "Idempotency keys",
+            "Submissions with a key a second. Replayed: the first answer again. Mismatch: with another body.",
+            {"{{outcome}}": rate("outrider_idempotency_keys_total", "outcome")},
+            unit=PER_SECOND,
+        ),
+    ],
+)
+
+HEALTH = Row(
+    "Health",
+    [
+        graph(
+            "Refused tokens",
+            "A second, by reason.",
+            {"{{reason}}": rate("outrider_auth_failures_total", "reason")},
+            unit=PER_SECOND,
+            alerts=["OutriderJwksStale"],
+        ),
+        graph(
+            "Age of the issuer's keys",
+            "They are fetched again every five minutes while requests come, and given up after a day.",
+            {"age": age("outrider_jwks_fetched_timestamp_seconds")},
+            unit=SECONDS,
+            limits=above(600, 3600),
+            alerts=["OutriderJwksStale"],
+        ),
+        graph(
+            "Event loop lag, 99 of 100",
+            "How late a timer runs, by process. Late timers mean that the process has no time: start more of them.",
+            {"{{instance}}": quantile(0.99, "outrider_event_loop_lag_seconds", "instance")},
+            unit=SECONDS,
+            limits=above(0.1, 1),
+            alerts=["OutriderSubmitBurnsFast"],
+        ),
+    ],
+)
+
+BOARD = Board(
+    "outrider-api",
+    "Outrider: API",
+    "Who asks what over HTTP, how long it takes, and what is refused.",
+    [STATE, REQUESTS, SUBMITTING, HEALTH],
+)

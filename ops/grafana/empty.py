@@ -1,0 +1,35 @@
+"""What may be empty although all is well, and why: by the metric that a query needs, and labels where those matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+PUBSUB: Final = "only in Pub/Sub mode"
+KEYS: Final = "only where tokens are verified by the keys of a URL"
+
+EMPTY: Final[Mapping[str, str]] = {
+    "ALERTS": "no alert fires",
+    "outrider_auth_failures_total": "no token was refused",
+    "outrider_breaker_open": PUBSUB,
+    "outrider_dead_letters_total": "no job failed for good",
+    "outrider_events_quarantined_total": "Pub/Sub refused no message for good",
+    "outrider_fallback_claims_total": "in Pub/Sub mode, and a message did not come",
+    "outrider_idempotency_keys_total": "no submission had a key",
+    "outrider_jwks_fetched_timestamp_seconds": KEYS,
+    "outrider_leases_lapsed_total": "no worker died with jobs in hand",
+    "outrider_maintenance_errors_total": "no chore failed",
+    "outrider_messages_total": PUBSUB,
+    "outrider_publish_errors_total": "Pub/Sub refused no request, and was not away",
+    "outrider_publish_rows": PUBSUB,
+    "outrider_publish_seconds": PUBSUB,
+    "outrider_published_messages_total": PUBSUB,
+    "outrider_relay_cycled_timestamp_seconds": PUBSUB,
+}
+
+
+def reason(query: str) -> str | None:
+    """Why `query` may return nothing; None when it must return something."""
+    names = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\w+", query)}
+    return next((why for name, why in EMPTY.items() if name in names), None)

@@ -1,0 +1,42 @@
+"""The queries that panels are made of, as text."""
+
+from __future__ import annotations
+
+WINDOW = "$__rate_interval"
+
+
+def rate(counter: str, by: str = "", where: str = "") -> str:
+    """Increases a second, over all processes; by labels where `by` names some."""
+    return f"{_sum(by)}(rate({_series(counter, where)}[{WINDOW}]))"
+
+
+def quantile(q: float, histogram: str, by: str = "", where: str = "") -> str:
+    buckets = rate(f"{histogram}_bucket", ", ".join(filter(None, ["le", by])), where)
+    return f"histogram_quantile({q}, {buckets})"
+
+
+def mean(histogram: str, by: str = "", where: str = "") -> str:
+    return f"{rate(f'{histogram}_sum', by, where)} / {rate(f'{histogram}_count', by, where)}"
+
+
+def total(gauge: str, by: str = "", where: str = "") -> str:
+    """A gauge of each process, summed."""
+    return f"{_sum(by)}({_series(gauge, where)})"
+
+
+def sampled(gauge: str, by: str = "", where: str = "") -> str:
+    """A figure of the database, which several relays may show alike."""
+    return f"max by ({by}) ({_series(gauge, where)})" if by else f"max({_series(gauge, where)})"
+
+
+def age(timestamp: str, by: str = "") -> str:
+    """Seconds since the latest that any process shows."""
+    return f"time() - {sampled(timestamp, by)}"
+
+
+def _sum(by: str) -> str:
+    return f"sum by ({by}) " if by else "sum"
+
+
+def _series(name: str, where: str) -> str:
+    return f"{name}{{{where}}}" if where else name

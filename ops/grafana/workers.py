@@ -1,0 +1,182 @@
+"""Who runs jobs, how busy they are, and what becomes of attempts."""
+
+from __future__ import annotations
+
+from ops.grafana.board import Board, Row
+from ops.grafana.panels import NONE_AT_ALL, PER_SECOND, SECONDS, SHARE, above, below, graph, number
+from ops.grafana.promql import mean, quantile, rate, sampled, total
+
+BUSY = "outrider_worker_busy_slots"
+SLOTS = "outrider_worker_slots"
+
+FLEET = Row(
+    "Fleet",
+    [
+        number(
+            "Workers alive",
+            "Workers with a lease, by preset.",
+            {"{{preset}}": sampled("outrider_workers_alive", "preset")},
+            limits=below(1),
+            alerts=["OutriderNoWorkers", "OutriderNoWorkerForPreset"],
+        ),
+        number(
+            "Slots alive",
+            "How many attempts they can run at once, by preset.",
+            {"{{preset}}": sampled("outrider_slots_alive", "preset")},
+            limits=below(1),
+            alerts=["OutriderNoWorkerForPreset"],
+        ),
+        number(
+            "Slots busy",
+            "The share of all slots that run an attempt now.",
+            {"": f"{total(BUSY)} / {total(SLOTS)}"},
+            unit=SHARE,
+            limits=above(0.8, 1),
+            alerts=["OutriderWorkersSaturated"],
+        ),
+        number(
+            "Leases lost in an hour",
+            "Workers that were too late to renew theirs.",
+            {"": "sum(increase(outrider_leases_lost_total[1h]))"},
+            limits=NONE_AT_ALL,
+            alerts=["OutriderLeasesLost"],
+        ),
+    ],
+    height=5,
+)
+
+LOAD = Row(
+    "Load",
+    [
+        graph(
+            "Busy slots",
+            "Attempts that run, by worker process.",
+            {"{{instance}}": f"{total(BUSY, 'instance')} and on (instance) {total(SLOTS, 'instance')} > 0"},
+            stacked=True,
+            alerts=["OutriderWorkersSaturated"],
+        ),
+        graph(
+            "Due jobs by preset",
+            "Jobs that could run now. Large numbers are lower bounds.",
+            {
+                "{{preset}}": "sum by (preset) ("
+                + sampled("outrider_outbox_rows", "preset, status", 'status=~"ready|published"')
+                + ")"
+            },
+            stacked=True,
+            alerts=["OutriderQueueStuck", "OutriderNoWorkerForPreset"],
+        ),
+        graph(
+            "Wait until the start, 95 of 100",
+            "From due to the attempt's start, by preset.",
+            {"{{preset}}": quantile(0.95, "outrider_job_wait_seconds", "preset")},
+            unit=SECONDS,
+            limits=above(5, 30),
+            alerts=["OutriderStartBurnsFast"],
+        ),
+    ],
+)
+
+ATTEMPTS = Row(
+    "Attempts",
+    [
+        graph(
+            "Ended by outcome",
+            "Attempts a second. Lost: taken back from a dead worker. Released: given back at a stop.",
+            {"{{outcome}}": rate("outrider_attempts_total", "outcome")},
+            unit=PER_SECOND,
+            stacked=True,
+            alerts=["OutriderRetryStorm", "OutriderLeasesLost"],
+        ),
+        graph(
+            "Ended by preset",
+            "Attempts a second.",
+            {"{{preset}}": rate("outrider_attempts_total", "preset")},
+            unit=PER_SECOND,
+            stacked=True,
+        ),
+        graph(
+            "Run, half",
+            "How long the median attempt runs, by preset.",
+            {"{{preset}}": quantile(0.5, "outrider_attempt_run_seconds", "preset")},
+            unit=SECONDS,
+        ),
+        graph(
+            "Run, 99 of 100",
+            "How long the slowest hundredth runs at least, by preset.",
+            {"{{preset}}": quantile(0.99, "outrider_attempt_run_seconds", "preset")},
+            unit=SECONDS,
+        ),
+    ],
+)
+
+HANDLING = Row(
+    "Claiming and recording",
+    [
+        graph(
+            "Claims a second",
+            "By scan: from the cursor, or sweeping the lanes from their start; by message in Pub/Sub mode.",
+            {"{{scan}}": rate("outrider_claim_seconds_count", "scan")},
+            unit=PER_SECOND,
+        ),
+        graph(
+            "One claim, 99 of 100",
+            "Grows with dead rows at the head of the queue.",
+            {"{{scan}}": quantile(0.99, "outrider_claim_seconds", "scan")},
+            unit=SECONDS,
+            limits=above(0.1, 1),
+            alerts=["OutriderBloat", "OutriderXminHeldBack"],
+        ),
+        graph(
+            "Outcomes written together",
+            "The mean of one write.",
+            {"rows": mean("outrider_batch_rows", where='batch="record"')},
+        ),
+        graph(
+            "One write, 99 of 100",
+            "How long it takes to commit a group of outcomes.",
+            {"write": quantile(0.99, "outrider_batch_write_seconds", where='batch="record"')},
+            unit=SECONDS,
+            limits=above(0.25, 1),
+            alerts=["OutriderRecordSlow"],
+        ),
+    ],
+)
+
+HEALTH = Row(
+    "Health",
+    [
+        graph(
+            "Heartbeats",
+            "Beats a second. Failed: the database did not answer. Gone: the lease had been taken away.",
+            {"{{outcome}}": rate("outrider_heartbeats_total", "outcome")},
+            unit=PER_SECOND,
+            alerts=["OutriderLeasesLost"],
+        ),
+        graph(
+            "Leases lost, outcomes dropped",
+            "A second: leases that a worker found gone, and outcomes whose attempt had been taken back.",
+            {
+                "leases": rate("outrider_leases_lost_total"),
+                "outcomes {{preset}}": rate("outrider_outcomes_dropped_total", "preset"),
+            },
+            unit=PER_SECOND,
+            alerts=["OutriderLeasesLost", "OutriderAttemptsLapse"],
+        ),
+        graph(
+            "Event loop lag, 99 of 100",
+            "How late a timer runs, by process: a pipeline that blocks the loop shows here.",
+            {"{{instance}}": quantile(0.99, "outrider_event_loop_lag_seconds", "instance")},
+            unit=SECONDS,
+            limits=above(0.1, 1),
+            alerts=["OutriderLeasesLost"],
+        ),
+    ],
+)
+
+BOARD = Board(
+    "outrider-workers",
+    "Outrider: workers",
+    "Who runs jobs, how busy they are, and what becomes of attempts.",
+    [FLEET, LOAD, ATTEMPTS, HANDLING, HEALTH],
+)
