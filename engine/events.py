@@ -48,14 +48,15 @@ ANNOUNCE: LiteralString = """
 """
 
 # As many as fit into one request, but one at least. Found by the index in the order of their ids, above `low`: dead
-# entries that a held snapshot keeps would be read again and again.
+# entries that a held snapshot keeps would be read again and again. Rows are compared, for `topic = … AND id > …` lets
+# the planner walk the primary key, past every event of the other topic and all that are quarantined.
 RESERVE: LiteralString = """
 WITH due AS MATERIALIZED (
     SELECT id, octet_length(payload) + octet_length(attributes::text) AS bytes
     FROM outbox_events
-    WHERE topic = %(topic)s AND id > %(low)s AND quarantined_at IS NULL
-      AND (publish_until IS NULL OR publish_until < clock_timestamp())
-    ORDER BY id
+    WHERE (topic, id) > (%(topic)s::text, %(low)s::bigint) AND (topic, id) <= (%(topic)s::text, 9223372036854775807)
+      AND quarantined_at IS NULL AND (publish_until IS NULL OR publish_until < clock_timestamp())
+    ORDER BY topic, id
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ), fitting AS (

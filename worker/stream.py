@@ -59,7 +59,7 @@ class Stream:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return None  # the call was cancelled, and gRPC says so in this way; nobody has cancelled the reader
+            return None  # nobody has cancelled the reader: this is how gRPC tells of a call that was
         if response is grpc.aio.EOF:
             return None
         raw = StreamingPullResponse.pb(response).received_messages

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 import engine
-from engine.db import PINNED, array
+from engine import events
+from engine.db import PINNED, array, bare_array
 from engine.maintenance import PRUNE_JOBS, PRUNE_KEYS
-from engine.model import JobState, first_id_of
-from engine.moves.claim import CLAIM
-from engine.moves.record import FINISH, PUT_BACK, Ending, PutBack, _columns
+from engine.model import first_id_of
+from engine.moves import publish
+from engine.moves.claim import CLAIM, CLAIM_NAMED, CLAIM_PUBLISHED
+from engine.moves.record import FINISH, PUT_BACK
 from engine.moves.upkeep import PROMOTE
 from tests.conftest import Connect
 from tests.helpers import Conn, fetchone, worker
@@ -77,9 +79,10 @@ async def fill(conn: Conn, status: str, rows: int, finished: int = 0) -> None:
             RETURNING id, user_id, preset, priority, run_at
         ), numbered AS (SELECT *, row_number() OVER () AS n FROM j)
         , o AS (
-            INSERT INTO outbox (job_id, user_id, preset, priority, status, run_at, ready_at)
+            INSERT INTO outbox (job_id, user_id, preset, priority, status, run_at, ready_at, published_at)
             SELECT id, user_id, preset, priority, %(status)s::outbox_status,
-                   run_at + CASE WHEN %(status)s = 'waiting' THEN interval '1 d' ELSE '0' END, now()
+                   run_at + CASE WHEN %(status)s = 'waiting' THEN interval '1 d' ELSE '0' END, now(),
+                   CASE WHEN %(status)s = 'published' THEN now() - interval '1 h' END
             FROM numbered WHERE n <= %(rows)s)
         INSERT INTO job_results (job_id, user_id, state, attempt, errors, crashes, version, run_at)
         SELECT id, user_id, 'COMPLETED', 1, 0, 0, 2, run_at FROM numbered WHERE n > %(rows)s
@@ -112,22 +115,96 @@ async def test_the_cost_of_a_claim_does_not_grow_with_what_it_does_not_take(conn
         assert await buffers(conn, CLAIM, claiming(me)) <= 1.3 * before
 
 
-async def test_an_empty_queues_statistics_do_not_spoil_the_plans(connect: Connect) -> None:
+async def marking(conn: Conn, limit: int = 100) -> dict[str, object]:
+    """Names the first ready jobs as each of the statements by id does."""
+    found = "SELECT job_id, position, attempt FROM outbox WHERE status = 'ready' ORDER BY position LIMIT %s"
+    ids, positions, attempts = zip(*await (await conn.execute(found, [limit])).fetchall(), strict=True)
+    return {
+        "ids": bare_array(ids),
+        "id": bare_array(ids),
+        "position": bare_array(positions),
+        "attempt": bare_array(attempts),
+    }
+
+
+async def test_the_cost_of_a_hand_over_does_not_grow_with_what_is_not_handed_over(connect: Connect) -> None:
     conn = await connect(options=PINNED)
     me = await worker(conn)
-    await conn.execute("ANALYZE")
-    ids = [f"00000000-0000-7000-8000-{n:012}" for n in range(50)]
-    ending = [Ending(i, 1, JobState.COMPLETED, "completed") for i in ids]  # type: ignore[arg-type]
-    putting = [PutBack(i, 1, "error", 1.0) for i in ids]  # type: ignore[arg-type]
-    for statement, parameters, index in (
-        (CLAIM, claiming(me), "outbox_ready"),
-        (FINISH, _columns(Ending._fields, ending) | {"worker_id": me, "announce": True}, "outbox_pkey"),
-        (PUT_BACK, _columns(PutBack._fields, putting) | {"worker_id": me, "announce": True}, "outbox_pkey"),
+    await fill(conn, "ready", 1000)
+    await fill(conn, "published", 1000)
+    await conn.execute("VACUUM ANALYZE")
+    parameters = claiming(me) | await marking(conn) | {"seconds": 10}
+    asked = (CLAIM_NAMED, CLAIM_PUBLISHED, publish.RESERVE, publish.PUBLISHED, publish.UNRESERVE)
+    before = {statement: await buffers(conn, statement, parameters) for statement in asked}
+    for status, rows, finished in (
+        ("ready", 20_000, 0),
+        ("published", 20_000, 0),
+        ("waiting", 20_000, 0),
+        ("waiting", 0, 20_000),
     ):
-        seen = await plan(conn, statement, parameters)
+        await fill(conn, status, rows, finished)
+        await conn.execute("VACUUM ANALYZE")
+        for statement in asked:
+            assert await buffers(conn, statement, parameters) <= 1.3 * before[statement], statement
+
+
+EVENTS = """
+INSERT INTO outbox_events (id, topic, payload, attributes, quarantined_at) OVERRIDING SYSTEM VALUE
+SELECT n, %s, 'x', '{}', %s::timestamptz FROM generate_series(%s::bigint, %s::bigint) n
+"""
+
+
+async def generic_plan(conn: Conn, statement: str) -> str:
+    """As a hot connection plans it: once, without the values."""
+    text = prepared(statement)
+    parameters = set(re.findall(r"\$\d+", text))
+    values = f"({', '.join(['NULL'] * len(parameters))})" if parameters else ""
+    await conn.execute(f"PREPARE planned AS {text}".encode())
+    cursor = await conn.execute(f"EXPLAIN (COSTS OFF) EXECUTE planned{values}".encode())
+    found = "\n".join(row[0] for row in await cursor.fetchall())
+    await conn.execute("DEALLOCATE planned")
+    return found
+
+
+HOT = {
+    CLAIM: "outbox_ready",
+    CLAIM_NAMED: "outbox_pkey",
+    CLAIM_PUBLISHED: "outbox_published",
+    FINISH: "outbox_pkey",
+    PUT_BACK: "outbox_pkey",
+    publish.RESERVE: "outbox_ready",
+    publish.PUBLISHED: "outbox_pkey",
+    publish.PRESETS: "outbox_ready",
+    events.RESERVE: "outbox_events_due",
+    events.PUBLISHED: "outbox_events_pkey",
+}
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["empty", "full"])
+async def test_no_statistics_spoil_the_plans(connect: Connect, full: bool) -> None:
+    conn = await connect(options=PINNED)
+    if full:
+        for status in ("ready", "published", "waiting"):
+            await fill(conn, status, 5000, 5000)
+        await conn.execute(EVENTS, ["results", None, 1, 5000])
+        await conn.execute(EVENTS, ["dead-letters", None, 5001, 10_000])
+    await conn.execute("ANALYZE")
+    for statement, index in HOT.items():
+        seen = await generic_plan(conn, statement)
         assert "Seq Scan" not in seen
         assert "Hash Join" not in seen
-        assert index in seen
+        assert f"using {index} " in seen, seen
+
+
+async def test_events_are_found_without_a_look_at_those_of_the_other_topic_or_in_quarantine(
+    connect: Connect,
+) -> None:
+    conn = await connect(options=PINNED)
+    asked = {"topic": "results", "low": 0, "limit": 100, "max_bytes": 8_000_000, "seconds": 10}
+    await conn.execute(EVENTS, ["dead-letters", None, 1, 20_000])
+    await conn.execute(EVENTS, ["results", "2026-01-01", 20_001, 40_000])
+    await conn.execute("VACUUM ANALYZE")
+    assert await buffers(conn, events.RESERVE, asked) < 20
 
 
 async def test_upkeep_reads_no_row_that_is_not_due(connect: Connect) -> None:

@@ -83,7 +83,9 @@ async def test_a_worker_that_lost_its_lease_writes_nothing_and_goes_on_under_a_n
         job_id = await stage.enqueue()
         (first,) = await stage.scene.row("SELECT worker_id FROM outbox WHERE status = 'leased'")
         await stage.scene.conn.execute("DELETE FROM workers")
-        (second,) = await stage.scene.row("SELECT worker_id FROM outbox WHERE attempt = 2 AND status = 'leased'")
+        (second,) = await stage.scene.row(
+            "SELECT worker_id FROM outbox WHERE attempt = 2 AND status = 'leased'"
+        )
         free.set()
         [job] = await stage.scene.ended(job_id)
     assert second != first

@@ -13,7 +13,8 @@ from engine.model import JobState
 from engine.moves import Ending, finish
 from engine.pipeline import Pipeline
 from engine.pubsub import EMULATOR
-from tests.engine.scene import Scene, known, preset, until
+from tests.engine.scene import Scene, preset
+from tests.fakes.clients import eventually
 from tests.fakes.fixtures import BrokerAt
 from tests.helpers import fetchone, started, worker
 from tests.transports.stage import Stage, open_stage
@@ -88,7 +89,7 @@ async def test_postgres_takes_over_what_pubsub_left_and_pubsub_takes_over_again(
         async with pubsub.upkeep(), pubsub.worker(work):
             again = await pubsub.enqueue()
             await scene.ended(again)
-            await until(lambda: known(messages("late") >= late + 5))
+            await eventually(lambda: messages("late") >= late + 5)
             await check_told(pubsub, untold=ids)
     assert ran == Counter([*ids, again])
     assert (messages("late"), messages("unacknowledged")) == (late + 5, unacknowledged)

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from google.pubsub_v1.types import PullRequest
-from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]
 
 from tests.engine.scene import until
 from tests.fakes.clients import Clients, clients
@@ -116,7 +116,7 @@ async def received(google: Clients, kind: str, subscription: str, count: int) ->
     request = PullRequest(
         subscription=google.subscription(subscription), max_messages=1000, return_immediately=True
     )
-    pull = google.subscriber.transport.pull  # the client's own method warns of return_immediately
+    pull: Any = google.subscriber.transport.pull  # the client's own method warns of return_immediately
 
     async def look() -> bool:
         response = await pull(request, timeout=5)

@@ -12,7 +12,8 @@ from prometheus_client import REGISTRY
 from engine.messages import WakeUp
 from engine.moves import publish
 from engine.pipeline import Pipeline
-from tests.engine.scene import Worker, known, preset, until
+from tests.engine.scene import Worker, preset
+from tests.fakes.clients import eventually
 from tests.fakes.pubsub import FakePubSub
 from tests.fakes.pubsub.subscription import Subscription
 from tests.helpers import LANES
@@ -68,7 +69,7 @@ class Site:
 
     async def settled(self) -> None:
         """Until every message has been acknowledged."""
-        await until(lambda: known(not self.subscription.outstanding and not self.subscription.backlog))
+        await eventually(lambda: not self.subscription.outstanding and not self.subscription.backlog)
 
 
 def source_of(worker: Worker) -> PubSubSource:

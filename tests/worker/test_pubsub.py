@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from tests.conftest import Connect
 from tests.engine.cutter import cutter
-from tests.engine.scene import known, preset, until
+from tests.engine.scene import preset
+from tests.fakes.clients import eventually
 from tests.fakes.pubsub import Delay, DropAcks, Duplicate, Fail
 from tests.helpers import fetchone
 from tests.worker.site import SUB, Site, ids, ledger, messages, source_of
@@ -57,7 +58,7 @@ async def test_messages_that_come_twice_or_late_run_nothing_and_are_acknowledged
         unknown = json.dumps({"job_id": "01990000-0000-7000-8000-000000000000"}).encode()
         for data in (twice.message.data, waiting.message.data, unknown):
             site.send(data)
-        await until(lambda: known(messages()["late"] - before["late"] >= 5))
+        await eventually(lambda: messages()["late"] - before["late"] >= 5)
         await site.settled()
     assert ran == {twice.job_id: 1, once.job_id: 1}
     assert messages() - before == {"claimed": 2, "late": 5}
@@ -65,33 +66,48 @@ async def test_messages_that_come_twice_or_late_run_nothing_and_are_acknowledged
     await site.stage.cancel(waiting.job_id)
 
 
-async def test_a_message_whose_acknowledgement_is_lost_comes_again_and_is_late(site: Site) -> None:
-    before, (ran, work) = messages(), ledger()
+async def test_an_acknowledgement_that_failed_is_sent_again(site: Site) -> None:
+    before, (_, work) = messages(), ledger()
     site.fake.inject(Fail(method="Acknowledge", times=1))
+    async with site.worker(work):
+        await site.scene.ended(*ids(await site.published()))
+        await site.settled()
+    assert messages() - before == {"claimed": 1}
+
+
+async def test_a_message_that_cannot_be_acknowledged_comes_again_and_is_late(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pubsub.ACK_PAUSES", (0.01, 0.01))
+    before, (ran, work) = messages(), ledger()
+    site.fake.inject(Fail(method="Acknowledge", times=2))
     wake_ups = await site.published()
     async with site.worker(work):
         await site.scene.ended(*ids(wake_ups))
-        await until(lambda: known(messages()["unacknowledged"] > before["unacknowledged"]))
+        await eventually(lambda: messages()["unacknowledged"] > before["unacknowledged"])
         site.redeliver()
-        await until(lambda: known(site.fake.acked(SUB)))
+        await site.settled()
     assert ran == dict.fromkeys(ids(wake_ups), 1)
     assert messages() - before == {"claimed": 1, "late": 1, "unacknowledged": 1}
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xff\x00", b"[]", b'"x"', b'{"job_id": 5}', b'{"job_id": null}', b'{"job_id": "no-uuid"}', b"{}"]
+    "data",
+    [b"\xff\x00", b"[]", b'"x"', b'{"job_id": 5}', b'{"job_id": null}', b'{"job_id": "no-uuid"}', b"{}"],
 )
 async def test_what_cannot_be_read_becomes_a_dead_letter_with_its_bytes(site: Site, data: bytes) -> None:
-    before, (ran, work) = messages(), ledger()
+    before, (_, work) = messages(), ledger()
     site.fake.inject(DropAcks(on=SUB, times=1))
     async with site.worker(work):
         message_id = site.send(data)
         await site.scene.row("SELECT 1 FROM outbox_events")
-        await until(lambda: known(site.fake.calls["Acknowledge"]))
+        await eventually(lambda: site.fake.calls["Acknowledge"])
         site.redeliver()
-        await until(lambda: known(site.fake.acked(SUB) == [message_id]))
+        await eventually(lambda: site.fake.acked(SUB) == [message_id])
         await site.scene.ended(*ids(await site.published()))
-    cursor = await site.conn.execute("SELECT payload, attributes FROM outbox_events WHERE topic = 'dead-letters'")
+    cursor = await site.conn.execute(
+        "SELECT payload, attributes FROM outbox_events WHERE topic = 'dead-letters'"
+    )
     letters = await cursor.fetchall()
     assert [attributes["message_id"] for _, attributes in letters] == [f"{message_id}:DeadLetterMessage"] * 2
     body = json.loads(letters[0][0])
@@ -117,7 +133,7 @@ async def test_while_the_database_is_away_nothing_is_settled_and_no_more_is_read
     ran, work = ledger()
     async with cutter(site.scene.url) as database, site.worker(work, slots=4, url=database.url) as worker:
         await site.scene.row("SELECT 1 FROM workers")
-        await until(lambda: known(site.fake.streams(SUB)))
+        await eventually(lambda: site.fake.streams(SUB))
         if not heeds_flow_control:
             for receiver in site.subscription.receivers:
                 receiver.max_messages = math.inf
@@ -126,7 +142,7 @@ async def test_while_the_database_is_away_nothing_is_settled_and_no_more_is_read
             wake_ups = []
             for _ in range(10):
                 wake_ups += await site.published()
-            await until(lambda: known(sum(line["event"] == "claim.failed" for line in logs) >= 3))
+            await eventually(lambda: sum(line["event"] == "claim.failed" for line in logs) >= 3)
         assert 0 < len(source_of(worker)._at_hand) <= 4
         assert len(site.subscription.outstanding) <= (4 if heeds_flow_control else 10)
         assert site.fake.calls["Acknowledge"] == site.fake.calls["ModifyAckDeadline"] == 0
@@ -147,11 +163,11 @@ async def test_what_cannot_be_read_is_kept_while_the_database_is_away(
         database.down = True
         message_id = site.send(b"?")
         with capture_logs() as logs:
-            await until(lambda: known(any(line["event"] == "message.undecodable" for line in logs)))
-            await until(lambda: known(sum(line["event"] == "claim.failed" for line in logs) >= 2))
+            await eventually(lambda: any(line["event"] == "message.undecodable" for line in logs))
+            await eventually(lambda: sum(line["event"] == "claim.failed" for line in logs) >= 2)
         assert site.fake.calls["Acknowledge"] == 0
         database.down = False
-        await until(lambda: known(site.fake.acked(SUB) == [message_id]))
+        await eventually(lambda: site.fake.acked(SUB) == [message_id])
     assert await fetchone(site.conn, "SELECT count(*) FROM outbox_events") == (1,)
 
 
@@ -167,8 +183,9 @@ async def test_with_all_slots_taken_messages_stay_with_the_broker(site: Site) ->
     wake_ups = await site.published(20)
     async with site.worker(work, slots=2):
         await site.scene.row(LEASED, 2)
-        await until(lambda: known(len(site.subscription.outstanding) == 2))
-        assert (site.subscription.delivered.total, len(site.subscription.backlog)) == (4, 16)
+        await eventually(lambda: site.subscription.delivered.total == 4)
+        await eventually(lambda: len(site.fake.acked(SUB)) == 2)
+        assert (len(site.subscription.outstanding), len(site.subscription.backlog)) == (2, 16)
         free.set()
         await site.scene.ended(*ids(wake_ups))
         await site.settled()
@@ -180,9 +197,9 @@ async def test_a_worker_whose_lease_is_gone_acknowledges_nothing(site: Site) -> 
     async with site.worker(work, lease=60) as worker:
         await site.scene.row("DELETE FROM workers RETURNING id")
         wake_ups = await site.published()
-        await until(lambda: known(source_of(worker)._at_hand))
+        await eventually(lambda: source_of(worker)._at_hand)
         claims = worker.consumer._claims
-        await until(lambda: known(worker.consumer._claims > claims and not worker.consumer._claiming))
+        await eventually(lambda: worker.consumer._claims > claims and not worker.consumer._claiming)
         assert len(site.subscription.outstanding) == 1
         assert site.fake.calls["Acknowledge"] == site.fake.calls["ModifyAckDeadline"] == 0
         worker.consumer._lease.beat_now()
@@ -203,11 +220,11 @@ async def test_a_drain_gives_back_what_is_at_hand_and_closes_its_stream_without_
     await site.published(6)
     async with site.worker(work, slots=2) as worker:
         await site.scene.row(LEASED, 2)
-        await until(lambda: known(len(site.subscription.outstanding) == 2))
+        await eventually(lambda: len(site.subscription.outstanding) == 2)
         stream = source_of(worker)._stream
         assert stream
         worker.stop.set()
-        await until(lambda: known(len(site.fake.nacked(SUB)) == 2))
+        await eventually(lambda: len(site.fake.nacked(SUB)) == 2)
         assert site.fake.streams(SUB) == 0
         free.set()
         assert await worker.ended() == 0
@@ -228,7 +245,7 @@ async def test_a_drain_is_bounded_when_the_broker_does_not_answer(
         site.fake.inject(Delay(method="StreamingPull", seconds=60, times=1))
     ran, work = ledger()
     async with site.worker(work) as worker:
-        await until(lambda: known(site.fake.calls["StreamingPull"]))
+        await eventually(lambda: site.fake.calls["StreamingPull"])
         if fault == "gone":
             await site.scene.ended(*ids(await site.published()))
             await site.fake.stop()

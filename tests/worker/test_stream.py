@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from engine.errors import BrokerUnavailable, DatabaseUnavailable
 from engine.messages import WakeUp
 from relay.provision import open_clients, provision
 from tests.engine.scene import Worker, known, preset, until
+from tests.fakes.clients import eventually
 from tests.fakes.pubsub import Delay, Fail, Stall
 from tests.helpers import fetchone
 from tests.worker.site import SUB, Site, counted, ids, ledger, source_of
@@ -26,7 +28,12 @@ def named(logs: Logs, *events: str) -> Logs:
 
 
 async def flowing(site: Site) -> None:
-    await until(lambda: known(site.fake.streams(SUB)))
+    await eventually(lambda: site.fake.streams(SUB))
+
+
+def flows(site: Site, opened: int) -> bool:
+    """Whether the stream that was opened as the `opened`th is there."""
+    return site.fake.streams(SUB) == 1 and site.fake.calls["StreamingPull"] == opened
 
 
 async def is_ready(worker: Worker) -> bool:
@@ -47,12 +54,30 @@ async def test_a_stream_that_is_cut_is_opened_again(site: Site) -> None:
         async with site.worker(work):
             await flowing(site)
             site.fake.cut_streams(SUB)
-            await until(lambda: known(site.fake.calls["StreamingPull"] == 2))
+            await eventually(lambda: site.fake.calls["StreamingPull"] == 2)
             wake_ups = await site.published()
             await site.scene.ended(*ids(wake_ups))
     assert ran == dict.fromkeys(ids(wake_ups), 1)
     lost, found = named(logs, "stream.lost", "stream.found")
     assert (lost["event"], lost["reason"], found["event"]) == ("stream.lost", "UNAVAILABLE", "stream.found")
+
+
+async def test_streams_that_the_broker_ends_are_not_opened_without_a_pause(site: Site) -> None:
+    ran, work = ledger()
+    with capture_logs() as logs:
+        async with site.worker(work) as worker:
+            for opened in (1, 2, 3, 4):
+                await eventually(partial(flows, site, opened))
+                for receiver in site.subscription.receivers:
+                    receiver.close()
+                await eventually(lambda: source_of(worker)._breaker.pause)
+            wake_ups = await site.published()
+            await site.scene.ended(*ids(wake_ups))
+    assert ran == dict.fromkeys(ids(wake_ups), 1)
+    assert [line["event"] for line in named(logs, "stream.lost", "stream.found")] == [
+        "stream.lost",
+        "stream.found",
+    ]
 
 
 async def test_a_broker_that_goes_and_comes_back_is_told_of_once(
@@ -83,7 +108,7 @@ async def test_a_missing_subscription_is_told_once_probed_and_used_when_it_is_th
     ran, work = ledger()
     with capture_logs() as logs:
         async with site.worker(work):
-            await until(lambda: known(site.fake.calls["StreamingPull"] >= 5))
+            await eventually(lambda: site.fake.calls["StreamingPull"] >= 5)
             [lost] = named(logs, "stream.lost")
             async with open_clients() as clients:
                 assert [change async for change in provision(clients, site.stage.names)]
@@ -99,7 +124,7 @@ async def test_a_subscription_that_stays_missing_is_probed_each_five_seconds(sit
     site.fake.inject(Fail(method="StreamingPull", code=grpc.StatusCode.PERMISSION_DENIED))
     _, work = ledger()
     async with site.worker(work) as worker:
-        await until(lambda: known(not source_of(worker)._breaker.closed))
+        await eventually(lambda: not source_of(worker)._breaker.closed)
         assert 4 < source_of(worker)._breaker.pause <= 5
 
 
@@ -156,7 +181,7 @@ async def test_a_stream_that_does_not_even_end_when_asked_to_is_replaced(site: S
     ran, work = ledger()
     site.fake.inject(Delay(method="StreamingPull", seconds=60, times=1))
     async with site.worker(work):
-        await until(lambda: known(site.fake.calls["StreamingPull"]))
+        await eventually(lambda: site.fake.calls["StreamingPull"])
         stranded = await strand_until(site, lambda: known(site.fake.calls["StreamingPull"] == 2))
         wake_ups = await site.published()
         await site.scene.ended(*ids(wake_ups))
@@ -178,14 +203,14 @@ async def test_a_worker_whose_streams_all_stall_is_not_ready_until_one_flows(sit
     assert ran == dict.fromkeys(ids(stranded), 1)
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_an_idle_stream_is_no_stall(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.pubsub.SILENT_SECONDS", 0.0)
-    monkeypatch.setattr("engine.source.LOOK_SECONDS", 0.0)
     stalls, (ran, work) = counted("stream_stalls"), ledger()
     async with site.worker(work) as worker:
         await flowing(site)
         claims = worker.consumer._claims
-        await until(lambda: known(worker.consumer._claims >= claims + 3))
+        await eventually(lambda: worker.consumer._claims >= claims + 3)
         [job] = await site.queued()
         await site.age("ready_at", 6, job)
         await site.scene.ended(job.job_id)
@@ -220,7 +245,7 @@ async def test_a_worker_without_a_free_slot_leaves_what_is_stranded_to_others(si
 
     @preset("busy")
     async def busy(_job: Any, run: Any) -> None:
-        await until(lambda: known(run.cancelled.is_set()))
+        await eventually(lambda: run.cancelled.is_set())
 
     running = await site.scene.enqueue("busy")
     await site.conn.execute("UPDATE outbox SET ready_at = ready_at - interval '6 s'")
