@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import structlog
 from psycopg import Error
 
 from engine.db import HotConnection
@@ -22,6 +23,8 @@ LOOK_SECONDS: Final = 3.0
 LOOK_COST: Final = 20.0
 STALE_SECONDS: Final = 60.0
 DEADLINE_SECONDS: Final = 5.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class Autoscale:
 
     def _looked(self, looking: asyncio.Task[None]) -> None:
         self._looking = None
-        if not looking.cancelled():
-            looking.exception()  # the last answer is still good for a while: its age tells
+        if not looking.cancelled() and (error := looking.exception()):
+            log.warning("autoscale.failed", error=f"{type(error).__name__}: {error}".strip())
 
     async def _look(self) -> None:
         if self._conn is None:

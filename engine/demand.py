@@ -33,11 +33,11 @@ WITH RECURSIVE known(preset) AS (
 ), counted(preset, status, jobs, due, since) AS (
     SELECT known.preset, 'ready', lane.jobs, lane.jobs, lane.since
     FROM (SELECT preset FROM known WHERE preset IS NOT NULL LIMIT %(presets)s) known
-    CROSS JOIN generate_series(1, 4) AS priority
+    CROSS JOIN generate_series(1, 4) AS urgency
     CROSS JOIN LATERAL (
         SELECT count(*) AS jobs, min(ready_at) AS since
         FROM (SELECT ready_at FROM outbox
-              WHERE status = 'ready' AND preset = known.preset AND outbox.priority = priority::smallint
+              WHERE status = 'ready' AND preset = known.preset AND priority = urgency::smallint
               ORDER BY position
               LIMIT %(counted)s) head) lane
     UNION ALL
@@ -107,12 +107,12 @@ async def look(conn: AsyncConnection[Any]) -> Demand:
     demand = Demand({}, 0, 0)
     for preset, kind, first, second, figure in rows:
         if kind == "fleet":
-            demand.workers, demand.slots = first, int(second)
+            demand.workers, demand.slots = int(first), int(second)
             continue
         known = preset in demand.queues or kind == "live" or len(demand.queues) < MAX_PRESETS
         queue = demand.queues.setdefault(preset if known else OTHER, Queue())
         if kind == "live":
-            queue.workers, queue.slots, queue.per_second = first, int(second), figure
+            queue.workers, queue.slots, queue.per_second = int(first), int(second), figure
         else:
             queue.jobs[kind] = queue.jobs.get(kind, 0) + int(first)
             queue.due += int(second)
