@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import structlog
 
+from engine import tracing
 from engine.errors import LeaseLost
 from engine.executor import Execution
 from engine.metrics import (
@@ -66,6 +67,7 @@ class Account:
         if isinstance(outcome, Exception):
             tally.dropped()
             refused = None if isinstance(outcome, LeaseLost) else f"{type(outcome).__name__}: {outcome}"
+            tracing.ended(execution.span, "lost", refused or LeaseLost.__name__)
             _log(self._log.warning, execution, "lost", refused)
             return
         name = label(outcome)
@@ -81,8 +83,10 @@ class Account:
                 # The claim was timed by the database's clock, as the job's creation; since then only ours has run.
                 age = (attempt.started_at - attempt.job.created_at).total_seconds()
                 tally.completed(age + now - execution.started, attempt.job.traceparent)
+        error = _error(outcome)
+        tracing.ended(execution.span, name, error)
         if self._telling:
-            _log(self._log.info, execution, name, _error(outcome))
+            _log(self._log.info, execution, name, error)
 
     def released(self, preset: str, state: JobState) -> None:
         """Count an attempt that the database had given to this worker, and that was given back unseen."""
@@ -106,7 +110,7 @@ def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error:
         outcome=outcome,
         seconds=round(time.monotonic() - execution.started, 6),
         error=error,
-        traceparent=execution.claimed.job.traceparent,
+        **tracing.ids(execution.claimed.job.traceparent, execution.span),
     )
 
 

@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 from psycopg import Error
 
+from engine import tracing
 from engine.account import Account
 from engine.db import Pool, lent, open_pool
 from engine.errors import DatabaseUnavailable
@@ -155,6 +156,7 @@ class Consumer:
         if not free or worker_id is None:
             return 0
         self._claiming, self._claims = True, self._claims + 1
+        began = time.time_ns()
         try:
             attempts = await self._source.claim(worker_id, free)
         except (DatabaseUnavailable, Error) as error:
@@ -162,6 +164,7 @@ class Consumer:
             return 0
         finally:
             self._claiming = False
+        tracing.claimed(began, attempts)
         for attempt in attempts:
             self._start(attempt)
         return len(attempts)

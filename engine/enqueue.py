@@ -15,6 +15,7 @@ from engine.errors import IdempotencyMismatch, InvalidJob, Overloaded, Problem
 from engine.model import Job, NewJob
 from engine.pipeline import PRESET
 from engine.text import json_faults, text_fault
+from engine.tracing import accept
 
 MAX_CONTENT_BYTES = 256 * 1024
 MAX_METADATA_BYTES = 256 * 1024
@@ -173,6 +174,11 @@ def check(new: NewJob) -> None:
             "not 0 to a year",
         ),
         ("/delay_seconds", new.delay_seconds is None or new.run_at is None, "not together with run_at"),
+        (
+            "/traceparent",
+            new.traceparent is None or accept([new.traceparent]) == new.traceparent,
+            "not a W3C trace context",
+        ),
     )
     problems = [Problem(pointer, detail) for pointer, good, detail in ranges if not good]
     problems += [

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 from pydantic import ValidationError
 
+from engine import tracing
 from engine.errors import PermanentError
 from engine.model import Attempt, Failed, Job, Outcome, Retry, Snoozed
 from engine.outcome import after, describe, interpret
@@ -52,6 +53,7 @@ class Execution:
         self.ended = False
         self.ended_at = self.started
         self.idle = False
+        self.span = tracing.attempt(attempt)
         self.progress_n = 0
         self.reported_n = 0
         self.latest: tuple[float, str] = (0.0, "")
@@ -81,6 +83,10 @@ class Execution:
         self.latest = (min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0, text)
         self.progress_n += 1
 
+    def step(self, name: str) -> tracing.Span:
+        """The attempt's span is the current one wherever its pipeline runs."""
+        return tracing.step(name)
+
     def start(self) -> None:
         """Start the pipeline; metadata that does not fit its model fails the job at once."""
         try:
@@ -89,7 +95,7 @@ class Execution:
             self._finish(Failed(describe(error)))
             return
         if self.pipeline.is_async:
-            self._task = self._loop.create_task(self._run_async(job))
+            self._task = self._loop.create_task(self._run_async(job), context=self.span.context)
         else:
             self._start_thread(job)
 
@@ -125,7 +131,7 @@ class Execution:
             raise PermanentError(f"metadata: {faults}") from error
 
     def _start_thread(self, job: Job) -> None:
-        run = contextvars.copy_context().run
+        run = (self.span.context or contextvars.copy_context()).run
         thread = threading.Thread(
             target=run, args=(self._run_plain, job), name=f"attempt {job.id}", daemon=True
         )

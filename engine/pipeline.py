@@ -6,6 +6,7 @@ import inspect
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
@@ -29,6 +30,9 @@ class Run(Protocol):
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Show `fraction` (0..1, clamped) and a message to the job's owner. Never blocks, never raises."""
+
+    def step(self, name: str) -> AbstractContextManager[object]:
+        """`with run.step("draft"):` makes that a span of the job's trace, where traces are exported."""
 
 
 Function = Callable[[Job, Run], Any]

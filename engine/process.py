@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from engine import logs
+from engine import logs, tracing
 from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
 from engine.settings import Settings, load
 
@@ -34,8 +34,9 @@ def run(role: str, main: Main, settings: Settings | None = None) -> int:
     try:
         settings = settings or load()
         logs.configure(settings, role)
-        _calm_the_collector()
-        return asyncio.run(_bounded(main, settings, left))
+        with tracing.exporting(role):
+            _calm_the_collector()
+            return asyncio.run(_bounded(main, settings, left))
     except ConfigurationError as error:
         for problem in error.problems:
             print(f"outrider {role}: {problem}", file=sys.stderr)

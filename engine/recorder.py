@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
 import structlog
 from psycopg import AsyncConnection, Error, errors
 
+from engine import tracing
 from engine.batcher import BISECTED, Batcher
 from engine.db import HotConnection, Pool, fetchone, lent, transient
 from engine.errors import DatabaseUnavailable, LeaseLost
@@ -34,6 +35,14 @@ FENCE: LiteralString = "SELECT 1 FROM outbox WHERE job_id = %s AND attempt = %s 
 
 log = structlog.get_logger()
 Row = Ending | PutBack
+
+
+class Item(NamedTuple):
+    """A row to write under the lease `holder`, and the context of its attempt's span."""
+
+    holder: int
+    row: Row
+    context: str | None
 
 
 class Recorder:
@@ -61,8 +70,8 @@ class Recorder:
         self._announce = announce
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._effects: set[asyncio.Task[None]] = set()
-        self._rows: Batcher[tuple[int, Row], JobState] = Batcher(
-            self._flush, max_group=MAX_BATCH, weigh=lambda item: _size(item[1]), tries=1
+        self._rows: Batcher[Item, JobState] = Batcher(
+            self._flush, max_group=MAX_BATCH, weigh=lambda item: _size(item.row), tries=1
         )
 
     def write(self, execution: Execution, outcome: Outcome, metadata: str) -> None:
@@ -92,7 +101,7 @@ class Recorder:
     def _put(self, execution: Execution, outcome: Outcome, metadata: str) -> None:
         row = record(execution.claimed, outcome, metadata)
         answered = partial(self._answered, execution, outcome, metadata)
-        self._rows.put((execution.claimed.worker_id, row), answered)
+        self._rows.put(Item(execution.claimed.worker_id, row, execution.span.traceparent), answered)
 
     def _answered(
         self, execution: Execution, outcome: Outcome, metadata: str, answer: JobState | Exception
@@ -104,18 +113,19 @@ class Recorder:
         else:  # a job whose owner asked to cancel it is not put back
             self._on_recorded(execution, Cancelled() if answer is JobState.CANCELLED else outcome)
 
-    async def _flush(self, items: Sequence[tuple[int, Row]]) -> Sequence[JobState | Exception]:
+    async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
         """Write one group, again and again until it is acknowledged or the lease under it is lost."""
         done: Recorded = {}
         pause = FIRST_PAUSE_SECONDS
         while (worker_id := self._worker_id()) is not None:
-            rows = [row for holder, row in items if holder == worker_id]
+            rows = [item.row for item in items if item.holder == worker_id]
             try:
                 async with self._conn.use() as conn:
                     if pause > FIRST_PAUSE_SECONDS and rows:
                         done |= await recorded(conn, [_key(row) for row in rows])
                         rows = [row for row in rows if _key(row) not in done]
-                    done |= await _write(conn, worker_id, rows, announce=self._announce)
+                    with tracing.record((item.context for item in items), len(rows)):
+                        done |= await _write(conn, worker_id, rows, announce=self._announce)
                 break
             except (DatabaseUnavailable, Error) as error:
                 if isinstance(error, BISECTED):
@@ -123,7 +133,7 @@ class Recorder:
                 log.warning("record.failed", error=str(error), rows=len(rows))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_PAUSE_SECONDS)
-        return [done.get(_key(row)) or LeaseLost(str(row.job_id)) for _, row in items]
+        return [done.get(_key(row)) or LeaseLost(str(row.job_id)) for _, row, _ in items]
 
     async def _with_effects(
         self, execution: Execution, outcome: Completed, effects: Effects, metadata: str
@@ -154,7 +164,8 @@ class Recorder:
         async def counted(conn: AsyncConnection[Any]) -> None:
             nonlocal tries
             tries += 1
-            await effects(conn)
+            with tracing.step("effects"):
+                await effects(conn)
 
         while self._worker_id() == attempt.worker_id:
             try:
@@ -164,7 +175,8 @@ class Recorder:
                 ):
                     if tries and await recorded(conn, [attempt.key]):
                         return
-                    await _together(conn, attempt, counted, ending, announce=self._announce)
+                    with tracing.record([execution.span.traceparent], 1):
+                        await _together(conn, attempt, counted, ending, announce=self._announce)
             except (TimeoutError, DatabaseUnavailable, Error) as error:
                 if limit.expired():
                     raise TimeoutError(f"the effects did not end within {seconds:g} s") from error

@@ -12,6 +12,7 @@ import grpc
 import structlog
 from psycopg import Error
 
+from engine import tracing
 from engine.breaker import Breaker
 from engine.errors import DatabaseUnavailable
 from engine.metrics import (
@@ -126,10 +127,12 @@ class Drain(Generic[ItemT]):
             self._room.release()
 
     async def _publish(self, items: Sequence[ItemT]) -> None:
+        messages = [item.message for item in items]
+        contexts = (message.attributes.get("traceparent") for message in messages)
         try:
             self._rows.observe(len(items))
-            with self._seconds.time():
-                await self._publisher.publish(self._topic, [item.message for item in items])
+            with self._seconds.time(), tracing.publish(self._name, contexts, len(messages)):
+                await self._publisher.publish(self._topic, messages)
         except grpc.RpcError as error:
             PUBLISH_ERRORS.labels(self._name, code(error).name.lower()).inc()
             if fault(error) is Fault.REFUSED:

@@ -16,7 +16,7 @@ from web.problems import Refused
 
 def create_app(api: Api) -> web.Application:
     """The application over `api`, which outlives it. Serve it with `web.server.serving`."""
-    app = web.Application(middlewares=[boundary.boundary(api)])
+    app = web.Application(middlewares=[boundary.traced, boundary.boundary(api)])
     app.on_response_prepare.append(boundary.finish_headers)
     paths: defaultdict[str, dict[str, Handler]] = defaultdict(dict)
     for operation in OPERATIONS:

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its errors as problems, one log line, one observation."""
+"""What surrounds every request: its trace, its id, its errors as problems, one log line, one observation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,32 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from engine import metrics
+from engine import metrics, tracing
 from engine.metrics import Histogram
 from web import problems, requests
 from web.operations import Api, Handler
 
 REQUEST_ID: Final = "X-Request-Id"
 KEPT: Final = web.RequestKey("request_id", str)
+SPAN: Final = web.RequestKey("span", tracing.Span)
 UNKNOWN_ROUTE: Final = "unknown"
 
 
+@web.middleware
+async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A middleware around the boundary. A context that is broken is ignored, as the standard says."""
+    came = tracing.accept(request.headers.getall("traceparent", ()))
+    with tracing.request(request, _route(request.match_info.route.resource), came) as span:
+        request[SPAN] = span
+        if context := came or span.traceparent:
+            request[requests.CONTEXT] = context
+        response = await handler(request)
+        tracing.answered(span, response.status)
+        return response
+
+
 def boundary(api: Api) -> Middleware:
-    """The one middleware. aiohttp calls its parameters by name."""
+    """The middleware that answers. aiohttp calls its parameters by name."""
     log = structlog.get_logger().bind()  # now, for the lazy proxy binds anew at each line
 
     @web.middleware
@@ -49,6 +63,7 @@ def boundary(api: Api) -> Middleware:
             status=response.status,
             ms=round(seconds * 1000, 2),
             request_id=request_id,
+            **tracing.ids(requests.traceparent(request), request[SPAN]),
         )
         return response
 
@@ -67,5 +82,8 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
 
 @cache  # finite: the routes, llhttp's methods, the statuses
 def _histogram(resource: web.AbstractResource | None, method: str, status: int) -> Histogram:
-    route = UNKNOWN_ROUTE if resource is None or "{path" in resource.canonical else resource.canonical
-    return metrics.HTTP_SECONDS.labels(route, method, str(status))
+    return metrics.HTTP_SECONDS.labels(_route(resource) or UNKNOWN_ROUTE, method, str(status))
+
+
+def _route(resource: web.AbstractResource | None) -> str | None:
+    return None if resource is None or "{path" in resource.canonical else resource.canonical

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from engine import metrics
+from engine import metrics, tracing
 from engine.enqueue import Accepted, Submission
 from engine.errors import IdempotencyMismatch
 from web import idempotency, render, requests, schemas, shown
@@ -74,7 +74,8 @@ async def _accepted(call: Call, body: schemas.Asked, wanted: list[schemas.JobToR
     submission = await call.aside(_submission, call, body, wanted, route)
     key = submission.key
     try:
-        accepted = await call.api.store.submit(submission)
+        with tracing.enqueue(len(wanted)):
+            accepted = await call.api.store.submit(submission)
     except IdempotencyMismatch:
         metrics.IDEMPOTENCY.labels("mismatch").inc()
         raise

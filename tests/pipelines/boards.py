@@ -6,6 +6,7 @@ import html
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -30,6 +31,9 @@ class Running:
     attempt: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)
     progressed: list[tuple[float, str]] = field(default_factory=list)
+
+    def step(self, _name: str) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def progress(self, fraction: float, message: str = "") -> None:
         self.progressed.append((fraction, message))

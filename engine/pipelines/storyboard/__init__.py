@@ -64,24 +64,26 @@ def storyboard(job: Job, run: Run) -> Storyboard | None:
     """Lays out the script scene by scene. None once the run is cancelled: nobody reads it then."""
     asked: StoryboardMetadata = job.metadata
     run.progress(0, "reading the script")
-    scenes = _scenes_of(job.content, asked)
+    with run.step("script"):
+        scenes = _scenes_of(job.content, asked)
     subtitler = Subtitler(asked.words_per_minute)
     views: list[SceneView] = []
     cues: list[Cue] = []
-    for number, scene in enumerate(scenes, 1):
-        if run.cancelled.is_set():
-            return None
-        shown = list(subtitler.cues(scene.words))
-        views.append(
-            {
-                "title": scene.title,
-                "narration": scene.narration,
-                "start": shown[0].start / 1000,
-                "end": shown[-1].end / 1000,
-            }
-        )
-        cues += shown
-        run.progress(number / len(scenes), f"scene {number} of {len(scenes)}")
+    with run.step("captions"):
+        for number, scene in enumerate(scenes, 1):
+            if run.cancelled.is_set():
+                return None
+            shown = list(subtitler.cues(scene.words))
+            views.append(
+                {
+                    "title": scene.title,
+                    "narration": scene.narration,
+                    "start": shown[0].start / 1000,
+                    "end": shown[-1].end / 1000,
+                }
+            )
+            cues += shown
+            run.progress(number / len(scenes), f"scene {number} of {len(scenes)}")
     return {
         "scenes": views,
         "captions": {"webvtt": to_webvtt(cues), "srt": to_srt(cues)},

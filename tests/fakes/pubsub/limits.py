@@ -62,7 +62,9 @@ def check_publish(request: Raw) -> None:
 def _check_attributes(attributes: Raw) -> None:
     require(len(attributes) <= MAX_ATTRIBUTES, "more than 100 attributes")
     for key, value in attributes.items():
-        require(key and not key.startswith("goog"), f"{key!r} is no name for an attribute")
+        # Google's own clients keep the trace of a message under the one prefix.
+        reserved = key.startswith("goog") and not key.startswith("googclient_")
+        require(key and not reserved, f"{key!r} is no name for an attribute")
         require(len(key.encode()) <= MAX_KEY_BYTES, "an attribute's key is longer than 256 bytes")
         require(len(value.encode()) <= MAX_VALUE_BYTES, "an attribute's value is longer than 1024 bytes")
 
