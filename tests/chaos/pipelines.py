@@ -11,7 +11,10 @@ from typing import Any
 from engine.model import Completed
 from engine.pipeline import Pipeline, pipeline
 
-MAX_RUN_SECONDS = 0.04
+RUN_SECONDS = 0.04
+LONG_SECONDS = 3.0
+LONG_SHARE = 0.02
+"""Of attempts that run so long, some are still at it when their worker is stopped, and others have their job."""
 
 
 @cache
@@ -21,9 +24,10 @@ def ledger() -> int:
 
 @pipeline("entry", backoff=0)
 async def entry(job: Any, run: Any) -> Completed:
-    """A moment's work; its effects are a row in `effects`, which has no key. Its output repeats the content."""
+    """A moment's work, or more; its effects are a row in `effects`, which has no key. It gives back the content."""
     os.write(ledger(), f"{job.id} {run.attempt}\n".encode())
-    await asyncio.sleep(random.random() * MAX_RUN_SECONDS)  # noqa: S311
+    longest = LONG_SECONDS if random.random() < LONG_SHARE else RUN_SECONDS  # noqa: S311
+    await asyncio.sleep(random.random() * longest)  # noqa: S311
 
     async def effects(conn: Any) -> None:
         await conn.execute("INSERT INTO effects VALUES (%s, %s)", [job.id, run.attempt])
@@ -34,7 +38,7 @@ async def entry(job: Any, run: Any) -> Completed:
 @pipeline("moment")
 async def moment(_job: Any, _run: Any) -> str:
     """A moment's work."""
-    await asyncio.sleep(random.random() * MAX_RUN_SECONDS)  # noqa: S311
+    await asyncio.sleep(random.random() * RUN_SECONDS)  # noqa: S311
     return "done"
 
 

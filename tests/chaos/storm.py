@@ -14,13 +14,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import grpc
 import orjson
+from google.api_core.exceptions import DeadlineExceeded
 from google.pubsub_v1.types import ReceivedMessage
 
 from engine import invariants
@@ -46,7 +47,9 @@ AHEAD: Final = 1500
 CALM: Final = 0.8
 """The share of the jobs that are done when the last blow falls."""
 END_SECONDS: Final = 300.0
-SETTLE_SECONDS: Final = 2.0
+PULL_SECONDS: Final = 5.0
+READ_SECONDS: Final = 30.0
+SETTLE_SECONDS: Final = 1.0
 JOBS, RESULTS = "pipeline-jobs", "pipeline-results"
 
 COUNTS: LiteralString = """
@@ -56,6 +59,9 @@ SELECT (SELECT count(*) FROM job_results), (SELECT count(*) FROM outbox),
 STATES: LiteralString = "SELECT state::text, count(*) FROM job_results GROUP BY 1"
 ENDS: LiteralString = "SELECT job_id, version FROM job_results"
 EFFECTS: LiteralString = "SELECT job_id, count(*) FROM effects GROUP BY 1"
+STRAYED: LiteralString = """
+SELECT count(*) FROM effects e JOIN job_results r ON r.job_id = e.job_id WHERE e.attempt <> r.attempt
+"""
 SET_ASIDE: LiteralString = """
 SELECT attributes ->> 'job_id' FROM outbox_events WHERE quarantined_at IS NOT NULL AND reason IS NOT NULL
 """
@@ -71,13 +77,19 @@ class Stranger:
         self.bodies: dict[str, dict[str, Any]] = {}
 
     async def read(self) -> None:
+        """Until cancelled."""
         async with clients(self._host, PROJECT) as google:
+            name = google.subscription(self._subscription)
             while True:
-                received = await google.pull_once(self._subscription)
-                for each in received:
-                    self._note(each)
-                if received:
-                    await google.acknowledge([each.ack_id for each in received], self._subscription)
+                with suppress(DeadlineExceeded):  # there was nothing
+                    answer = await google.subscriber.pull(
+                        subscription=name, max_messages=1000, retry=None, timeout=PULL_SECONDS
+                    )
+                    for each in answer.received_messages:
+                        self._note(each)
+                    if answer.received_messages:
+                        ack_ids = [each.ack_id for each in answer.received_messages]
+                        await google.acknowledge(ack_ids, self._subscription)
 
     def _note(self, received: ReceivedMessage) -> None:
         name = received.message.attributes["message_id"]
@@ -231,6 +243,7 @@ async def verdict(conn: Connection, storm: Storm, executions: Sequence[str]) -> 
         "the database and the ledger differ": set(ends) == accepted and report.jobs == len(accepted),
         "effects are missing": effects.keys() == accepted,
         "effects happened twice": all(count == 1 for count in effects.values()),
+        "effects are of another attempt than the result": await _rows(conn, STRAYED) == [(0,)],
         "an attempt ran twice": all(count == 1 for count in runs.values()),
         "other events than the poison are quarantined": aside == storm.poisoned,
         "result messages are missing": wanted <= storm.results.seen.keys(),
@@ -271,13 +284,11 @@ async def run(
 
 @asynccontextmanager
 async def _reading(storm: Storm) -> AsyncIterator[None]:
-    readers = [asyncio.create_task(each.read()) for each in (storm.results, storm.letters)]
-    try:
+    async with asyncio.TaskGroup() as group:
+        readers = [group.create_task(each.read()) for each in (storm.results, storm.letters)]
         yield
-    finally:
         for reader in readers:
             reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
 
 
 async def _drain(storm: Storm, began: float) -> list[str]:
@@ -296,11 +307,15 @@ async def _drain(storm: Storm, began: float) -> list[str]:
 
 
 async def _quiet(storm: Storm) -> None:
-    """Wait until the stranger has read all there is."""
-    before = -1
-    while before != storm.results.seen.total():
-        before = storm.results.seen.total()
-        await asyncio.sleep(SETTLE_SECONDS)
+    """Wait until the stranger has read all there is, and a moment longer for what should not be there."""
+    expected = len(storm.accepted) - len(storm.poisoned)
+    with suppress(TimeoutError):  # then the verdict says what is missing
+        await until(lambda: _true(len(storm.results.seen) >= expected), READ_SECONDS)
+    await asyncio.sleep(SETTLE_SECONDS)
+
+
+async def _true(value: bool) -> bool:
+    return value
 
 
 def _tell(fleet: Fleet, storm: Storm) -> None:

@@ -87,10 +87,10 @@ async def test_a_claim_before_the_mark_wins_and_a_retry_is_sent_at_once(post: Po
     async with post.relay(hold=True) as relay:
         await relay.publisher.published.wait()
         [attempt] = await claim_named(post.conn, me, ["p"], [job_id])
+        await put_back(post.conn, me, [PutBack(*attempt.key, "error", 0.0)])
         relay.publisher.let_go()
         assert await relay.stopped() == 0
-    assert await post.statuses() == {"leased": 1}
-    await put_back(post.conn, me, [PutBack(*attempt.key, "error", 0.0)])
+    assert await post.statuses() == {"waiting": 1}
     assert await promote(post.conn) == 1
     async with asyncio.timeout(2), post.relay():
         await post.all_left()
