@@ -13,7 +13,7 @@ from tests.engine.scene import Scene
 from tests.fakes.fixtures import BrokerAt, broker, emulator, fake
 from tests.fakes.pubsub import FakePubSub
 from tests.transports.stage import Stage, open_stage
-from tests.transports.told import check_told
+from tests.transports.told import check_told, check_woken, watch
 
 __all__ = ["broker", "emulator", "fake", "scene"]
 
@@ -32,6 +32,9 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 async def stage(scene: Scene, transport: BrokerAt | None) -> AsyncIterator[Stage]:
-    async with open_stage(scene, transport) as stage, stage.upkeep():
-        yield stage
-        await check_told(stage)
+    async with open_stage(scene, transport) as stage:
+        await watch(stage)
+        async with stage.upkeep():
+            yield stage
+            await check_told(stage)
+        await check_woken(stage)

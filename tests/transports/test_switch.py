@@ -45,16 +45,21 @@ def messages(action: str) -> float:
 
 
 async def leave(stage: Stage, *, published: int) -> list[UUID]:
-    """Jobs as a system that ends leaves them: with a worker that died, others due now, others later."""
+    """Jobs as a system that ends leaves them: with a worker that died, others due now, others later.
+
+    Where some were `published`, results are left too, that no relay has told of.
+    """
     conn = stage.scene.conn
-    ghost = await worker(conn, seconds=0.3)
-    ids = [(await started(conn, ghost)).job.id for _ in range(3)]
+    ids = []
     if published:
         async with stage.upkeep():
             ids += [await stage.enqueue() for _ in range(published)]
             await stage.scene.row(
                 "SELECT 1 FROM outbox WHERE status = 'published' HAVING count(*) = %s", published
             )
+        await ended_with_events(stage.scene)
+    ghost = await worker(conn, seconds=0.3)
+    ids += [(await started(conn, ghost)).job.id for _ in range(3)]
     ids += [await stage.scene.enqueue(delay_seconds=delay) for delay in (0, 0, 0.5, 0.5)]
     expected = {"leased": 3, "published": published, "ready": 2, "waiting": 2}
     cursor = await conn.execute(STATUSES)
@@ -79,7 +84,6 @@ async def test_postgres_takes_over_what_pubsub_left_and_pubsub_takes_over_again(
 ) -> None:
     ran, work = ledger()
     async with open_stage(scene, broker) as pubsub:
-        await ended_with_events(scene)
         ids = await leave(pubsub, published=5)
         async with open_stage(scene, None) as postgres, postgres.upkeep(), postgres.worker(work):
             await scene.ended(*ids)
