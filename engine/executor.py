@@ -95,7 +95,7 @@ class Execution:
             self._finish(Failed(describe(error)))
             return
         if self.pipeline.is_async:
-            self._task = self._loop.create_task(self._run_async(job), context=self.span.context)
+            self._task = self._loop.create_task(self._run_async(job), context=self.span.context())
         else:
             self._start_thread(job)
 
@@ -131,7 +131,7 @@ class Execution:
             raise PermanentError(f"metadata: {faults}") from error
 
     def _start_thread(self, job: Job) -> None:
-        run = (self.span.context or contextvars.copy_context()).run
+        run = (self.span.context() or contextvars.copy_context()).run
         thread = threading.Thread(
             target=run, args=(self._run_plain, job), name=f"attempt {job.id}", daemon=True
         )

@@ -33,15 +33,11 @@ CHATTY: Final = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal")
 
 class Span(tracing.Span):
     def __init__(self, span: trace.Span) -> None:
+        ids = span.get_span_context()
+        self.traceparent = f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags & 1:02x}"
         self._span = span
         self._token: Token[Context] | None = None
 
-    @property
-    def traceparent(self) -> str:
-        ids = self._span.get_span_context()
-        return f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags & 1:02x}"
-
-    @property
     def context(self) -> contextvars.Context:
         context = contextvars.copy_context()
         context.run(attach, trace.set_span_in_context(self._span))

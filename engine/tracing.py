@@ -33,11 +33,8 @@ Value = str | int | float | bool
 class Span:
     """A piece of work that is traced, until `end` or the end of a `with` block. This one is of work that is not."""
 
-    @property
-    def traceparent(self) -> str | None:
-        return None
+    traceparent: str | None = None
 
-    @property
     def context(self) -> contextvars.Context | None:
         """Where the span is the current one, for what runs as a task or in a thread of its own."""
         return None
@@ -75,7 +72,8 @@ class Start(Protocol):
 
 
 class Exporting(Protocol):
-    start: Start
+    @property
+    def start(self) -> Start: ...
 
     def close(self) -> None:
         """Send what is left, within a bound."""
@@ -163,6 +161,8 @@ def attempt(claimed: Attempt) -> Span:
 
 def ended(span: Span, outcome: str, error: str | None) -> None:
     """The end of an attempt."""
+    if span is OFF:
+        return
     span.note("outrider.outcome", outcome)
     if error is not None:
         span.fail(error)

@@ -246,6 +246,9 @@ async def test_without_a_context_the_request_s_own_is_kept_and_a_batch_is_linked
     exported = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SERVICE_NAME": "shop"}
     async with open_system(tmp_path, database_url, fake, **exported) as system:
         await system.run(conn, JOB, JOB)
+        nowhere = f"http://127.0.0.1:{system.port('web', 'port')}/nowhere"
+        async with aiohttp.ClientSession() as session, session.get(nowhere) as response:
+            assert response.status == 404
         await system.stop()
 
     request = collector.named("POST /pipeline/batch")
@@ -262,6 +265,9 @@ async def test_without_a_context_the_request_s_own_is_kept_and_a_batch_is_linked
         span.id for span in attempts
     }
     assert {message.attributes["traceparent"] for message in fake.published("pipeline-jobs")} == {kept}
+    unknown = collector.named("GET")
+    assert (unknown.attributes["http.response.status_code"], unknown.failed) == (404, False)
+    assert (unknown.attributes["url.path"], "http.route" in unknown.attributes) == ("/nowhere", False)
 
 
 async def test_a_collector_that_is_away_costs_a_line_of_log_and_no_job(
