@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
+from engine import version
 from engine.autoscale import Autoscale
 from engine.errors import ConfigurationError, DatabaseUnavailable
 from engine.metrics import BUILD, LOOP_LAG_SECONDS
@@ -42,7 +42,7 @@ async def health(checks: Checks) -> web.Response:
 @asynccontextmanager
 async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIterator[int]:
     """Serve until the block ends; gives the port. `checks` decide /readyz; answering at all is /healthz."""
-    BUILD.info({"version": version("outrider"), "role": role, "transport": settings.transport})
+    BUILD.info({"version": version.installed(), "role": role, "transport": settings.transport})
     autoscale = Autoscale(settings)
 
     async def alive(_request: web.Request) -> web.Response:

@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Token
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Self
 
 import structlog
@@ -22,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from engine import tracing
+from engine import tracing, version
 from engine.tracing import Value
 
 FLUSH_SECONDS: Final = 2.0
@@ -71,7 +70,7 @@ class Spans:
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
-        self._tracer = provider.get_tracer("outrider", _version())
+        self._tracer = provider.get_tracer("outrider", version.installed())
 
     def start(
         self,
@@ -151,20 +150,13 @@ def _resource(role: str) -> Resource:
     own = {
         "service.namespace": "outrider",
         "service.name": f"outrider-{role}",
-        "service.version": _version(),
+        "service.version": version.installed(),
     }
     said = Resource.create()
     named = {
         key: value for key, value in said.attributes.items() if not str(value).startswith("unknown_service")
     }
     return Resource(own).merge(Resource(named, said.schema_url))
-
-
-def _version() -> str:
-    try:
-        return version("outrider")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
 
 
 def _remote(traceparent: str | None) -> SpanContext | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from engine import version
 from engine.pipeline import Pipeline, Registry
 from web import schemas, shown
 from web.operations import Answer, Operation
@@ -42,7 +42,7 @@ def document(operations: Sequence[Operation], registry: Registry) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "Outrider",
-            "version": _version(),
+            "version": version.installed(),
             "description": "Jobs in, results out: a transactional-outbox job engine.",
         },
         "paths": paths,
@@ -198,10 +198,3 @@ def _variant(base: Json, name: str, each: Pipeline) -> tuple[Json, Json]:
 
 def _ref(model: type[BaseModel]) -> Json:
     return {"$ref": REF.format(model=model.__name__)}
-
-
-def _version() -> str:
-    try:
-        return version("outrider")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0"
