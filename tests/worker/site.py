@@ -53,8 +53,11 @@ class Site:
         return wake_ups
 
     async def age(self, column: str, seconds: float, *jobs: WakeUp) -> None:
-        statement = f"UPDATE outbox SET {column} = {column} - %s * interval '1 s' WHERE job_id = ANY (%s)"  # noqa: S608
-        await self.conn.execute(statement.encode(), [seconds, [each.job_id for each in jobs]])
+        """Of these jobs; without any, of all."""
+        which = [each.job_id for each in jobs] or None
+        statement = f"UPDATE outbox SET {column} = {column} - %s * interval '1 s'"  # noqa: S608
+        where = " WHERE %s::uuid[] IS NULL OR job_id = ANY (%s)"
+        await self.conn.execute((statement + where).encode(), [seconds, which, which])
 
     def send(self, data: bytes) -> str:
         """The id that the broker gives to the message."""
