@@ -16,6 +16,8 @@ READY_SECONDS: Final = 5.0
 PUBLISHED_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 1.0
 LOOK_COST: Final = 20.0
+MAX_LOOK_SECONDS: Final = 0.15
+"""What a look is taken to cost at most (see MAX_SWEEP_SECONDS)."""
 
 
 class Source(Protocol):
@@ -75,12 +77,14 @@ class PostgresSource:
 class Stranded:
     """Jobs that ought to have come by a message and have not: the fallback, and what a change of mode leaves.
 
-    Looked for once a second, at once after a look that found some, and never for more than 1/20 of the time.
+    Looked for again at once after a look that came back full, for then it has to keep up; else once a second, and
+    never for more than 1/20 of the time.
     """
 
     def __init__(self, conn: HotConnection, presets: Sequence[str]) -> None:
         self._conn = conn
         self._presets = list(presets)
+        self._cursor: Cursor[Attempt] = Cursor()
         self._next = 0.0
         self.undelivered = False
         """Whether the last look found jobs that were published, and that nobody has got a message of."""
@@ -92,17 +96,23 @@ class Stranded:
         if began < self._next:
             return []
         self._presets.append(self._presets.pop(0))
-        async with self._conn.use() as conn:
-            ready = await claim(conn, worker_id, lanes_of(self._presets, {}), limit, age=READY_SECONDS)
-            room = limit - len(ready)
-            published = (
-                await claim_published(conn, worker_id, self._presets, room, age=PUBLISHED_SECONDS)
-                if room
-                else []
-            )
-        ended = time.monotonic()
-        self._next = ended + max(0.0 if ready or published else LOOK_SECONDS, LOOK_COST * (ended - began))
+        ready = await self._cursor.next(lambda marks: self._ready(worker_id, limit, marks))
+        room = limit - len(ready)
+        published = await self._published(worker_id, room) if room else []
+        if len(published) < room:
+            cost = min(time.monotonic() - began, MAX_LOOK_SECONDS)
+            self._next = time.monotonic() + max(LOOK_SECONDS, LOOK_COST * cost)
         FALLBACK_CLAIMS.labels("ready").inc(len(ready))
         FALLBACK_CLAIMS.labels("published").inc(len(published))
         self.undelivered = bool(published)
         return ready + published
+
+    async def _ready(self, worker_id: int, limit: int, marks: Marks | None) -> list[Attempt]:
+        async with self._conn.use() as conn:
+            return await claim(
+                conn, worker_id, lanes_of(self._presets, marks or {}), limit, age=READY_SECONDS
+            )
+
+    async def _published(self, worker_id: int, limit: int) -> list[Attempt]:
+        async with self._conn.use() as conn:
+            return await claim_published(conn, worker_id, self._presets, limit, age=PUBLISHED_SECONDS)

@@ -10,10 +10,11 @@ import pytest
 from psycopg import sql
 from psycopg.errors import CheckViolation
 
+from engine.db import HotConnection
 from engine.enqueue import enqueue
 from engine.model import Attempt
 from engine.moves import PutBack, put_back
-from engine.source import PostgresSource
+from engine.source import PostgresSource, Stranded
 from tests.conftest import Connect
 from tests.engine.scene import until
 from tests.helpers import Conn, new, worker
@@ -153,3 +154,22 @@ async def test_a_time_that_would_fail_every_claim_cannot_be_stored(
     update = sql.SQL("UPDATE {} SET {} = {}").format(sql.Identifier(table), sql.Identifier(name), moment)
     with pytest.raises(CheckViolation):
         await conn.execute(update)
+
+
+async def test_stranded_jobs_are_looked_for_again_at_once_while_looks_come_back_full(
+    database_url: str, conn: Conn
+) -> None:
+    aged = "UPDATE outbox SET ready_at = ready_at - interval '6 s'"
+    link = HotConnection(database_url, name="claim")
+    stranded, worker_id = Stranded(link, PRESETS), await worker(conn)
+    for number in range(25):
+        await enqueue(conn, new(preset=PRESETS[number % 3]))
+    assert await stranded.claim(worker_id, 10) == []
+    await conn.execute(aged)
+    stranded = Stranded(link, PRESETS)
+    assert [len(await stranded.claim(worker_id, 10)) for _ in range(3)] == [10, 10, 5]
+    await enqueue(conn, new())
+    await conn.execute(aged)
+    assert await stranded.claim(worker_id, 10) == [], "the last one was not full"
+    await until(lambda: stranded.claim(worker_id, 10))
+    await link.aclose()
