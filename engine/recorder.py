@@ -33,6 +33,9 @@ EFFECT_TRIES: Final = 3
 
 FENCE: LiteralString = "SELECT 1 FROM outbox WHERE job_id = %s AND attempt = %s AND worker_id = %s FOR UPDATE"
 
+ROWS: Final = BATCH_ROWS.labels("record")
+SECONDS: Final = BATCH_SECONDS.labels("record")
+
 log = structlog.get_logger()
 Row = Ending | PutBack
 
@@ -214,8 +217,8 @@ async def _write(
             done |= await finish(conn, worker_id, endings, announce=announce)
         if returns:
             done |= await put_back(conn, worker_id, returns, announce=announce)
-    BATCH_ROWS.labels("record").observe(len(rows))
-    BATCH_SECONDS.labels("record").observe(time.perf_counter() - began)
+    ROWS.observe(len(rows))
+    SECONDS.observe(time.perf_counter() - began)
     return done
 
 

@@ -59,6 +59,7 @@ FROM pg_stat_user_tables
 WHERE schemaname = current_schema() AND relname = ANY (%s)
 """
 
+STATUSES: Final = ("waiting", "ready", "published", "leased")
 HOT: Final = ["outbox", "outbox_events", "workers", "job_progress", "idempotency_keys"]
 GROWING: Final = ["jobs", "job_results", "job_state_records"]
 
@@ -93,7 +94,11 @@ class Sampler:
     def _show(self, demand: Demand) -> None:
         queues = demand.queues
         self._outbox.show(
-            {(name, status): jobs for name, queue in queues.items() for status, jobs in queue.jobs.items()}
+            {
+                (name, status): queue.jobs.get(status, 0)
+                for name, queue in queues.items()
+                for status in STATUSES
+            }
         )
         self._workers.show({(name,): queue.workers for name, queue in queues.items()})
         self._slots.show({(name,): queue.slots for name, queue in queues.items()})

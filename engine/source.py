@@ -19,6 +19,9 @@ LOOK_COST: Final = 20.0
 MAX_LOOK_SECONDS: Final = 0.15
 """What a look is taken to cost at most (see MAX_SWEEP_SECONDS)."""
 
+CURSOR: Final = CLAIM_SECONDS.labels("cursor")
+SWEEP: Final = CLAIM_SECONDS.labels("sweep")
+
 
 class Source(Protocol):
     """Gives attempts to a consumer."""
@@ -57,7 +60,7 @@ class PostgresSource:
 
     async def _scan(self, worker_id: int, limit: int, marks: Marks | None) -> list[Attempt]:
         lanes = lanes_of(self._presets, marks or {})
-        with CLAIM_SECONDS.labels("sweep" if marks is None else "cursor").time():
+        with (SWEEP if marks is None else CURSOR).time():
             async with self._conn.use() as conn:
                 found = await claim(conn, worker_id, lanes, limit)
                 if marks is None and len(found) < limit:

@@ -57,6 +57,7 @@ class Drain(Generic[ItemT]):
         self._cycled = time.monotonic()
         self._seconds = PUBLISH_SECONDS.labels(self._name)
         self._rows = PUBLISH_ROWS.labels(self._name)
+        self._taken = PUBLISHED_ROWS.labels(self._name)
         self._shown_cycle = RELAY_CYCLED_AT.labels(self._name)
         self._shown_cycle.set_to_current_time()
         self._show(None)
@@ -142,7 +143,7 @@ class Drain(Generic[ItemT]):
                 self._unanswered(error)
                 await self._outgoing.give_back(items)
             return
-        PUBLISHED_ROWS.labels(self._name).inc(len(items))
+        self._taken.inc(len(items))
         self._answered()
         await self._outgoing.sent(items)
 

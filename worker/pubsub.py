@@ -46,6 +46,9 @@ FULL_SECONDS: Final = 2.0
 """How long no slot may be free before the stream is closed: it goes on to fill up, and others may be idle."""
 DATABASE_PAUSE_SECONDS: Final = 1.0
 
+CLAIMED: Final = MESSAGES.labels("claimed")
+LATE: Final = MESSAGES.labels("late")
+
 RawAcknowledge: Final = AcknowledgeRequest.pb()
 RawModify: Final = ModifyAckDeadlineRequest.pb()
 
@@ -124,7 +127,7 @@ class PubSubSource:
         claimed = {attempt.job.id for attempt in attempts}
         for delivery in batch:
             # Once each: a second message for the same job is late already.
-            MESSAGES.labels("claimed" if delivery.job_id in claimed else "late").inc()
+            (CLAIMED if delivery.job_id in claimed else LATE).inc()
             claimed.discard(delivery.job_id)
             self._acks.put(delivery.ack_id, _unanswered)
 
