@@ -144,8 +144,8 @@ async def test_the_cost_of_a_hand_over_does_not_grow_with_what_is_not_handed_ove
     ):
         await fill(conn, status, rows, finished)
         await conn.execute("VACUUM ANALYZE")
-        for statement in asked:
-            assert await buffers(conn, statement, parameters) <= 1.3 * before[statement], statement
+        for statement in asked:  # an index that gets one level deeper costs a third
+            assert await buffers(conn, statement, parameters) <= 1.5 * before[statement], statement
 
 
 EVENTS = """
