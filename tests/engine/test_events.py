@@ -17,7 +17,7 @@ from engine.messages import Message, Undecodable, WakeUp
 from engine.model import MAX_CRASHES, JobState
 from engine.moves import Ending, PutBack, cancel, finish, lapse, put_back, redrive
 from tests.conftest import Connect
-from tests.helpers import Conn, new, started, worker
+from tests.helpers import Conn, fetchone, new, started, worker
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BOOM = '{"type": "ValueError", "message": "boom \\u0001 ü", "attempt": 1}'
@@ -35,10 +35,7 @@ async def told(conn: Conn) -> list[tuple[str, str]]:
 
 
 async def result_row(conn: Conn, job_id: UUID) -> tuple[Any, ...]:
-    cursor = await conn.execute("SELECT finished_at, started_at FROM job_results WHERE job_id = %s", [job_id])
-    row = await cursor.fetchone()
-    assert row is not None
-    return row
+    return await fetchone(conn, "SELECT finished_at, started_at FROM job_results WHERE job_id = %s", job_id)
 
 
 async def test_a_completed_job_leaves_one_result_message(conn: Conn) -> None:

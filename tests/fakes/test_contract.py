@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from google.api_core.exceptions import NotFound
-from google.cloud import pubsub_v1  # type: ignore[import-untyped]
+from google.cloud import pubsub_v1
 from google.protobuf.duration_pb2 import Duration
 from google.pubsub_v1.types import DeadLetterPolicy, PubsubMessage, RetryPolicy, Subscription
 
