@@ -55,7 +55,8 @@ def boundary(api: Api) -> Middleware:
             response.force_close()
         seconds = time.perf_counter() - started
         resource = request.match_info.route.resource
-        _histogram(resource, request.method, response.status).traced(seconds, requests.traceparent(request))
+        context = request[SPAN].traceparent or requests.traceparent(request)
+        _histogram(resource, request.method, response.status).traced(seconds, context)
         log.info(
             "request.answered",
             method=request.method,
@@ -63,7 +64,7 @@ def boundary(api: Api) -> Middleware:
             status=response.status,
             ms=round(seconds * 1000, 2),
             request_id=request_id,
-            **tracing.ids(requests.traceparent(request), request[SPAN]),
+            **tracing.ids(context, request[SPAN]),
         )
         return response
 
