@@ -20,18 +20,14 @@ from typing import Any, Final, LiteralString
 from uuid import UUID
 
 import grpc
-import orjson
-from google.api_core.exceptions import DeadlineExceeded
-from google.pubsub_v1.types import ReceivedMessage
 
 from engine import invariants
 from engine.db import Connection, connect
 from engine.enqueue import Submission, enqueue_group
 from engine.model import NewJob
 from ops.bench.server import bench_server
-from tests.chaos.fleet import PROJECT, Fleet, Kind, Process, open_fleet
-from tests.engine.scene import until
-from tests.fakes.clients import clients
+from tests.chaos.fleet import Fleet, Kind, Process, open_fleet
+from tests.chaos.stranger import Stranger
 from tests.fakes.pubsub import DropAcks, Duplicate, Fail, LoseReply, Remote, Reorder
 
 RELAYS: Final = 3
@@ -47,7 +43,7 @@ AHEAD: Final = 1500
 CALM: Final = 0.8
 """The share of the jobs that are done when the last blow falls."""
 END_SECONDS: Final = 300.0
-PULL_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 0.1
 READ_SECONDS: Final = 30.0
 SETTLE_SECONDS: Final = 1.0
 JOBS, RESULTS = "pipeline-jobs", "pipeline-results"
@@ -65,36 +61,6 @@ SELECT count(*) FROM effects e JOIN job_results r ON r.job_id = e.job_id WHERE e
 SET_ASIDE: LiteralString = """
 SELECT attributes ->> 'job_id' FROM outbox_events WHERE quarantined_at IS NOT NULL AND reason IS NOT NULL
 """
-
-
-class Stranger:
-    """Reads a subscription as any other client would. `seen`: message id → how often it came, and its body."""
-
-    def __init__(self, host: str, subscription: str) -> None:
-        self._host = host
-        self._subscription = subscription
-        self.seen: Counter[str] = Counter()
-        self.bodies: dict[str, dict[str, Any]] = {}
-
-    async def read(self) -> None:
-        """Until cancelled."""
-        async with clients(self._host, PROJECT) as google:
-            name = google.subscription(self._subscription)
-            while True:
-                with suppress(DeadlineExceeded):  # there was nothing
-                    answer = await google.subscriber.pull(
-                        subscription=name, max_messages=1000, retry=None, timeout=PULL_SECONDS
-                    )
-                    for each in answer.received_messages:
-                        self._note(each)
-                    if answer.received_messages:
-                        ack_ids = [each.ack_id for each in answer.received_messages]
-                        await google.acknowledge(ack_ids, self._subscription)
-
-    def _note(self, received: ReceivedMessage) -> None:
-        name = received.message.attributes["message_id"]
-        self.seen[name] += 1
-        self.bodies.setdefault(name, orjson.loads(received.message.data))
 
 
 class Storm:
@@ -134,7 +100,7 @@ class Storm:
             ids = await _enqueue(conn, contents)
             self.accepted += ids
             self.poisoned |= {job_id for n, job_id in zip(numbers, ids, strict=True) if n in bad}
-            await until(self._room, END_SECONDS)
+            await _until(self._room, END_SECONDS)
 
     async def _room(self) -> bool:
         _, unfinished, _ = await self.counts()
@@ -162,7 +128,7 @@ class Storm:
         self._rng.shuffle(blows)
         for turn, blow in enumerate(blows, 1):
             share = CALM * self._jobs * turn / len(blows)
-            await until(partial(self._done, share), END_SECONDS)
+            await _until(partial(self._done, share), END_SECONDS)
             await blow()
         for fault in faults:
             await self._broker.lift(fault)
@@ -297,7 +263,7 @@ async def _drain(storm: Storm, began: float) -> list[str]:
     finished, unfinished, events = await storm.counts()
     throughput = finished / (healed - began)
     may_take = 2 * LEASE + (unfinished + events) / throughput
-    await until(storm.drained, END_SECONDS)
+    await _until(storm.drained, END_SECONDS)
     took = time.monotonic() - healed
     print(
         f"{len(storm.accepted)} jobs in {time.monotonic() - began:.1f} s, {throughput:.0f} jobs/s in the storm;"
@@ -310,12 +276,19 @@ async def _quiet(storm: Storm) -> None:
     """Wait until the stranger has read all there is, and a moment longer for what should not be there."""
     expected = len(storm.accepted) - len(storm.poisoned)
     with suppress(TimeoutError):  # then the verdict says what is missing
-        await until(lambda: _true(len(storm.results.seen) >= expected), READ_SECONDS)
+        await _until(lambda: _true(len(storm.results.seen) >= expected), READ_SECONDS)
     await asyncio.sleep(SETTLE_SECONDS)
 
 
 async def _true(value: bool) -> bool:
     return value
+
+
+async def _until(look: Callable[[], Awaitable[bool]], seconds: float) -> None:
+    """Ten times a second, for counting finished jobs costs what running some of them does."""
+    async with asyncio.timeout(seconds):
+        while not await look():  # noqa: ASYNC110 - PostgreSQL has no event for it
+            await asyncio.sleep(POLL_SECONDS)
 
 
 def _tell(fleet: Fleet, storm: Storm) -> None:
