@@ -7,6 +7,7 @@ import base64
 import json
 import math
 import time
+from functools import partial
 from typing import Any
 
 import grpc
@@ -22,6 +23,10 @@ from tests.helpers import fetchone
 from tests.worker.site import SUB, Site, ids, ledger, messages, source_of
 
 LEASED = "SELECT 1 FROM outbox WHERE status = 'leased' HAVING count(*) = %s"
+
+
+def delivered(site: Site, messages: int) -> bool:
+    return site.subscription.delivered.total == messages
 
 
 async def test_a_message_is_acknowledged_when_its_claim_has_committed_and_not_before(
@@ -140,8 +145,10 @@ async def test_while_the_database_is_away_nothing_is_settled_and_no_more_is_read
         database.down = True
         with capture_logs() as logs:
             wake_ups = []
-            for _ in range(10):
+            for number in range(1, 11):
                 wake_ups += await site.published()
+                if not heeds_flow_control:  # each in an answer of its own
+                    await eventually(partial(delivered, site, number))
             await eventually(lambda: sum(line["event"] == "claim.failed" for line in logs) >= 3)
         assert 0 < len(source_of(worker)._at_hand) <= 4
         assert len(site.subscription.outstanding) <= (4 if heeds_flow_control else 10)
@@ -183,8 +190,7 @@ async def test_with_all_slots_taken_messages_stay_with_the_broker(site: Site) ->
     wake_ups = await site.published(20)
     async with site.worker(work, slots=2):
         await site.scene.row(LEASED, 2)
-        await eventually(lambda: site.subscription.delivered.total == 4)
-        await eventually(lambda: len(site.fake.acked(SUB)) == 2)
+        await eventually(lambda: delivered(site, 4) and len(site.fake.acked(SUB)) == 2)
         assert (len(site.subscription.outstanding), len(site.subscription.backlog)) == (2, 16)
         free.set()
         await site.scene.ended(*ids(wake_ups))
@@ -220,7 +226,7 @@ async def test_a_drain_gives_back_what_is_at_hand_and_closes_its_stream_without_
     await site.published(6)
     async with site.worker(work, slots=2) as worker:
         await site.scene.row(LEASED, 2)
-        await eventually(lambda: len(site.subscription.outstanding) == 2)
+        await eventually(lambda: delivered(site, 4) and len(site.fake.acked(SUB)) == 2)
         stream = source_of(worker)._stream
         assert stream
         worker.stop.set()
