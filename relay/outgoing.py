@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, TypeVar
 
 import structlog
+from psycopg import Error
 
 from engine import events
 from engine.cursor import Cursor, Marks
 from engine.db import Connection, HotConnection
+from engine.errors import DatabaseUnavailable
 from engine.events import Event, Topic
 from engine.messages import Message, WakeUp
 from engine.metrics import EVENTS_REFUSED, STAGE_SECONDS, WAKE_UPS_REFUSED
 from engine.moves import lanes_of, publish
 
 RESERVED_SECONDS: Final = 10.0
+MARK_PAUSES: Final = (0.0, 0.5, 2.0)
+"""Seconds after each failed try to mark, within the reservation."""
 MAX_ROWS: Final = 500
 MAX_BYTES: Final = 8_000_000
 """Of one request; the service takes 10 MB and 1000 messages."""
@@ -87,12 +91,10 @@ class WakeUps:
         await self._mark(items)
 
     async def _mark(self, items: Sequence[WakeUp]) -> None:
-        async with self._links.marking() as conn:
-            await publish.published(conn, items)
+        await self._links.mark(lambda conn: publish.published(conn, items))
 
     async def give_back(self, items: Sequence[WakeUp]) -> None:
-        async with self._links.marking() as conn:
-            await publish.unreserve(conn, items)
+        await self._links.mark(lambda conn: publish.unreserve(conn, items))
 
     async def refuse(self, item: WakeUp, reason: str) -> None:
         """Mark it as published all the same: workers look for jobs whose message does not come."""
@@ -127,17 +129,14 @@ class Events:
             )
 
     async def sent(self, items: Sequence[Event]) -> None:
-        async with self._links.marking() as conn:
-            await events.published(conn, items)
+        await self._links.mark(lambda conn: events.published(conn, items))
 
     async def give_back(self, items: Sequence[Event]) -> None:
-        async with self._links.marking() as conn:
-            await events.unreserve(conn, items)
+        await self._links.mark(lambda conn: events.unreserve(conn, items))
 
     async def refuse(self, item: Event, reason: str) -> None:
         """Set it aside, for people to look at."""
-        async with self._links.marking() as conn:
-            await events.quarantine(conn, item, reason)
+        await self._links.mark(lambda conn: events.quarantine(conn, item, reason))
         EVENTS_REFUSED.labels(self._topic).inc()
         named = {name: item.message.attributes.get(name) for name in ("message_id", "job_id")}
         log.error("event.quarantined", topic=self._topic, event_id=item.id, **named, reason=reason)
@@ -157,10 +156,24 @@ class Links:
     def taking(self) -> AbstractAsyncContextManager[Connection]:
         return self._taking.use()
 
-    @asynccontextmanager
-    async def marking(self) -> AsyncIterator[Connection]:
-        async with self._marks, self._marking.use() as conn:
-            yield conn
+    async def mark(self, write: Callable[[Connection], Awaitable[object]]) -> None:
+        """Run `write`, and again when it fails: what is not marked leaves a second time.
+
+        After an outage of the database a connection that was not used meanwhile fails once, at its first use.
+        """
+        async with self._marks:
+            for seconds in MARK_PAUSES:
+                try:
+                    await self._write(write)
+                except (DatabaseUnavailable, Error):
+                    await asyncio.sleep(seconds)
+                else:
+                    return
+            await self._write(write)
+
+    async def _write(self, write: Callable[[Connection], Awaitable[object]]) -> None:
+        async with self._marking.use() as conn:
+            await write(conn)
 
     async def aclose(self) -> None:
         await self._taking.aclose()

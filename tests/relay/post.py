@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 import orjson
+from prometheus_client import REGISTRY
 from psycopg.types.json import Jsonb
 
 from engine import events
@@ -27,6 +29,23 @@ WRITE = """
 INSERT INTO outbox_events (topic, payload, attributes)
 SELECT 'results', payload, attributes FROM unnest(%s::bytea[], %s::jsonb[]) AS x(payload, attributes)
 """
+
+
+# Locked in the order of ids, as the relay does.
+AGE = """
+UPDATE outbox SET publish_until = publish_until - interval '10 s'
+WHERE job_id = ANY (ARRAY(SELECT job_id FROM outbox WHERE publish_until IS NOT NULL ORDER BY job_id FOR UPDATE));
+UPDATE outbox_events SET publish_until = publish_until - interval '10 s'
+WHERE id = ANY (ARRAY(SELECT id FROM outbox_events WHERE publish_until IS NOT NULL ORDER BY id FOR UPDATE))
+"""
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"outrider_{name}", labels) or 0.0
+
+
+def logged(lines: Any, event: str) -> list[Any]:
+    return [line for line in lines if line["event"] == event]
 
 
 class Watched:
@@ -127,10 +146,7 @@ class Post:
 
     async def age(self) -> None:
         """Let every reservation end."""
-        await self.conn.execute(
-            "UPDATE outbox SET publish_until = publish_until - interval '10 s';"
-            "UPDATE outbox_events SET publish_until = publish_until - interval '10 s'"
-        )
+        await self.conn.execute(AGE)
 
     async def all_left(self, seconds: float = WAIT) -> None:
         """Wait until no job is ready and no event is due, and nothing is reserved."""
@@ -143,3 +159,12 @@ class Post:
             return await fetchone(self.conn, left) == (0,)
 
         await until(look, seconds)
+
+    async def has_reserved(self, rows: int) -> bool:
+        return await self.reserved() == rows
+
+    async def aged_out(self) -> bool:
+        """Lets every reservation end; whether nothing is left."""
+        await self.age()
+        left = "SELECT (SELECT count(*) FROM outbox WHERE status = 'ready') + (SELECT count(*) FROM outbox_events)"
+        return await fetchone(self.conn, left) == (0,)

@@ -22,7 +22,7 @@ async def test_the_rows_of_a_killed_relay_leave_within_15_seconds(post: Post, tm
         slow = post.fake.inject(Delay(method="Publish", seconds=4))
         ids, events = await post.queue(40, preset="entry"), await post.tell(*[b"x"] * 40)
         victim = await fleet.start("relay")
-        await until(lambda: reserved(post, 80))
+        await until(lambda: post.has_reserved(80))
         await eventually(lambda: slow.hits >= 2)
         await victim.kill()
         killed = time.monotonic()
@@ -36,7 +36,3 @@ async def test_the_rows_of_a_killed_relay_leave_within_15_seconds(post: Post, tm
         await fleet.aclose()
     assert sorted(post.jobs_sent()) == sorted(ids)
     assert sorted(post.sent(RESULTS)) == sorted(events)
-
-
-async def reserved(post: Post, count: int) -> bool:
-    return await post.reserved() == count
