@@ -18,6 +18,7 @@ from relay.provision import open_clients, provision
 from relay.relay import open_relay
 from tests.engine.scene import WAIT, Scene, Worker
 from tests.fakes.fixtures import BrokerAt
+from tests.helpers import started, worker
 from worker.pubsub import open_source
 
 
@@ -39,6 +40,15 @@ class Stage:
         job_id = await self.scene.enqueue(preset, content, **asked)
         self._notifier.poke([preset])
         return job_id
+
+    async def held_by_the_dead(self, count: int) -> list[UUID]:
+        """Jobs whose worker has died. They were never to be seen ready, so that nobody else could take them."""
+        conn = self.scene.conn
+        async with conn.transaction():
+            ghost = await worker(conn)
+            ids = [(await started(conn, ghost)).job.id for _ in range(count)]
+            await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [ghost])
+        return ids
 
     async def cancel(self, job_id: UUID) -> str:
         return await cancel(self.scene.conn, job_id, None, announce=self._settings.announce)

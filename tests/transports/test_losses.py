@@ -10,7 +10,7 @@ import pytest
 from engine.model import Completed, JobState
 from engine.source import PUBLISHED_SECONDS
 from tests.engine.scene import preset
-from tests.helpers import counters, fetchone, started, trail, worker
+from tests.helpers import counters, fetchone, trail
 from tests.transports.stage import Stage
 
 ALL_LEASED = "SELECT 1 FROM outbox HAVING bool_and(status = 'leased') AND count(*) = %s"
@@ -57,8 +57,7 @@ async def test_a_drain_releases_what_does_not_end_and_another_worker_goes_on(sta
 
 
 async def test_what_a_dead_worker_held_runs_again(stage: Stage) -> None:
-    ghost = await worker(stage.scene.conn, seconds=0.5)
-    held = [(await started(stage.scene.conn, ghost)).job.id for _ in range(3)]
+    held = await stage.held_by_the_dead(3)
 
     @preset()
     async def work(_job: Any, run: Any) -> int:

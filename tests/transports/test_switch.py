@@ -58,8 +58,7 @@ async def leave(stage: Stage, *, published: int) -> list[UUID]:
                 "SELECT 1 FROM outbox WHERE status = 'published' HAVING count(*) = %s", published
             )
         await ended_with_events(stage.scene)
-    ghost = await worker(conn, seconds=0.3)
-    ids += [(await started(conn, ghost)).job.id for _ in range(3)]
+    ids += await stage.held_by_the_dead(3)
     ids += [await stage.scene.enqueue(delay_seconds=delay) for delay in (0, 0, 0.5, 0.5)]
     expected = {"leased": 3, "published": published, "ready": 2, "waiting": 2}
     cursor = await conn.execute(STATUSES)
@@ -71,7 +70,7 @@ async def leave(stage: Stage, *, published: int) -> list[UUID]:
 
 async def ended_with_events(scene: Scene) -> None:
     """Two jobs of a relay that stopped before it had told of them."""
-    me = await worker(scene.conn, seconds=0.3)
+    me = await worker(scene.conn)
     for state in (JobState.COMPLETED, JobState.FAILED):
         attempt = await started(scene.conn, me)
         error = '{"type": "E", "message": "e", "attempt": 1}' if state is JobState.FAILED else None
