@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import aiohttp
@@ -20,16 +19,16 @@ from engine.settings import load
 from tests.engine.scene import until
 from tests.helpers import Conn, new, worker
 
-SCRAPE_SECONDS = 0.02
 OUTCOMES = ("completed", "retry", "failed", "timeout", "cancelled", "lost", "released", "snoozed")
 
 
-async def get(port: int, path: str, **headers: str) -> tuple[int, Any, float]:
-    async with asyncio.timeout(10), aiohttp.ClientSession(headers=headers) as client:
-        began = time.perf_counter()
-        async with client.get(f"http://127.0.0.1:{port}{path}") as response:
-            body = await (response.json() if path == "/autoscale" else response.text())
-            return response.status, body, time.perf_counter() - began
+async def get(port: int, path: str, **headers: str) -> tuple[int, Any]:
+    async with (
+        asyncio.timeout(10),
+        aiohttp.ClientSession(headers=headers) as client,
+        client.get(f"http://127.0.0.1:{port}{path}") as response,
+    ):
+        return response.status, await (response.json() if path == "/autoscale" else response.text())
 
 
 async def looks() -> float:
@@ -46,7 +45,7 @@ async def test_autoscale_tells_the_backlog_and_the_workers_that_it_needs(
         await enqueue(conn, new())
     await conn.execute("UPDATE outbox SET ready_at = now() - interval '100 s'")
     async with admin_server(load({}, admin_port=0, database_url=database_url), "web", {}) as port:
-        status, said, _ = await get(port, "/autoscale")
+        status, said = await get(port, "/autoscale")
     assert status == 200
     assert said["presets"]["p"].pop("oldest_age_seconds") == pytest.approx(100, abs=10)
     assert said["presets"] == {"p": {"backlog": 12, "drain_per_second": 0.1, "desired_workers": 2}}
@@ -59,7 +58,7 @@ async def test_however_often_it_is_asked_the_database_is_looked_at_once(database
     async with admin_server(load({}, admin_port=0, database_url=database_url), "web", {}) as port:
         answers = await asyncio.gather(*(get(port, "/autoscale") for _ in range(20)))
         answers += [await get(port, "/autoscale") for _ in range(5)]
-    assert {status for status, _, _ in answers} == {200}
+    assert {status for status, _ in answers} == {200}
     assert await looks() == before + 1
 
 
@@ -84,11 +83,11 @@ async def test_the_last_answer_is_good_for_a_minute_and_then_there_is_none(
 async def test_without_a_database_the_answer_is_503() -> None:
     settings = load({}, admin_port=0, database_url="postgresql://nobody@127.0.0.1:1/none?connect_timeout=2")
     async with admin_server(settings, "web", {}) as port:
-        status, said, _ = await get(port, "/autoscale")
+        status, said = await get(port, "/autoscale")
     assert (status, said["status"]) == (503, "unavailable")
 
 
-async def test_a_scrape_asks_the_database_nothing_and_takes_no_time(database_url: str, conn: Conn) -> None:
+async def test_a_scrape_asks_the_database_nothing(database_url: str, conn: Conn) -> None:
     """PostgreSQL remembers when each session was last active: a scrape must leave all of that as it is."""
 
     async def activity() -> list[Any]:
@@ -114,7 +113,6 @@ async def test_a_scrape_asks_the_database_nothing_and_takes_no_time(database_url
         assert await activity() == before
     assert len(before) == 2
     assert 'outrider_database_pool_connections{pool="web",state="idle"} 1.0' in scrapes[0][1]
-    assert min(seconds for _, _, seconds in scrapes) < SCRAPE_SECONDS
     RUN_SECONDS.clear()
     ATTEMPTS.clear()
     STATEMENT_SECONDS.clear()
@@ -134,7 +132,7 @@ async def test_a_process_tells_what_it_is_and_how_late_its_loop_runs(monkeypatch
     before = REGISTRY.get_sample_value("outrider_event_loop_lag_seconds_count") or 0
     async with admin_server(load({}, admin_port=0), "relay", {}) as port:
         await until(lags)
-        _, shown, _ = await get(port, "/metrics")
+        _, shown = await get(port, "/metrics")
     assert 'outrider_build_info{role="relay",transport="postgres",version="' in shown
 
 
@@ -145,8 +143,8 @@ async def test_an_exemplar_names_the_trace_where_a_scraper_can_read_it() -> None
         child.traced(0.2, f"00-{trace}-00f067aa0ba902b7-01")
     child.traced(0.2, None)
     async with admin_server(load({}, admin_port=0), "worker", {}) as port:
-        _, openmetrics, _ = await get(port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
-        _, text, _ = await get(port, "/metrics")
+        _, openmetrics = await get(port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        _, text = await get(port, "/metrics")
     [line] = [line for line in openmetrics.splitlines() if 'preset="traced"' in line and " # {" in line]
     assert line.startswith('outrider_attempt_run_seconds_bucket{le="0.25",preset="traced"} 4.0 # {trace_id="')
     assert trace in line
