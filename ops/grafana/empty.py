@@ -13,6 +13,7 @@ EMPTY: Final[Mapping[str, str]] = {
     "ALERTS": "no alert fires",
     "outrider_auth_failures_total": "no token was refused",
     "outrider_breaker_open": PUBSUB,
+    "outrider_claim_seconds": "only without Pub/Sub, where workers look for due jobs",
     "outrider_dead_letters_total": "no job failed for good",
     "outrider_events_quarantined_total": "Pub/Sub refused no message for good",
     "outrider_fallback_claims_total": "in Pub/Sub mode, and a message did not come",

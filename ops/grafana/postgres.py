@@ -83,8 +83,9 @@ GROUPS = Row(
             alerts=["OutriderSubmitBurnsFast", "OutriderRecordSlow"],
         ),
         graph(
-            "One claim, 99 of 100",
-            "Grows with dead rows at the head of the queue.",
+            "One look for due jobs, 99 of 100",
+            "From the cursor, or sweeping the lanes from their start: grows with dead rows at the head of the queue. "
+            "Not in Pub/Sub mode, where messages name the jobs.",
             {"{{scan}}": quantile(0.99, "outrider_claim_seconds", "scan")},
             unit=SECONDS,
             limits=above(0.1, 1),

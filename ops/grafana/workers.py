@@ -8,6 +8,8 @@ from ops.grafana.promql import mean, quantile, rate, sampled, total
 
 BUSY = "outrider_worker_busy_slots"
 SLOTS = "outrider_worker_slots"
+STATEMENT = "outrider_database_statement_seconds"
+CLAIMS = 'statement=~"claim.*"'
 
 FLEET = Row(
     "Fleet",
@@ -115,14 +117,15 @@ HANDLING = Row(
     [
         graph(
             "Claims a second",
-            "By scan: from the cursor, or sweeping the lanes from their start; by message in Pub/Sub mode.",
-            {"{{scan}}": rate("outrider_claim_seconds_count", "scan")},
+            "By statement: claim looks for due jobs in the outbox, claim named takes those that messages name, claim "
+            "published those whose message did not come.",
+            {"{{statement}}": rate(f"{STATEMENT}_count", "statement", CLAIMS)},
             unit=PER_SECOND,
         ),
         graph(
             "One claim, 99 of 100",
             "Grows with dead rows at the head of the queue.",
-            {"{{scan}}": quantile(0.99, "outrider_claim_seconds", "scan")},
+            {"{{statement}}": quantile(0.99, STATEMENT, "statement", CLAIMS)},
             unit=SECONDS,
             limits=above(0.1, 1),
             alerts=["OutriderBloat", "OutriderXminHeldBack"],

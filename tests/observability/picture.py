@@ -1,0 +1,228 @@
+"""A dashboard drawn without Grafana: its JSON, Prometheus' data and a few lines of SVG; Chromium makes a PNG of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ops.grafana import queries
+from ops.grafana.promql import WINDOW
+from tests.observability.prometheus import Prometheus
+
+COLUMN, ROW, GAP = 62, 38, 8
+"""Pixels of the grid; a panel leaves a gap."""
+COLORS: Final = ["#3b7dd8", "#e0752d", "#3f9b4f", "#b04fc4", "#c4a000", "#17a2a2", "#d64570", "#7a6a58"]
+SIGNALS: Final = {"red": "#d02a3a", "orange": "#e08a1e", "green": "#2f9e44", "blue": "#2f6fd0"}
+LEFT, RIGHT, TOP, BOTTOM = 56, 10, 8, 20
+CHROMIUM_SECONDS: Final = 60.0
+STYLE: Final = """body{margin:0;background:#f1f2f4;font:13px 'DejaVu Sans',sans-serif;color:#24292e;position:relative}
+h1{font-size:17px;margin:0;position:absolute;left:12px;top:10px}
+.panel{position:absolute;background:#fff;border:1px solid #d8dade;border-radius:3px;overflow:hidden}
+.row{position:absolute;font-weight:bold;left:12px;font-size:14px;padding-top:10px}
+.title{font-weight:bold;padding:6px 10px 2px}.legend{padding:0 10px;font-size:12px;line-height:17px}
+.legend span{margin-right:14px;white-space:nowrap}.values{display:flex;flex-wrap:wrap;gap:4px 22px;padding:6px 12px}
+.values b{font-size:26px;display:block}.values small{font-size:12px;color:#57606a}.none{padding:14px;color:#8a919a}
+text{font:11px 'DejaVu Sans',sans-serif;fill:#57606a}"""
+
+
+class Line(NamedTuple):
+    name: str
+    points: list[tuple[float, float]]
+
+
+class Span(NamedTuple):
+    """What is drawn: from when until when."""
+
+    since: float
+    until: float
+
+
+async def paint(prometheus: Prometheus, board: str, since: float, rate_interval: str, file: Path) -> None:
+    """Write the board as HTML to `file` and, where Chromium is installed, as PNG beside it."""
+    document = json.loads((Path(queries.__file__).parent / f"{board}.json").read_text())
+    span = Span(since, time.time())
+    parts = [f"<h1>{escape(document['title'])}</h1>"]
+    for panel in document["panels"]:
+        lines = [
+            Line(_legend(target["legendFormat"], series.labels), series.points)
+            for target in panel.get("targets", [])
+            for series in await prometheus.range(target["expr"].replace(WINDOW, rate_interval), since)
+        ]
+        parts.append(_panel(panel, lines, span))
+    height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in document["panels"]) * ROW + 60
+    page = f"<!doctype html><meta charset=utf-8><style>{STYLE}</style><body>{''.join(parts)}"
+    await asyncio.to_thread(file.write_text, page)
+    await _photograph(file, 24 * COLUMN + 2 * GAP, height)
+
+
+async def _photograph(file: Path, width: int, height: int) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return
+    process = await asyncio.create_subprocess_exec(
+        chromium,
+        *(
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            f"--window-size={width},{height}",
+        ),
+        f"--screenshot={file.with_suffix('.png')}",
+        file.as_uri(),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    async with asyncio.timeout(CHROMIUM_SECONDS):
+        await process.wait()
+
+
+def _panel(panel: Mapping[str, Any], lines: Sequence[Line], span: Span) -> str:
+    at = panel["gridPos"]
+    x, y = at["x"] * COLUMN + GAP, at["y"] * ROW + 40
+    if panel["type"] == "row":
+        return f'<div class=row style="top:{y}px">{escape(panel["title"])}</div>'
+    width, height = at["w"] * COLUMN - GAP, at["h"] * ROW - GAP
+    draw = _numbers if panel["type"] == "stat" else _graph
+    body = draw(panel, lines, span, width, height - 30) if lines else "<div class=none>no data</div>"
+    box = f"left:{x}px;top:{y}px;width:{width - 2}px;height:{height - 2}px"
+    return f'<div class=panel style="{box}"><div class=title>{escape(panel["title"])}</div>{body}</div>'
+
+
+def _numbers(panel: Mapping[str, Any], lines: Sequence[Line], *_: object) -> str:
+    """The latest value of each line, in the colour of the limit that it is over."""
+    defaults = panel["fieldConfig"]["defaults"]
+    steps = defaults["thresholds"]["steps"]
+    values = []
+    for line in lines:
+        value = line.points[-1][1]
+        color = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
+        shown = _written(value, defaults["unit"])
+        values.append(
+            f'<div><small>{escape(line.name)}</small><b style="color:{SIGNALS[color]}">{shown}</b></div>'
+        )
+    return f"<div class=values>{''.join(values)}</div>"
+
+
+def _graph(panel: Mapping[str, Any], lines: Sequence[Line], span: Span, width: int, height: int) -> str:
+    defaults = panel["fieldConfig"]["defaults"]
+    stacked = defaults["custom"].get("stacking", {}).get("mode") == "normal"
+    legend = _legends(lines)
+    rows = 1 + sum(len(line.name) * 8 + 34 for line in lines) // (width - 20)
+    box = (LEFT, TOP, width - RIGHT, height - BOTTOM - 17 * rows)
+    drawn = _stacked(lines) if stacked else [(line, [0.0] * len(line.points)) for line in lines]
+    top = max(low + value for line, lows in drawn for low, (_, value) in zip(lows, line.points, strict=True))
+    ticks = _ticks(top)
+    scale = _Scale(span, ticks[-1] or 1.0, box)
+    parts = [_grid(scale, ticks, defaults["unit"])]
+    for number, (line, lows) in reversed(list(enumerate(drawn))):
+        parts.append(scale.drawn(line, lows, COLORS[number % len(COLORS)], filled=stacked))
+    for step in defaults.get("thresholds", {}).get("steps", []):
+        if step["value"] and step["value"] <= ticks[-1] and "thresholdsStyle" in defaults["custom"]:
+            y = scale.y(step["value"])
+            dashed = f'stroke="{SIGNALS[step["color"]]}" stroke-dasharray="5 4"'
+            parts.append(f'<line x1="{box[0]}" x2="{box[2]}" y1="{y}" y2="{y}" {dashed}/>')
+    svg = f'<svg width="{width}" height="{height - 17 * rows}">{"".join(parts)}</svg>'
+    return f"{svg}<div class=legend>{legend}</div>"
+
+
+class _Scale:
+    def __init__(self, span: Span, top: float, box: tuple[int, int, int, int]) -> None:
+        self.span = span
+        self.box = box
+        self._top = top
+
+    def x(self, at: float) -> float:
+        left, _, right, _ = self.box
+        return round(left + (at - self.span.since) / (self.span.until - self.span.since) * (right - left), 1)
+
+    def y(self, value: float) -> float:
+        _, top, _, bottom = self.box
+        return round(bottom - max(value, 0.0) / self._top * (bottom - top), 1)
+
+    def drawn(self, line: Line, lows: Sequence[float], color: str, *, filled: bool) -> str:
+        """Broken where data is missing."""
+        parts, run = [], list[tuple[float, float, float]]()
+        for (at, value), low in zip(line.points, lows, strict=True):
+            if run and at - run[-1][0] > 3:
+                parts.append(self._run(run, color, filled=filled))
+                run = []
+            run.append((at, low, low + value))
+        return "".join([*parts, self._run(run, color, filled=filled)])
+
+    def _run(self, run: Sequence[tuple[float, float, float]], color: str, *, filled: bool) -> str:
+        upper = " ".join(f"{self.x(at)},{self.y(high)}" for at, _, high in run)
+        line = f'<polyline points="{upper}" fill="none" stroke="{color}" stroke-width="1.6"/>'
+        if not filled:
+            return line
+        lower = " ".join(f"{self.x(at)},{self.y(low)}" for at, low, _ in reversed(run))
+        return f'<polygon points="{upper} {lower}" fill="{color}" fill-opacity="0.35"/>{line}'
+
+
+def _grid(scale: _Scale, ticks: Sequence[float], unit: str) -> str:
+    left, _, right, bottom = scale.box
+    parts = []
+    for tick in ticks:
+        y = scale.y(tick)
+        parts.append(f'<line x1="{left}" x2="{right}" y1="{y}" y2="{y}" stroke="#e3e5e8"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{_written(tick, unit)}</text>')
+    minutes = (scale.span.until - scale.span.since) / 60
+    every = next(each for each in (15, 30, 60, 120, 300, 600, 3600) if each >= minutes * 60 / 6)
+    at = math.ceil(scale.span.since / every) * every
+    while at < scale.span.until:
+        if left + 20 < scale.x(at) < right - 20:
+            clock = time.strftime("%H:%M:%S", time.gmtime(at))
+            parts.append(f'<text x="{scale.x(at)}" y="{bottom + 15}" text-anchor="middle">{clock}</text>')
+        at += every
+    return "".join(parts)
+
+
+def _stacked(lines: Sequence[Line]) -> list[tuple[Line, list[float]]]:
+    """Each line with what lies under it at each of its times."""
+    below: dict[float, float] = {}
+    found = []
+    for line in lines:
+        found.append((line, [below.get(at, 0.0) for at, _ in line.points]))
+        below |= {at: below.get(at, 0.0) + value for at, value in line.points}
+    return found
+
+
+def _legends(lines: Sequence[Line]) -> str:
+    return "".join(
+        f'<span><b style="color:{COLORS[number % len(COLORS)]}">▬</b> {escape(line.name)}</span>'
+        for number, line in enumerate(lines)
+    )
+
+
+def _legend(form: str, labels: Mapping[str, str]) -> str:
+    return re.sub(r"{{(\w+)}}", lambda found: labels.get(found[1], ""), form).strip()
+
+
+def _ticks(top: float) -> list[float]:
+    """From 0 to `top` or above, in three to five round steps."""
+    if top <= 0:
+        return [0.0, 1.0]
+    rough = top / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * each for each in (1, 2, 2.5, 5, 10) if power * each >= rough)
+    return [step * number for number in range(math.ceil(top / step) + 1)]
+
+
+def _written(value: float, unit: str) -> str:
+    if unit == "percentunit":
+        return f"{value * 100:.4g} %"
+    if unit == "s" and 0 < abs(value) < 1:
+        return f"{value * 1000:.3g} ms"
+    if unit == "bytes":
+        power = min(3, int(math.log(max(value, 1), 1024)))
+        return f"{value / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+    suffix = {"s": " s", "ops": "/s"}.get(unit, "")
+    return f"{value:,.0f}{suffix}" if abs(value) >= 1000 else f"{value:.3g}{suffix}"
