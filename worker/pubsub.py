@@ -42,8 +42,6 @@ MAX_STALLS: Final = 3
 LOST_SECONDS: Final = 30.0
 """How long there may be no stream before the worker is not ready; its jobs come by the outbox meanwhile."""
 ESTABLISHED_SECONDS: Final = 1.0
-FULL_SECONDS: Final = 2.0
-"""How long no slot may be free before the stream is closed: it goes on to fill up, and others may be idle."""
 DATABASE_PAUSE_SECONDS: Final = 1.0
 
 CLAIMED: Final = MESSAGES.labels("claimed")
@@ -132,14 +130,9 @@ class PubSubSource:
             self._acks.put(delivery.ack_id, _unanswered)
 
     async def run(self, wake: Callable[[], None]) -> None:
-        """Keep a stream open while there are free slots, and `wake` when it has brought something, until drained."""
+        """Keep a stream open, and `wake` when it has brought something, until drained."""
         try:
             while not self._closing.is_set():
-                if not self._wanted:
-                    self._room.clear()
-                    await self._give_back()
-                    await self._room.wait()
-                    continue
                 self._stream = Stream(self._transport.streaming_pull, self._subscription, self._slots)
                 self._heard = time.monotonic()
                 establishing = asyncio.create_task(self._establish(self._stream))
@@ -167,12 +160,7 @@ class PubSubSource:
         while True:
             while len(self._at_hand) >= self._wanted and not stream.closing:
                 self._room.clear()
-                try:
-                    async with asyncio.timeout(FULL_SECONDS):
-                        await self._room.wait()
-                except TimeoutError:
-                    if not self._wanted:
-                        stream.close()
+                await self._room.wait()
             received = await stream.read()
             if received is None:
                 return

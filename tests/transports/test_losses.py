@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from engine.model import Completed, JobState
-from engine.source import PUBLISHED_SECONDS
 from tests.engine.scene import preset
 from tests.helpers import counters, fetchone, trail
 from tests.transports.stage import Stage
@@ -118,29 +117,6 @@ async def test_connections_that_are_cut_under_running_jobs_cost_nothing(stage: S
         ended = await stage.scene.ended(*ids)
     assert {job.output for job in ended} == {"1"}
     assert {await counters(stage.scene.conn, job_id) for job_id in ids} == {(1, 0, 0)}
-
-
-async def test_a_full_worker_keeps_no_job_from_an_idle_one(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.pubsub.FULL_SECONDS", 0.2)
-    free = asyncio.Event()
-
-    @preset("long")
-    async def long(_job: Any, _run: Any) -> None:
-        await free.wait()
-
-    @preset("short")
-    async def short(_job: Any, _run: Any) -> None: ...
-
-    async with stage.worker(long, short, slots=1):
-        running = await stage.enqueue("long")
-        await stage.scene.row(ALL_LEASED, 1)
-        ids = [await stage.enqueue("short") for _ in range(20)]
-        async with stage.worker(short), asyncio.timeout(PUBLISHED_SECONDS - 2):
-            await stage.scene.ended(*ids)
-        free.set()
-        await stage.scene.ended(running)
 
 
 async def test_a_job_of_an_unknown_preset_waits_for_the_worker_that_has_it(

@@ -19,6 +19,5 @@ __all__ = ["fake", "scene"]
 @pytest.fixture
 async def site(scene: Scene, fake: FakePubSub, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
     monkeypatch.setenv(EMULATOR, fake.host)
-    monkeypatch.setattr("worker.pubsub.FULL_SECONDS", 60.0)  # but where a test is about it
     async with open_stage(scene, BrokerAt(fake.host, f"test-{secrets.token_hex(4)}", "fake")) as stage:
         yield Site(stage, fake)

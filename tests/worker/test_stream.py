@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -219,35 +218,6 @@ async def test_an_idle_stream_is_no_stall(site: Site, monkeypatch: pytest.Monkey
     assert (counted("stream_stalls"), site.fake.calls["StreamingPull"]) == (stalls, 1)
 
 
-async def test_a_worker_that_stays_full_gives_back_what_the_broker_had_given_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("worker.pubsub.FULL_SECONDS", 0.1)
-    claims = counted("fallback_claims", status="published")
-    free = asyncio.Event()
-    ran, work = ledger()
-
-    @preset("long")
-    async def long(_job: Any, _run: Any) -> None:
-        await free.wait()
-
-    running = [await site.scene.enqueue("long") for _ in range(2)]
-    await site.age("ready_at", 6)
-    async with site.worker(work, long, slots=2):
-        await site.scene.row("SELECT 1 FROM outbox WHERE status = 'leased' HAVING count(*) = 2")
-        wake_ups = await site.published(6)
-        await eventually(lambda: len(site.fake.nacked(SUB)) == 2 and not site.fake.streams(SUB))
-        site.fake.clock.advance(10)
-        async with site.worker(work):
-            await site.scene.ended(*ids(wake_ups))
-            assert ran == dict.fromkeys(ids(wake_ups), 1)
-            free.set()
-            await site.scene.ended(*running)
-            await eventually(lambda: site.fake.streams(SUB) == 2)
-            await site.settled()
-    assert counted("fallback_claims", status="published") == claims
-
-
 async def test_an_idle_worker_runs_what_is_stranded_and_nothing_younger(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +248,7 @@ async def test_a_worker_without_a_free_slot_leaves_what_is_stranded_to_others(si
         await eventually(lambda: run.cancelled.is_set())
 
     running = await site.scene.enqueue("busy")
-    await site.age("ready_at", 6)
+    await site.conn.execute("UPDATE outbox SET ready_at = ready_at - interval '6 s'")
     async with site.worker(work, busy, slots=1):
         await site.scene.row("SELECT 1 FROM outbox WHERE status = 'leased'")
         [stranded] = await strand(site)
