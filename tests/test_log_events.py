@@ -41,9 +41,10 @@ def logged(call: ast.Call, where: str) -> Iterator[Logged]:
     if name not in LEVELS | VARYING:
         return
     for argument in call.args[:2]:
-        if isinstance(argument, ast.Constant) and EVENT.fullmatch(str(argument.value)):
+        event = getattr(argument, "value", None)
+        if isinstance(event, str) and EVENT.fullmatch(event):
             fields = frozenset(each.arg for each in call.keywords if each.arg)
-            yield Logged(where, argument.value, name if name in LEVELS else None, fields)
+            yield Logged(where, event, name if name in LEVELS else None, fields)
 
 
 def described() -> dict[str, tuple[frozenset[str], frozenset[str]]]:

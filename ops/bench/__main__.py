@@ -18,7 +18,7 @@ from rich.console import Console
 
 from engine.errors import ConfigurationError
 from engine.process import USAGE
-from ops.bench import claim_cost, drain, held_xmin, pickup, relay, submissions
+from ops.bench import claim_cost, drain, held_xmin, overhead, pickup, relay, submissions
 from ops.bench.figures import Row
 from ops.bench.plan import FULL, QUICK, Plan
 from ops.bench.server import SETTINGS, Server, bench_server
@@ -33,6 +33,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "pickup": (pickup.TITLE, pickup.run),
     "claim": (claim_cost.TITLE, claim_cost.run),
     "held": (held_xmin.TITLE, held_xmin.run),
+    "overhead": (overhead.TITLE, overhead.run),
 }
 ALL: Final = "all"
 

@@ -48,26 +48,26 @@ def run(server: Server, plan: Plan) -> Iterator[Row]:
 
 def _by_workers(url: str, workers: int, rows: int) -> float:
     """All of the backlog appears at once, when every worker is ready."""
-    with _backlog(url, rows) as commit, ExitStack() as stack:
+    with backlog(url, rows) as commit, ExitStack() as stack:
         for _ in range(workers):
             stack.enter_context(processes.worker(url, SLOTS))
         commit()
-        return _rate(url, rows)
+        return rate(url, rows)
 
 
 def _by_sql(url: str, drain: Callable[[str, str], None], rows: int) -> float:
-    with _backlog(url, rows) as commit:
+    with backlog(url, rows) as commit:
         commit()
         drain(url, PRESET)
-        return _rate(url, rows)
+        return rate(url, rows)
 
 
 @contextmanager
-def _backlog(url: str, rows: int) -> Iterator[Callable[[], None]]:
+def backlog(url: str, rows: int, preset: str = PRESET) -> Iterator[Callable[[], None]]:
     """Jobs that nobody sees before the given function is called."""
     empty(url)
     with psycopg.connect(url) as conn:
-        fill(conn, PRESET, rows)
+        fill(conn, preset, rows)
 
         def commit() -> None:
             conn.commit()
@@ -77,7 +77,7 @@ def _backlog(url: str, rows: int) -> Iterator[Callable[[], None]]:
         yield commit
 
 
-def _rate(url: str, rows: int) -> float:
+def rate(url: str, rows: int) -> float:
     """Jobs a second from the first start to the last end, by the database's clock."""
     deadline = time.monotonic() + DRAIN_SECONDS
     with psycopg.connect(url, autocommit=True) as conn:

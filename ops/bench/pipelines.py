@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from engine.model import Job
@@ -19,4 +20,10 @@ async def clock(_job: Job, _run: Run) -> float:
     return time.time()
 
 
-pipelines = [noop, clock]
+@pipeline("short")
+async def short(_job: Job, _run: Run) -> None:
+    """Five milliseconds."""
+    await asyncio.sleep(0.005)
+
+
+pipelines = [noop, clock, short]

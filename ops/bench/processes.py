@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ops.local.supervisor import dying_with_parent
 
@@ -32,46 +32,51 @@ ENVIRON: Final[Mapping[str, str]] = {
 
 
 @contextmanager
-def web(url: str, store: str, pipelines: str = PIPELINES) -> Iterator[int]:
-    """A web process over one of the stores of ops.bench.web; gives its port."""
+def web(url: str, store: str, pipelines: str = PIPELINES, **given: Any) -> Iterator[int]:
+    """A web process over one of the stores of ops.bench.web; gives its port. `given` is as of `_process`."""
     port = _free_port()
-    keys = {"OUTRIDER_JWT_SECRET": SECRET, "OUTRIDER_PIPELINES": pipelines}
-    with _process("ops.bench.web", store, url=url, OUTRIDER_HTTP_PORT=str(port), **keys):
+    keys = {"OUTRIDER_JWT_SECRET": SECRET, "OUTRIDER_PIPELINES": pipelines, "OUTRIDER_HTTP_PORT": str(port)}
+    with _process("ops.bench.web", store, url=url, **(given | keys)):
         yield port
 
 
 @contextmanager
-def worker(url: str, slots: int, **settings: str) -> Iterator[None]:
+def worker(url: str, slots: int, **settings: Any) -> Iterator[None]:
     """A worker process with the benchmark's pipelines, unless its `settings` say otherwise."""
     own = {"OUTRIDER_WORKER_CONCURRENCY": str(slots), "OUTRIDER_PIPELINES": PIPELINES}
-    with _process("worker", url=url, **(own | settings)):
+    with _process("worker", url=url, **{**own, **settings}):
         yield
 
 
 @contextmanager
-def relay(url: str, **settings: str) -> Iterator[None]:
+def relay(url: str, **settings: Any) -> Iterator[None]:
     """A relay process. It does not know the benchmark's presets: in Postgres mode it maintains, and runs nothing."""
     with _process("relay", url=url, **settings):
         yield
 
 
 @contextmanager
-def _process(module: str, *arguments: str, url: str, **settings: str) -> Iterator[None]:
-    """`python -m module`, from its readiness to its end.
+def _process(
+    module: str, *arguments: str, url: str, dark: bool = False, log: Path | None = None, **settings: str
+) -> Iterator[None]:
+    """`python -m module`, from its readiness to its end; `dark` without metrics, with its log in a file.
 
     In a session of its own, or the terminal's Ctrl-C would reach it beside our SIGTERM, and two mean "at once".
     """
     port = _free_port()
     own = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_ADMIN_PORT": str(port)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTRIDER_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={**kept, **ENVIRON, **own, **settings},
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=dying_with_parent(signal.SIGKILL),
-    )
+    with ExitStack() as opened:
+        stderr = opened.enter_context(log.open("ab")) if log else None
+        process = subprocess.Popen(
+            [sys.executable, "-m", *(["ops.bench.dark"] if dark else []), module, *arguments],
+            cwd=ROOT,
+            env={**kept, **ENVIRON, **own, **settings},
+            stdin=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+            preexec_fn=dying_with_parent(signal.SIGKILL),
+        )
     try:
         _until_ready(process, port)
         yield
