@@ -9,4 +9,4 @@ from tests.chaos import outage
 
 async def test_jobs_finish_while_the_broker_is_away_and_come_by_messages_again(database_url: str) -> None:
     async with asyncio.timeout(120):
-        assert await outage.run(database_url, 6, 50, "fake", calm=2) == []
+        assert await outage.run(database_url, 6, 50, "fake", calm=1) == []

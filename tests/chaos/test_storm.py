@@ -9,4 +9,4 @@ from tests.chaos import storm
 
 async def test_a_storm_of_kills_and_faults_loses_nothing_and_doubles_nothing(database_url: str) -> None:
     async with asyncio.timeout(120):
-        assert await storm.run(database_url, 600, "fake", 1, relay_kills=2, worker_kills=1) == []
+        assert await storm.run(database_url, 300, "fake", 1, relay_kills=2, worker_kills=1) == []
