@@ -38,8 +38,6 @@ LINK: Final[dict[str, Any]] = {
     "keepalives_count": 3,
 }
 
-PLANNED_SECONDS: Final = 2.0
-
 # An empty queue once made the planner choose sequential scans for the prepared claim, and keep them (p99 5.6 s).
 # Every hot statement has one good plan, by index and nested loop: leave it no other, and plan it once.
 PINNED: Final = (
@@ -200,16 +198,13 @@ def _unavailable(error: Error) -> bool:
 class HotConnection:
     """One pinned connection, opened when first needed and again after it broke. For one user at a time.
 
-    A pool costs 96 µs a round trip, a connection of one's own 40 to 58. Its plans are made anew every few seconds
-    of use: one that was made while a table was empty reads all of it for each row once it has filled, and PostgreSQL
-    keeps it until the next ANALYZE, which may be a minute.
+    A pool costs 96 µs a round trip, a connection of one's own 40 to 58.
     """
 
     def __init__(self, url: str, *, name: str) -> None:
         self._url = url
         self._name = name
         self._conn: Connection | None = None
-        self._planned = 0.0
 
     @asynccontextmanager
     async def use(self, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[Connection]:
@@ -217,9 +212,6 @@ class HotConnection:
         if self._conn is None or self._conn.closed:
             self._conn = await connect(self._url, name=self._name, hot=True)
         async with deadline(self._conn, seconds):
-            if time.monotonic() - self._planned > PLANNED_SECONDS:
-                await self._conn.execute("DISCARD PLANS", prepare=False)
-                self._planned = time.monotonic()
             yield self._conn
 
     async def aclose(self) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 import structlog
-from psycopg import AsyncConnection, Error
+from psycopg import AsyncConnection, Error, sql
 
-from engine.db import Connection, HotConnection, Pool, lent
+from engine.db import Connection, HotConnection, Pool, fetchall, lent
 from engine.errors import DatabaseUnavailable
 from engine.metrics import (
     ATTEMPTS,
@@ -32,6 +32,7 @@ from engine.sampler import Sampler
 
 BATCH: Final = 1000
 DEAD_ROWS: Final = 10_000
+PLANNED: Final = ["jobs", "outbox", "outbox_events", "job_results", "job_state_records", "job_progress"]
 PROMOTE_SECONDS: Final = 0.2
 SAMPLE_SECONDS: Final = 5.0
 CHORE_SECONDS: Final = 60.0
@@ -79,6 +80,13 @@ WITH old AS MATERIALIZED (
 DELETE FROM job_results WHERE job_id IN (SELECT job_id FROM old)
 """
 
+# A table that was empty at its last VACUUM or ANALYZE is planned for as if it still were, however it has grown: plans
+# then read all of it for each row. autovacuum wakes once a minute; ANALYZE also has every session plan anew.
+OUTGROWN: LiteralString = """
+SELECT s.relname FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
+WHERE schemaname = current_schema() AND s.relname = ANY (%s) AND n_live_tup > 500 + 4 * greatest(reltuples, 0)
+"""
+
 DEAD: LiteralString = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass"
 VACUUM: LiteralString = "VACUUM (SKIP_LOCKED, TRUNCATE false) outbox"
 
@@ -122,6 +130,7 @@ class Maintenance:
             Chore("prune_facts", 60.0, _statement(PRUNE_FACTS)),
             Chore("prune_keys", 60.0, _statement(PRUNE_KEYS)),
             Chore("vacuum", 2.0, self._vacuum),
+            Chore("analyze", 2.0, _analyze),
         ]
         if retention_days:
             self.chores.append(Chore("prune_jobs", 60.0, self._prune_jobs))
@@ -232,6 +241,13 @@ def _statement(statement: LiteralString) -> Callable[[AsyncConnection[Any]], Awa
         return (await conn.execute(statement, [BATCH])).rowcount
 
     return work
+
+
+async def _analyze(conn: Connection) -> int:
+    """Tell the planner of tables that have outgrown what it knows of them."""
+    for (table,) in await fetchall(conn, OUTGROWN, [PLANNED]):
+        await conn.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
+    return 0
 
 
 async def _dead(conn: Connection) -> int:

@@ -11,9 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from engine.db import HotConnection, connect, deadline, lent, open_pool
 from engine.errors import DatabaseUnavailable
-from engine.moves import claim
-from tests.engine.test_statements import fill
-from tests.helpers import LANES, Conn, fetchone, worker
+from tests.helpers import Conn, fetchone
 
 
 async def test_a_statement_past_its_deadline_is_given_up_at_once(database_url: str) -> None:
@@ -80,30 +78,3 @@ async def test_a_server_that_cannot_be_reached_is_unavailable() -> None:
 
 def test_the_fixtures_use_sockets_so_that_no_port_is_taken(database_url: str) -> None:
     assert "host" in conninfo_to_dict(database_url)
-
-
-async def test_a_plan_made_for_empty_tables_is_not_kept_when_they_have_filled(
-    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else a claim reads all jobs for each that it takes, for as long as nothing analyses the table."""
-    monkeypatch.setattr("engine.db.PLANNED_SECONDS", 0.0)
-    await conn.execute("ANALYZE")
-    hot = HotConnection(database_url, name="test")
-    me = await worker(conn)
-    async with hot.use() as claiming:
-        assert await claim(claiming, me, LANES, 10) == []
-    await fill(conn, "ready", 5000)
-    async with hot.use() as claiming, claiming.transaction():
-        assert len(await claim(claiming, me, LANES, 100)) == 100
-        assert await entries_read(claiming) < 1000
-    await hot.aclose()
-
-
-async def entries_read(conn: Conn) -> int:
-    """How many entries of the indexes of `jobs` this transaction has read."""
-    (entries,) = await fetchone(
-        conn,
-        "SELECT coalesce(sum(pg_stat_get_xact_tuples_returned(indexrelid)), 0)::bigint"
-        " FROM pg_index WHERE indrelid = 'jobs'::regclass",
-    )
-    return int(entries)

@@ -205,6 +205,31 @@ async def test_a_busy_outbox_is_vacuumed(
     await scene.row("SELECT 1 FROM pg_stat_user_tables WHERE relname = 'outbox' AND vacuum_count = 1")
 
 
+async def test_a_table_that_has_outgrown_its_statistics_is_planned_for_as_it_is(
+    scene: Scene, chores: Chores
+) -> None:
+    """VACUUM of an emptied table says that its pages hold no rows, and that is believed for all pages to come."""
+    maintenance = chores()
+
+    async def planned() -> bool:
+        await once(maintenance, "analyze", scene.conn)
+        (rows,) = await fetchone(scene.conn, "SELECT reltuples FROM pg_class WHERE relname = 'outbox'")
+        return bool(rows > 500)
+
+    await many(scene.conn, 600)
+    await scene.conn.execute("DELETE FROM outbox; DELETE FROM jobs; DELETE FROM job_state_records")
+    await scene.conn.execute("VACUUM (TRUNCATE false) outbox")
+    assert await fetchone(
+        scene.conn, "SELECT reltuples, relpages > 0 FROM pg_class WHERE relname = 'outbox'"
+    ) == (
+        0,
+        True,
+    )
+    await many(scene.conn, 1200)
+    await scene.conn.execute("SELECT pg_stat_force_next_flush()")
+    await until(planned)
+
+
 async def test_maintenance_that_has_not_promoted_for_a_lease_is_not_ready(chores: Chores) -> None:
     maintenance = chores(lease=0.2)
     await maintenance.ready()
