@@ -27,6 +27,8 @@ from engine.metrics import (
 
 SAMPLE_COST: Final = 20.0
 """A sample may take a twentieth of the time."""
+MAX_PAUSE_SECONDS: Final = 30.0
+"""The one that an outage held up took long, too, and after it the figures are wanted."""
 MAX_EVENTS: Final = 50_000
 
 # The pending ones of each topic by their index, in the order in which they were written.
@@ -65,7 +67,7 @@ GROWING: Final = ["jobs", "job_results", "job_state_records"]
 
 
 class Sampler:
-    """Looks when it is asked to, but never for more than a twentieth of the time."""
+    """Looks when it is asked to, but not for more than a twentieth of the time."""
 
     def __init__(self, url: str) -> None:
         self._conn = HotConnection(url, name="sample")
@@ -88,7 +90,8 @@ class Sampler:
                 if table in HOT:
                     DEAD_TUPLES.labels(table).set(dead)
         SAMPLED_AT.set_to_current_time()
-        self._next = began + SAMPLE_COST * (time.monotonic() - began)
+        now = time.monotonic()
+        self._next = now + min(MAX_PAUSE_SECONDS, SAMPLE_COST * (now - began))
         return 0
 
     def _show(self, demand: Demand) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ops.grafana.board import Board, Row
-from ops.grafana.panels import NONE_AT_ALL, PER_SECOND, SECONDS, SHARE, above, below, graph, number
+from ops.grafana.panels import PER_SECOND, SECONDS, SHARE, above, below, graph, number
 from ops.grafana.promql import age, quantile, rate, sampled, total
 
 LEFT = """1 - sum_over_time(slo:outrider_errors:rate2m[28d]) / sum_over_time(slo:outrider_events:rate2m[28d])
@@ -47,7 +47,7 @@ OBJECTIVES = Row(
             "Alerts that fire",
             "Each alert of ops/prometheus/alerts.yml that fires. Its section in the runbooks says what to do.",
             {"{{severity}} {{alertname}}": FIRING},
-            limits=NONE_AT_ALL,
+            stacked=True,
         ),
     ],
 )

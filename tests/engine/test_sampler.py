@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from engine.enqueue import enqueue
-from engine.sampler import Sampler
+from engine.sampler import MAX_PAUSE_SECONDS, Sampler
 from tests.conftest import Connect
 from tests.helpers import Conn, new, worker
 
@@ -117,4 +117,14 @@ async def test_a_sample_that_is_dear_is_not_taken_again_at_once(database_url: st
     sampler._next = time.monotonic() + 60
     await sampler.sample()
     assert gauge("sampled_timestamp_seconds") == first
+    await sampler.aclose()
+
+
+async def test_one_that_took_very_long_is_followed_within_half_a_minute(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.sampler.SAMPLE_COST", 1e9)
+    sampler = Sampler(database_url)
+    await sampler.sample()
+    assert 0 < sampler._next - time.monotonic() <= MAX_PAUSE_SECONDS
     await sampler.aclose()

@@ -55,7 +55,7 @@ class Shown(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """When an alert was first seen, in seconds since its fault began; 0 is before."""
+    """When an alert was first seen, in seconds since its fault began. Without `for` it is never pending."""
 
     night: str
     alert: str
@@ -82,7 +82,8 @@ async def shown(prometheus: Prometheus, since: float) -> list[Shown]:
 
 
 async def lived(prometheus: Prometheus, site: Site, night: Night) -> list[Seen]:
-    """The alerts that were seen, those that the night is for and others."""
+    """The alerts that were seen: those that the night is for, and others that began to fire with it."""
+    wanted, before = [*night.pages, *night.after], await prometheus.alerts()
     began, first = time.monotonic(), dict[tuple[str, str], float]()
 
     async def watch(pages: Sequence[str], seconds: float) -> None:
@@ -96,9 +97,9 @@ async def lived(prometheus: Prometheus, site: Site, night: Night) -> list[Seen]:
 
     async with night.fault(site):
         await watch(night.pages, night.seconds)
-    await watch([*night.pages, *night.after], 0)
-    wanted = [*night.pages, *night.after]
-    others = sorted({alert for alert, state in first if alert not in wanted and state == "firing"})
+    await watch(wanted, 0)
+    fired = {alert for alert, state in first if state == "firing" and before.get(alert) != state}
+    others = sorted(fired - set(wanted))
     return [
         Seen(night.name, alert, first.get((alert, "pending")), first.get((alert, "firing")))
         for alert in [*wanted, *others]

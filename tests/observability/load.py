@@ -15,6 +15,8 @@ from tests.acceptance import fates
 
 STORIES: Final = 0.5
 """The share of storyboards; the others have the fates that tests.acceptance.fates gives them."""
+READERS: Final = 0.15
+"""The share of visits that only read."""
 SCRIPT: Final = "The harbour was quiet.\n\nThen, one by one, the lamps went out. " * 5
 PATIENCE_SECONDS: Final = 12.0
 CLIENTS: Final = 300
@@ -49,12 +51,15 @@ class Load:
                 self.answers[type(error).__name__] += 1
 
     async def _visit(self) -> None:
-        """Submits a job and, now and then, goes on with it."""
+        """Reads the list; or submits a job and, now and then, goes on with it."""
         preset = self._preset()
         job = {"preset": preset, "content": SCRIPT}
         dice = self._random.random()
+        if dice > 1 - READERS:
+            await self._call("GET", "jobs")
+            return
         if dice < 0.02:
-            await self._call("POST", "batch", {"jobs": [job] * 5})
+            await self._call("POST", "batch", {"jobs": [job | {"preset": "steady"}] * 5})
             return
         key = {"Idempotency-Key": f"{self._random.randrange(1000)}"} if 0.02 <= dice < 0.1 else {}
         accepted = await self._call("POST", "run", job, **key)
@@ -69,7 +74,7 @@ class Load:
         elif 0.2 <= dice < 0.25:
             await self._call("GET", f"{at}/events")
         elif 0.25 <= dice < 0.5:
-            path = self._random.choice([f"{at}/history", f"{at}/explain", "jobs", "jobs", "presets"])
+            path = self._random.choice([f"{at}/history", f"{at}/explain", "presets"])
             await self._call("GET", path)
         elif 0.5 <= dice < 0.52:
             await self._call("GET", at, Authorization="Bearer forged")

@@ -28,8 +28,13 @@ h1{font-size:17px;margin:0;position:absolute;left:12px;top:10px}
 .panel{position:absolute;background:#fff;border:1px solid #d8dade;border-radius:3px;overflow:hidden}
 .row{position:absolute;font-weight:bold;left:12px;font-size:14px;padding-top:10px}
 .title{font-weight:bold;padding:6px 10px 2px}.legend{padding:0 10px;font-size:12px;line-height:17px}
-.legend span{margin-right:14px;white-space:nowrap}.values{display:flex;flex-wrap:wrap;gap:4px 22px;padding:6px 12px}
-.values b{font-size:26px;display:block}.values small{font-size:12px;color:#57606a}.none{padding:14px;color:#8a919a}
+.legend span{margin-right:14px;white-space:nowrap;display:inline-block}
+.many{font-size:10.5px;line-height:14px}
+.values{display:flex;flex-wrap:wrap;gap:4px 22px;padding:6px 12px}
+.values b{font-size:26px;display:block;white-space:nowrap}
+.values small{font-size:12px;color:#57606a}.none{padding:14px;color:#8a919a}
+.crowd{gap:0 14px;padding:2px 12px}.crowd small{font-size:10.5px}
+.crowd div b{font-size:12px;display:inline;margin-left:5px}
 text{font:11px 'DejaVu Sans',sans-serif;fill:#57606a}"""
 
 
@@ -97,27 +102,34 @@ def _panel(panel: Mapping[str, Any], lines: Sequence[Line], span: Span) -> str:
     return f'<div class=panel style="{box}"><div class=title>{escape(panel["title"])}</div>{body}</div>'
 
 
-def _numbers(panel: Mapping[str, Any], lines: Sequence[Line], *_: object) -> str:
-    """The latest value of each line, in the colour of the limit that it is over."""
+def _numbers(panel: Mapping[str, Any], lines: Sequence[Line], span: Span, width: int, height: int) -> str:
+    """The latest value of each line, in the colour of the limit that it is over, above how it came to be so."""
     defaults = panel["fieldConfig"]["defaults"]
-    steps = defaults["thresholds"]["steps"]
+    crowd = len(lines) > 4
+    room = (width - 24) // len(lines) - 22
     values = []
     for line in lines:
         value = line.points[-1][1]
-        color = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
-        shown = _written(value, defaults["unit"])
-        values.append(
-            f'<div><small>{escape(line.name)}</small><b style="color:{SIGNALS[color]}">{shown}</b></div>'
-        )
-    return f"<div class=values>{''.join(values)}</div>"
+        color = _color(defaults["thresholds"]["steps"], value)
+        name, shown = escape(line.name), _written(value, defaults["unit"])
+        scale = _Scale(span, max(abs(each) for _, each in line.points) or 1.0, (0, 2, room, height - 72))
+        sparks = "" if crowd else scale.drawn(line, [0.0] * len(line.points), color, filled=True)
+        chart = "" if crowd else f'<svg width="{room}" height="{height - 70}">{sparks}</svg>'
+        values.append(f'<div><small>{name}</small><b style="color:{color}">{shown}</b>{chart}</div>')
+    return f'<div class="values{" crowd" if crowd else ""}">{"".join(values)}</div>'
+
+
+def _color(steps: Sequence[Mapping[str, Any]], value: float) -> str:
+    over = [step["color"] for step in steps if step["value"] is None or value >= step["value"]]
+    return SIGNALS[over[-1]]
 
 
 def _graph(panel: Mapping[str, Any], lines: Sequence[Line], span: Span, width: int, height: int) -> str:
     defaults = panel["fieldConfig"]["defaults"]
     stacked = defaults["custom"].get("stacking", {}).get("mode") == "normal"
-    legend = _legends(lines)
-    rows = 1 + sum(len(line.name) * 8 + 34 for line in lines) // (width - 20)
-    box = (LEFT, TOP, width - RIGHT, height - BOTTOM - 17 * rows)
+    legend, legend_height = _legends(lines, width)
+    height -= legend_height
+    box = (LEFT, TOP, width - RIGHT, height - BOTTOM)
     drawn = _stacked(lines) if stacked else [(line, [0.0] * len(line.points)) for line in lines]
     top = max(low + value for line, lows in drawn for low, (_, value) in zip(lows, line.points, strict=True))
     ticks = _ticks(top)
@@ -130,8 +142,7 @@ def _graph(panel: Mapping[str, Any], lines: Sequence[Line], span: Span, width: i
             y = scale.y(step["value"])
             dashed = f'stroke="{SIGNALS[step["color"]]}" stroke-dasharray="5 4"'
             parts.append(f'<line x1="{box[0]}" x2="{box[2]}" y1="{y}" y2="{y}" {dashed}/>')
-    svg = f'<svg width="{width}" height="{height - 17 * rows}">{"".join(parts)}</svg>'
-    return f"{svg}<div class=legend>{legend}</div>"
+    return f'<svg width="{width}" height="{height}">{"".join(parts)}</svg>{legend}'
 
 
 class _Scale:
@@ -195,11 +206,19 @@ def _stacked(lines: Sequence[Line]) -> list[tuple[Line, list[float]]]:
     return found
 
 
-def _legends(lines: Sequence[Line]) -> str:
-    return "".join(
+def _legends(lines: Sequence[Line], width: int) -> tuple[str, int]:
+    """And the pixels that they take: many are written small."""
+    many = len(lines) > 6
+    letter, row = (6.3, 14) if many else (7.5, 17)
+    rows, used = 1, 0.0
+    for line in lines:
+        needed = len(line.name) * letter + 34
+        rows, used = (rows + 1, needed) if used + needed > width - 20 else (rows, used + needed)
+    names = "".join(
         f'<span><b style="color:{COLORS[number % len(COLORS)]}">▬</b> {escape(line.name)}</span>'
         for number, line in enumerate(lines)
     )
+    return f'<div class="legend{" many" if many else ""}">{names}</div>', rows * row
 
 
 def _legend(form: str, labels: Mapping[str, str]) -> str:
@@ -218,7 +237,7 @@ def _ticks(top: float) -> list[float]:
 
 def _written(value: float, unit: str) -> str:
     if unit == "percentunit":
-        return f"{value * 100:.4g} %"
+        return f"{value * 100:,.0f} %" if abs(value) >= 10 else f"{value * 100:.3g} %"
     if unit == "s" and 0 < abs(value) < 1:
         return f"{value * 1000:.3g} ms"
     if unit == "bytes":

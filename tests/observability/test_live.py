@@ -41,7 +41,7 @@ async def test_every_query_returns_data_and_who_is_stopped_brings_a_page(folder:
     async with (
         open_site(folder) as site,
         open_prometheus(folder, site.targets, rules) as prometheus,
-        under_load(site.address, site.token),
+        under_load(site.address, site.token, rate=10.0),
     ):
         since = time.time()
 
