@@ -1,4 +1,4 @@
-"""The chores that keep the engine true and quick: promote, lapse, prune, vacuum, sample.
+"""The chores that keep the engine true and quick: promote, lapse, prune, vacuum, analyze, sample.
 
 Several processes may run them at once: row locks share the work.
 """

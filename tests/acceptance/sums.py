@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 from joserfc import jwt
@@ -28,6 +28,7 @@ from psycopg import AsyncConnection
 import migrations
 from ops.local import local_postgres
 from tests.acceptance import fates
+from tests.acceptance.counted import COUNTED, SHOWN, Labels, Sum, Sums
 from tests.engine.scene import until
 from tests.helpers import Conn
 
@@ -41,86 +42,6 @@ SECONDS = 300.0
 LATER = 600
 """Seconds until a delayed job is due: it is cancelled before, or still waits at the end."""
 REDRIVEN = 20
-
-Labels = tuple[str, ...]
-Sums = Counter[Labels]
-
-OUTCOMES = """
-SELECT j.preset, CASE WHEN a.reason = 'lapsed' THEN 'lost'
-                      WHEN a.to_state = 'COMPLETED' THEN 'completed'
-                      WHEN a.to_state = 'CANCELLED' THEN 'cancelled'
-                      WHEN a.metadata -> 'error' ->> 'type' = 'TimeoutError' THEN 'timeout'
-                      WHEN a.to_state = 'FAILED' THEN 'failed'
-                      WHEN a.reason = 'error' THEN 'retry'
-                      WHEN a.reason = 'snoozed' THEN 'snoozed'
-                      ELSE 'released' END AS outcome, count(*)
-FROM job_state_records a JOIN jobs j ON j.id = a.job_id
-WHERE a.from_state = 'PROCESSING'
-GROUP BY 1, 2
-"""
-FAILURES = """
-SELECT j.preset, CASE WHEN a.reason = 'lapsed' THEN 'lapsed'
-                      WHEN a.metadata -> 'error' ->> 'type' = 'TimeoutError' THEN 'timeout'
-                      ELSE 'failed' END, count(*)
-FROM job_state_records a JOIN jobs j ON j.id = a.job_id
-WHERE a.to_state = 'FAILED'
-GROUP BY 1, 2
-"""
-RECORDS = "FROM job_state_records a JOIN jobs j ON j.id = a.job_id WHERE"
-COUNTED: Mapping[str, tuple[Labels, str]] = {
-    "outrider_jobs_enqueued_total": (("preset",), "SELECT preset, count(*) FROM jobs GROUP BY 1"),
-    "outrider_attempts_total": (("preset", "outcome"), OUTCOMES),
-    "outrider_jobs_finished_total": (
-        ("preset", "state"),
-        f"SELECT j.preset, a.to_state::text, count(*) {RECORDS}"
-        " a.to_state IN ('COMPLETED', 'FAILED', 'CANCELLED') GROUP BY 1, 2",
-    ),
-    "outrider_dead_letters_total": (("preset", "reason"), FAILURES),
-    "outrider_jobs_redriven_total": (
-        ("preset",),
-        f"SELECT j.preset, count(*) {RECORDS} a.reason = 'redriven' GROUP BY 1",
-    ),
-    "outrider_leases_lapsed_total": (
-        ("preset",),
-        f"SELECT j.preset, count(*) {RECORDS} a.reason = 'lapsed' GROUP BY 1",
-    ),
-    "outrider_job_wait_seconds_count": (
-        ("preset",),
-        f"SELECT j.preset, count(*) {RECORDS} a.reason = 'claimed' GROUP BY 1",
-    ),
-    "outrider_job_seconds_count": (
-        ("preset",),
-        "SELECT preset, count(*) FROM job_results r JOIN jobs j ON j.id = r.job_id WHERE state = 'COMPLETED'"
-        " GROUP BY 1",
-    ),
-}
-"""Each counter, its labels, and the database's word for it."""
-SHOWN: Mapping[str, tuple[Labels, str]] = {
-    "outrider_outbox_rows": (
-        ("preset", "status"),
-        "SELECT preset, status::text, count(*) FROM outbox GROUP BY 1, 2",
-    ),
-    "outrider_workers_alive": (
-        ("preset",),
-        "SELECT preset, count(*) FROM workers, unnest(presets) preset WHERE expires_at > now() GROUP BY 1",
-    ),
-}
-
-
-class Sum(NamedTuple):
-    """What the processes say together, and the database."""
-
-    name: str
-    told: Sums
-    true: Sums
-
-    @property
-    def equal(self) -> bool:
-        return +self.told == +self.true
-
-    @property
-    def exceeds(self) -> bool:
-        return bool(self.told - self.true)
 
 
 class Process:
@@ -333,15 +254,12 @@ async def _main(url: str, folder: Path, asked: argparse.Namespace) -> bool:
     async with open_site(url, folder) as site:
         if asked.owners:
             before, after = await series(site, asked.jobs, asked.owners)
+            added = sorted(f"{role} {name} {' '.join(labels)}" for role, (name, labels) in after - before)
             print(
-                f"{asked.jobs} jobs of {asked.owners} owners: {len(before)} series, {len(after - before)} added"
+                f"{asked.jobs} jobs of {asked.owners} owners: {len(before)} series,",
+                *(added or ["none added"]),
             )
-            print(
-                "\n".join(
-                    sorted(f"  {role} {name} {' '.join(labels)}" for role, (name, labels) in after - before)
-                )
-            )
-            return not after - before
+            return not added
         found = await lived(site, asked.jobs, kill=asked.kill)
         for each in found:
             word = "equal" if each.equal else "EXCEEDS" if each.exceeds else "less"
