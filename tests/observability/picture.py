@@ -30,11 +30,11 @@ h1{font-size:17px;margin:0;position:absolute;left:12px;top:10px}
 .title{font-weight:bold;padding:6px 10px 2px}.legend{padding:0 10px;font-size:12px;line-height:17px}
 .legend span{margin-right:14px;white-space:nowrap;display:inline-block}
 .many{font-size:10.5px;line-height:14px}
-.values{display:flex;flex-wrap:wrap;gap:4px 22px;padding:6px 12px}
-.values b{font-size:26px;display:block;white-space:nowrap}
+.values{display:flex;gap:4px 22px;padding:6px 12px}
+.values b{display:block;line-height:30px;white-space:nowrap}
 .values small{font-size:12px;color:#57606a}.none{padding:14px;color:#8a919a}
-.crowd{gap:0 14px;padding:2px 12px}.crowd small{font-size:10.5px}
-.crowd div b{font-size:12px;display:inline;margin-left:5px}
+.crowd{flex-wrap:wrap;gap:0 14px;padding:2px 12px}.crowd small{font-size:10.5px}
+.crowd div b{display:inline;line-height:17px;margin-left:5px}
 text{font:11px 'DejaVu Sans',sans-serif;fill:#57606a}"""
 
 
@@ -112,10 +112,12 @@ def _numbers(panel: Mapping[str, Any], lines: Sequence[Line], span: Span, width:
         value = line.points[-1][1]
         color = _color(defaults["thresholds"]["steps"], value)
         name, shown = escape(line.name), _written(value, defaults["unit"])
+        size = 12 if crowd else min(26, int(room / (0.75 * len(shown))))
+        style = f"color:{color};font-size:{size}px"
         scale = _Scale(span, max(abs(each) for _, each in line.points) or 1.0, (0, 2, room, height - 72))
         sparks = "" if crowd else scale.drawn(line, [0.0] * len(line.points), color, filled=True)
         chart = "" if crowd else f'<svg width="{room}" height="{height - 70}">{sparks}</svg>'
-        values.append(f'<div><small>{name}</small><b style="color:{color}">{shown}</b>{chart}</div>')
+        values.append(f'<div><small>{name}</small><b style="{style}">{shown}</b>{chart}</div>')
     return f'<div class="values{" crowd" if crowd else ""}">{"".join(values)}</div>'
 
 
