@@ -9,8 +9,9 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,23 +19,20 @@ from rich.console import Console
 
 from engine.errors import ConfigurationError
 from engine.process import USAGE
-from ops.bench import claim_cost, drain, held_xmin, overhead, pickup, relay, submissions
-from ops.bench.figures import Row
 from ops.bench.plan import FULL, QUICK, Plan
 from ops.bench.server import SETTINGS, Server, bench_server
 from ops.bench.table import console, show
 
-Section = tuple[str, Callable[[Server, Plan], Iterator[Row]]]
-
-SECTIONS: Final[Mapping[str, Section]] = {
-    "submissions": (submissions.TITLE, submissions.run),
-    "drain": (drain.TITLE, drain.run),
-    "relay": (relay.TITLE, relay.run),
-    "pickup": (pickup.TITLE, pickup.run),
-    "claim": (claim_cost.TITLE, claim_cost.run),
-    "held": (held_xmin.TITLE, held_xmin.run),
-    "overhead": (overhead.TITLE, overhead.run),
+SECTIONS: Final[Mapping[str, str]] = {
+    "submissions": "submissions",
+    "drain": "drain",
+    "relay": "relay",
+    "pickup": "pickup",
+    "claim": "claim_cost",
+    "held": "held_xmin",
+    "overhead": "overhead",
 }
+"""Each section's module, imported when it is asked for: gRPC's hooks around a fork would swallow a Ctrl-C."""
 ALL: Final = "all"
 
 
@@ -66,10 +64,10 @@ def measure(sections: Sequence[str], plan: Plan, shown: Console) -> dict[str, An
         report = {"machine": _machine(server), "server": SETTINGS, "sections": figures}
         shown.print("  ".join(f"{name} {value}" for name, value in report["machine"].items()) + "\n")
         for section in sections:
-            title, run = SECTIONS[section]
-            with shown.status(title):
-                rows = list(run(server, plan))
-            show(shown, title, rows)
+            module = import_module(f"ops.bench.{SECTIONS[section]}")
+            with shown.status(module.TITLE):
+                rows = list(module.run(server, plan))
+            show(shown, module.TITLE, rows)
             figures[section] = [row.as_dict() for row in rows]
     shown.print(f"{time.monotonic() - began:.0f} s; the load of the machine is {os.getloadavg()[0]:.1f}")
     return report
