@@ -10,6 +10,7 @@ from typing import Any, Final, LiteralString
 from psycopg import AsyncConnection
 
 from engine.db import fetchall, timed
+from engine.moves.publish import KNOWN
 
 COUNTED: Final = 50_000
 """Rows counted of each status, and of the ready ones in each lane; beyond that there are "at least so many"."""
@@ -19,16 +20,8 @@ OTHER: Final = "other"
 TARGET_SECONDS: Final = 60.0
 """Within which a backlog should be worked off."""
 
-# For a connection with pinned plans: each part reads the head of one partial index. Presets are found by a loose
-# scan, one step each.
-LOOK: LiteralString = """
-WITH RECURSIVE known(preset) AS (
-    (SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)
-    UNION ALL
-    SELECT (SELECT o.preset FROM outbox o WHERE o.status = 'ready' AND o.preset > k.preset ORDER BY o.preset LIMIT 1)
-    FROM known k
-    WHERE k.preset IS NOT NULL
-), live AS MATERIALIZED (
+# For a connection with pinned plans: each part reads the head of one partial index.
+_COUNTS: LiteralString = """, live AS MATERIALIZED (
     SELECT presets, slots, drained FROM workers WHERE expires_at > clock_timestamp()
 ), counted(preset, status, jobs, due, since) AS (
     SELECT known.preset, 'ready', lane.jobs, lane.jobs, lane.since
@@ -65,6 +58,7 @@ SELECT preset, status, sum(jobs), sum(due), extract(epoch FROM clock_timestamp()
 FROM counted
 GROUP BY preset, status
 """
+LOOK: LiteralString = "WITH RECURSIVE" + KNOWN + _COUNTS
 
 
 @dataclass(slots=True)

@@ -51,17 +51,16 @@ PUBLISHED: LiteralString = (
 )
 UNRESERVE: LiteralString = "UPDATE outbox SET publish_until = NULL" + _TURNS  # noqa: S608 - constants alone
 
-# Presets by a loose scan of the index: one step a preset, however many rows it has.
-PRESETS: LiteralString = """
-WITH RECURSIVE known(preset) AS (
+# A loose scan of the index: one step a preset, however many rows it has.
+KNOWN: LiteralString = """
+known(preset) AS (
     (SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)
     UNION ALL
     SELECT (SELECT o.preset FROM outbox o WHERE o.status = 'ready' AND o.preset > k.preset ORDER BY o.preset LIMIT 1)
     FROM known k
     WHERE k.preset IS NOT NULL
-)
-SELECT preset FROM known WHERE preset IS NOT NULL
-"""
+)"""
+PRESETS: LiteralString = "WITH RECURSIVE" + KNOWN + "SELECT preset FROM known WHERE preset IS NOT NULL"  # noqa: S608
 
 
 @timed("reserve")

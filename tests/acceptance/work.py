@@ -45,7 +45,7 @@ async def wait(job: Any, run: Any) -> int:
 def plain(job: Any, run: Any) -> int:
     folder = started(job, run)
     while not may_go(folder, run):
-        time.sleep(0.01)
+        time.sleep(0.01)  # it waits for another process
     return int(run.attempt)
 
 
@@ -108,7 +108,7 @@ async def block(job: Any, run: Any) -> str:
     """Blocks the loop; on its second attempt it has learned."""
     started(job, run)
     if run.attempt == 1:
-        time.sleep(600)  # noqa: ASYNC251
+        time.sleep(600)  # noqa: ASYNC251 - a blocked loop is what it is about
     return "learned"
 
 

@@ -132,4 +132,4 @@ def _until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not come to pass"
-        time.sleep(0.02)
+        time.sleep(0.02)  # for other processes: only looking tells

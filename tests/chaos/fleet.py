@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -96,11 +96,11 @@ class Process:
             session.get(f"http://127.0.0.1:{self._port}/metrics") as answer,
         ):
             families = text_string_to_metric_families(await answer.text())
-            sums: Counter[str] = Counter()
+            sums: defaultdict[str, float] = defaultdict(float)
             for family in families:
                 for sample in family.samples:
-                    sums[sample.name] += sample.value  # type: ignore[assignment]  # a Counter counts floats as well
-        return dict(sums)
+                    sums[sample.name] += sample.value
+        return sums
 
 
 class Fleet:

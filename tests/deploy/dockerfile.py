@@ -111,7 +111,7 @@ class Image:
                     self.environ[name] = value.replace("$PATH", self.environ["PATH"])
                 self.environ["PATH"] = self._moved(self.environ["PATH"])
             case "RUN":
-                await self._shell(re.sub(r"--mount=\S+", "", step.value))
+                await self._shell(step.value)
 
     def _copy(self, *words: str) -> None:
         *sources, target = words
