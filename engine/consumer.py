@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
-from uuid import UUID
 
 import structlog
 from psycopg import Error
@@ -20,6 +19,7 @@ from engine.errors import DatabaseUnavailable
 from engine.executor import GRACE_SECONDS, Execution
 from engine.jobs import presets_of
 from engine.lease import Lease
+from engine.left_behind import LeftBehind
 from engine.metrics import WORKER_BUSY, WORKER_SLOTS
 from engine.model import Attempt, Cancelled, Outcome, Released
 from engine.moves import PutBack, put_back
@@ -29,6 +29,7 @@ from engine.progress import report_forever
 from engine.recorder import Recorder
 from engine.settings import Settings
 from engine.source import Source
+from engine.strays import Key, Strays
 from engine.workers import Leased, Registration
 
 MIN_IDLE_SECONDS: Final = 0.05
@@ -38,7 +39,6 @@ MAX_EFFECTS: Final = 10
 """Effects that a process commits at once; more wait for a connection."""
 
 log = structlog.get_logger()
-Key = tuple[UUID, int]
 
 
 class Consumer:
@@ -70,14 +70,11 @@ class Consumer:
         self._announce = announce
         self._held: dict[Key, Execution] = {}
         self._occupied: set[Execution] = set()
-        self._left_behind: set[Execution] = set()
-        self._exhausted_since: float | None = None
+        self._left_behind = LeftBehind(slots, lease_seconds)
         self._saturated = False
         self._draining = False
         self._releasing: set[asyncio.Task[None]] = set()
-        self._strays: dict[Key, int] = {}
-        self._claims = 0
-        self._claiming = False
+        self._strays = Strays()
         self._wake = asyncio.Event()
         self._account = Account()
         self._lease = Lease(
@@ -129,11 +126,11 @@ class Consumer:
                     await withdrawing
                     for task in loops:
                         task.cancel()
-        return 1 if self._exhausted else 0
+        return 1 if self._left_behind.exhausted else 0
 
     async def _claim_until(self, stop: asyncio.Event) -> None:
         idle = MIN_IDLE_SECONDS
-        while not (stop.is_set() or self._exhausted):
+        while not (stop.is_set() or self._left_behind.exhausted):
             # Cleared before the claim: a hint that comes while it runs must not be lost.
             self._wake.clear()
             # Half of the slots at a time: PostgreSQL claims the one half while Python runs the other.
@@ -155,15 +152,13 @@ class Consumer:
         worker_id = self._lease.worker_id
         if not free or worker_id is None:
             return 0
-        self._claiming, self._claims = True, self._claims + 1
         began = time.time_ns()
         try:
-            attempts = await self._source.claim(worker_id, free)
+            with self._strays.claiming():
+                attempts = await self._source.claim(worker_id, free)
         except (DatabaseUnavailable, Error) as error:
             log.warning("claim.failed", error=str(error))
             return 0
-        finally:
-            self._claiming = False
         tracing.claimed(began, attempts)
         for attempt in attempts:
             self._start(attempt)
@@ -205,23 +200,14 @@ class Consumer:
         for key, execution in self._held.items():
             if key not in leased and execution.started < sent:
                 execution.cancel(Released("lost"))
-        self._look_for_strays(leased.keys() - self._held.keys())
-        self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
-
-    def _look_for_strays(self, strays: set[Key]) -> None:
-        """Release what was returned twice running and is not held: the reply to its claim was lost on the way.
-
-        Unless the claim that ran when it was first seen is still running, and may yet bring it.
-        """
-        arrived = self._claims - self._claiming
-        unknown = {key for key in strays if self._strays.get(key, arrived + 1) <= arrived}
-        if unknown:
+        if unknown := self._strays.unknown(leased.keys() - self._held.keys()):
             task = asyncio.create_task(self._release(unknown))
             self._releasing.add(task)
             task.add_done_callback(self._releasing.discard)
-        self._strays = {key: self._strays.get(key, self._claims) for key in strays - unknown}
+        self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
 
     async def _release(self, unknown: set[Key]) -> None:
+        """Give back what this worker was leased and never got."""
         worker_id = self._lease.worker_id
         if worker_id is None:
             return
@@ -243,22 +229,12 @@ class Consumer:
             for execution in list(self._held.values()):
                 if now > execution.deadline:
                     execution.time_out()
-            self._look_for_left_behind(now)
+            self._left_behind.look(self._occupied)
+            if self._left_behind.exhausted and not self._draining:
+                log.error("worker.exhausted", left_behind=len(self._left_behind))
+                self._wake.set()
             WORKER_BUSY.set(len(self._occupied))
             await asyncio.sleep(min(self._lease.seconds / 10, WATCH_SECONDS))
-
-    def _look_for_left_behind(self, now: float) -> None:
-        left = {execution for execution in self._occupied if execution.ended}
-        for execution in left - self._left_behind:
-            log.warning("attempt.left_behind", job_id=execution.claimed.job.id, attempt=execution.attempt)
-        self._left_behind = left
-        if len(left) < self._slots:
-            self._exhausted_since = None
-        elif self._exhausted_since is None:
-            self._exhausted_since = now
-        elif self._exhausted and not self._draining:
-            log.error("worker.exhausted", left_behind=len(left))
-            self._wake.set()
 
     def _drop_lost(self) -> None:
         """Stop what runs under a lease that is no longer ours; its outcomes will find no lease to be written."""
@@ -268,11 +244,6 @@ class Consumer:
             self._lease.abandon()
         for execution in lost:
             execution.cancel(Released("lost"))
-
-    @property
-    def _exhausted(self) -> bool:
-        since = self._exhausted_since
-        return since is not None and time.monotonic() - since > self._lease.seconds
 
     async def _wake_at(self, stop: asyncio.Event) -> None:
         await stop.wait()

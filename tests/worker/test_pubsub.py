@@ -204,8 +204,9 @@ async def test_a_worker_whose_lease_is_gone_acknowledges_nothing(site: Site) -> 
         await site.scene.row("DELETE FROM workers RETURNING id")
         wake_ups = await site.published()
         await eventually(lambda: source_of(worker)._at_hand)
-        claims = worker.consumer._claims
-        await eventually(lambda: worker.consumer._claims > claims and not worker.consumer._claiming)
+        claims = worker.consumer._strays
+        begun = claims.begun
+        await eventually(lambda: claims.ended > begun)
         assert len(site.subscription.outstanding) == 1
         assert site.fake.calls["Acknowledge"] == site.fake.calls["ModifyAckDeadline"] == 0
         worker.consumer._lease.beat_now()

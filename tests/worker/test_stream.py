@@ -209,8 +209,9 @@ async def test_an_idle_stream_is_no_stall(site: Site, monkeypatch: pytest.Monkey
     stalls, (ran, work) = counted("stream_stalls"), ledger()
     async with site.worker(work) as worker:
         await flowing(site)
-        claims = worker.consumer._claims
-        await eventually(lambda: worker.consumer._claims >= claims + 3)
+        claims = worker.consumer._strays
+        begun = claims.begun
+        await eventually(lambda: claims.begun >= begun + 3)
         [job] = await site.queued()
         await site.age("ready_at", 6, job)
         await site.scene.ended(job.job_id)
