@@ -12,7 +12,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from engine import version
 from engine.autoscale import Autoscale
 from engine.errors import ConfigurationError, DatabaseUnavailable
-from engine.metrics import BUILD, LOOP_LAG_SECONDS
+from engine.metrics import BUILD, CONFIG, LOOP_LAG_SECONDS
 from engine.settings import Settings
 
 Check = Callable[[], Awaitable[None]]
@@ -21,6 +21,7 @@ Checks = Mapping[str, Check]
 PORTS: Mapping[str, int] = {"web": 9191, "relay": 9192, "worker": 9193}
 CHECK_SECONDS = 3.0
 LAG_SECONDS = 0.25
+ALIKE = ("worker_concurrency", "lease_seconds", "drain_seconds", "retention_days", "log_level")
 RETRY_SECONDS = "1"
 
 
@@ -43,6 +44,7 @@ async def health(checks: Checks) -> web.Response:
 async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIterator[int]:
     """Serve until the block ends; gives the port. `checks` decide /readyz; answering at all is /healthz."""
     BUILD.info({"version": version.installed(), "role": role, "transport": settings.transport})
+    CONFIG.info({name: str(getattr(settings, name)) for name in ALIKE})
     autoscale = Autoscale(settings)
 
     async def alive(_request: web.Request) -> web.Response:

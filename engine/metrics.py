@@ -213,3 +213,4 @@ LOOP_LAG_SECONDS = Histogram(
     "outrider_event_loop_lag_seconds", "How late the event loop runs a timer", buckets=SECONDS
 )
 BUILD = Info("outrider_build", "What runs: version, role, transport")
+CONFIG = Info("outrider_config", "The settings that should be alike in a fleet")

@@ -208,6 +208,16 @@ PROCESSES = Row(
             "Processes by version and transport: one of each, except during an upgrade.",
             {"{{version}} {{transport}}": "count by (version, transport) (outrider_build_info)"},
         ),
+        number(
+            "Leases and slots",
+            "Processes by lease seconds and slots. A fleet with several kinds of leases takes jobs back at several "
+            "paces.",
+            {
+                "lease {{lease_seconds}} s, {{worker_concurrency}} slots": (
+                    "count by (lease_seconds, worker_concurrency) (outrider_config_info)"
+                )
+            },
+        ),
     ],
     height=5,
 )

@@ -123,17 +123,20 @@ async def pooled(idle: float) -> bool:
     return REGISTRY.get_sample_value("outrider_database_pool_connections", labels) == idle
 
 
-async def test_a_process_tells_what_it_is_and_how_late_its_loop_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_tells_what_it_is_how_it_is_set_and_how_late_its_loop_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("engine.admin.LAG_SECONDS", 0.01)
 
     async def lags() -> bool:
         return (REGISTRY.get_sample_value("outrider_event_loop_lag_seconds_count") or 0) > before
 
     before = REGISTRY.get_sample_value("outrider_event_loop_lag_seconds_count") or 0
-    async with admin_server(load({}, admin_port=0), "relay", {}) as port:
+    async with admin_server(load({}, admin_port=0, lease_seconds=7), "relay", {}) as port:
         await until(lags)
         _, shown = await get(port, "/metrics")
     assert 'outrider_build_info{role="relay",transport="postgres",version="' in shown
+    assert 'outrider_config_info{drain_seconds="25.0",lease_seconds="7.0",log_level="info",' in shown
 
 
 async def test_an_exemplar_names_the_trace_where_a_scraper_can_read_it() -> None:

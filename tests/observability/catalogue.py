@@ -9,7 +9,7 @@ import promql_parser as promql
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 from engine import metrics
-from engine.admin import PORTS
+from engine.admin import ALIKE, PORTS
 from engine.model import JobState
 from engine.pubsub import Fault
 from engine.settings import Transport
@@ -18,7 +18,10 @@ Labels = frozenset[str]
 
 TARGET: Final[Labels] = frozenset({"job", "instance"})
 """What Prometheus puts on every series that it scrapes."""
-BUILD: Final[Labels] = frozenset({"version", "role", "transport"})
+INFO: Final[Mapping[Info, Labels]] = {
+    metrics.BUILD: frozenset({"version", "role", "transport"}),
+    metrics.CONFIG: frozenset(ALIKE),
+}
 SUFFIXES: Final[Mapping[type[Any], Sequence[str]]] = {
     Counter: ["_total"],
     Gauge: [""],
@@ -51,7 +54,7 @@ def scraped() -> dict[str, Labels]:
 
 
 def _labels(metric: Any, suffix: str) -> Labels:
-    own = BUILD if isinstance(metric, Info) else frozenset(metric._labelnames)
+    own = INFO[metric] if isinstance(metric, Info) else frozenset(metric._labelnames)
     return own | {"le"} if suffix == "_bucket" else own
 
 
