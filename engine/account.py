@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -26,17 +25,17 @@ from engine.model import Attempt, Cancelled, Completed, Failed, JobState, Outcom
 from engine.outcome import describe, label
 from engine.pace import Pace
 
-T = TypeVar("T")
-
 RESULTS = {Completed: JobState.COMPLETED, Failed: JobState.FAILED, Cancelled: JobState.CANCELLED}
+OUTCOMES = ("completed", "retry", "failed", "timeout", "cancelled", "snoozed", "released")
+REASONS = ("failed", "timeout")
 
 
 class Account:
     """Counts by preset, with every labelled child looked up once: an unbound lookup costs 7 µs."""
 
-    def __init__(self) -> None:
+    def __init__(self, presets: Iterable[str]) -> None:
         self.pace = Pace()
-        self._tallies = _Made(_Tally)
+        self._tallies = {preset: _Tally(preset) for preset in presets}
         self._claimed, self._ran, self._recorded = (
             STAGE_SECONDS.labels(stage).observe for stage in ("claim", "run", "record")
         )
@@ -129,18 +128,6 @@ class _Tally:
         self.ran = RUN_SECONDS.labels(preset).traced
         self.completed = JOB_SECONDS.labels(preset).traced
         self.dropped = OUTCOMES_DROPPED.labels(preset).inc
-        self.attempts = _Made(lambda outcome: ATTEMPTS.labels(preset, outcome).inc)
-        self.finished = _Made(lambda state: JOBS_FINISHED.labels(preset, state).inc)
-        self.dead_letters = _Made(lambda reason: DEAD_LETTERS.labels(preset, reason).inc)
-
-
-class _Made(dict[str, T]):
-    """Makes what is missing."""
-
-    def __init__(self, make: Callable[[str], T]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, key: str) -> T:
-        made = self[key] = self._make(key)
-        return made
+        self.attempts = {outcome: ATTEMPTS.labels(preset, outcome).inc for outcome in OUTCOMES}
+        self.finished = {state: JOBS_FINISHED.labels(preset, state).inc for state in RESULTS.values()}
+        self.dead_letters = {reason: DEAD_LETTERS.labels(preset, reason).inc for reason in REASONS}

@@ -6,6 +6,7 @@ However often it is asked, the database is looked at every few seconds at the mo
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,14 +16,18 @@ import structlog
 from psycopg import Error
 
 from engine.db import HotConnection
-from engine.demand import Demand, look, needed, rounded
+from engine.demand import Demand, Queue, look
 from engine.errors import DatabaseUnavailable
 from engine.settings import Settings
 
 LOOK_SECONDS: Final = 3.0
 LOOK_COST: Final = 20.0
+MAX_PAUSE_SECONDS: Final = 30.0
+"""Below STALE_SECONDS, however long a look took: its answer must not grow stale meanwhile."""
 STALE_SECONDS: Final = 60.0
 DEADLINE_SECONDS: Final = 5.0
+TARGET_SECONDS: Final = 60.0
+"""Within which a backlog should be worked off."""
 
 log = structlog.get_logger()
 
@@ -62,16 +67,16 @@ class Autoscale:
     async def _look(self) -> None:
         if self._conn is None:
             self._conn = HotConnection(self._settings.database(), name="autoscale")
-        began = time.monotonic()
         try:
             async with self._conn.use(DEADLINE_SECONDS) as conn:
+                began = time.monotonic()
                 demand = await look(conn)
         except (DatabaseUnavailable, Error):
             if self._last is not None:
                 self._last = Sampled(self._last.answer, self._last.at, time.monotonic() + LOOK_SECONDS)
             raise
         now = time.monotonic()
-        pause = max(LOOK_SECONDS, LOOK_COST * (now - began))
+        pause = min(max(LOOK_SECONDS, LOOK_COST * (now - began)), MAX_PAUSE_SECONDS)
         self._last = Sampled(advice(demand, datetime.now(UTC)), now, now + pause)
 
     async def aclose(self) -> None:
@@ -85,17 +90,48 @@ class Autoscale:
 def advice(demand: Demand, now: datetime) -> dict[str, Any]:
     """The answer to a look: `backlog` is of jobs that are due and nobody's, `desired_workers` of whole processes."""
     needs = {name: needed(queue, saturated=demand.saturated) for name, queue in sorted(demand.queues.items())}
+    served = [need for name, need in needs.items() if demand.queues[name].slots]
+    # Whatever has no worker yet is one worker's: each runs every preset of its deployment, and one that nobody knows
+    # must not hold more.
+    unserved = any(need for name, need in needs.items() if not demand.queues[name].slots)
     return {
         "presets": {
             name: {
                 "backlog": demand.queues[name].due,
                 "oldest_age_seconds": round(demand.queues[name].age_seconds, 3),
                 "drain_per_second": round(demand.queues[name].per_second, 3),
-                "desired_workers": rounded([need]),
+                "desired_workers": rounded(need),
             }
             for name, need in needs.items()
         },
         "backlog": sum(queue.due for queue in demand.queues.values()),
-        "desired_workers": rounded(needs.values()),
+        "desired_workers": rounded(sum(served) + unserved),
         "sampled_at": now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
+
+
+def needed(queue: Queue, *, saturated: bool) -> float:
+    """The workers that a preset can use, in fractions of one: those that run its jobs now, and for its backlog more.
+
+    A worker is taken to go on at the pace of those that are busy, and the backlog should last TARGET_SECONDS at the
+    most; but more slots than jobs are of no use. While nothing has ended yet nobody knows the pace: then they are
+    doubled for as long as all of them are busy.
+    """
+    if not queue.due and not queue.leased:
+        return 0.0
+    if not queue.slots:
+        return 1.0
+    each = queue.slots / queue.workers
+    busy = queue.leased / each
+    if not queue.due:
+        return busy
+    useful = (queue.due + queue.leased) / each
+    if not queue.per_second:
+        return min(useful, max(2 * busy, 1.0) if saturated else max(busy, 1.0))
+    pace = queue.per_second / (min(busy, queue.workers) or queue.workers)
+    return min(useful, busy + queue.due / (TARGET_SECONDS * pace))
+
+
+def rounded(workers: float) -> int:
+    """Whole workers: at least one where there is anything to do, none where there is not."""
+    return math.ceil(workers - 1e-9)

@@ -59,9 +59,8 @@ class Batcher(Generic[T, R]):
         self._queue: deque[_Waiting[T, R]] = deque()
         self._writer: asyncio.Task[None] | None = None
 
-    @property
-    def waiting(self) -> int:
-        """Items not yet taken into a group."""
+    def __len__(self) -> int:
+        """Items that wait, not yet taken into a group."""
         return len(self._queue)
 
     async def submit(self, item: T) -> R:

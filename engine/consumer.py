@@ -76,7 +76,7 @@ class Consumer:
         self._releasing: set[asyncio.Task[None]] = set()
         self._strays = Strays()
         self._wake = asyncio.Event()
-        self._account = Account()
+        self._account = Account(registry)
         self._lease = Lease(
             url,
             Registration(socket.gethostname(), tuple(registry), slots),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, LiteralString
 
@@ -17,20 +15,22 @@ COUNTED: Final = 50_000
 MAX_PRESETS: Final = 100
 """Presets told apart: SQL may enqueue jobs of any name, and each would become a label."""
 OTHER: Final = "other"
-TARGET_SECONDS: Final = 60.0
-"""Within which a backlog should be worked off."""
 
 # For a connection with pinned plans: each part reads the head of one partial index.
 _COUNTS: LiteralString = """, live AS MATERIALIZED (
     SELECT presets, slots, drained FROM workers WHERE expires_at > clock_timestamp()
+), asked(preset) AS (
+    SELECT unnest(presets) FROM live
+    UNION
+    (SELECT preset FROM known WHERE preset IS NOT NULL LIMIT %(presets)s)
 ), counted(preset, status, jobs, due, since) AS (
-    SELECT known.preset, 'ready', lane.jobs, lane.jobs, lane.since
-    FROM (SELECT preset FROM known WHERE preset IS NOT NULL LIMIT %(presets)s) known
+    SELECT asked.preset, 'ready', lane.jobs, lane.jobs, lane.since
+    FROM asked
     CROSS JOIN generate_series(1, 4) AS urgency
     CROSS JOIN LATERAL (
         SELECT count(*) AS jobs, min(ready_at) AS since
         FROM (SELECT ready_at FROM outbox
-              WHERE status = 'ready' AND preset = known.preset AND priority = urgency::smallint
+              WHERE status = 'ready' AND preset = asked.preset AND priority = urgency::smallint
               ORDER BY position
               LIMIT %(counted)s) head) lane
     UNION ALL
@@ -96,7 +96,9 @@ class Demand:
 
 @timed("look")
 async def look(conn: AsyncConnection[Any]) -> Demand:
-    """One statement. Beyond MAX_PRESETS, presets that no live worker has are shown as one."""
+    """One statement. Beyond MAX_PRESETS, presets that no live worker has are shown as one, or, where all their jobs
+    are ready, not at all.
+    """
     rows = await fetchall(conn, LOOK, {"presets": MAX_PRESETS, "counted": COUNTED})
     demand = Demand({}, 0, 0)
     for preset, kind, first, second, figure in rows:
@@ -112,30 +114,3 @@ async def look(conn: AsyncConnection[Any]) -> Demand:
             queue.due += int(second)
             queue.age_seconds = max(queue.age_seconds, figure or 0.0)
     return demand
-
-
-def needed(queue: Queue, *, saturated: bool) -> float:
-    """The workers that a preset can use, in fractions of one: those that run its jobs now, and for its backlog more.
-
-    A worker is taken to go on at the pace of those that are busy, and the backlog should last TARGET_SECONDS at the
-    most; but more slots than jobs are of no use. While nothing has ended yet nobody knows the pace: then they are
-    doubled for as long as all of them are busy.
-    """
-    if not queue.due and not queue.leased:
-        return 0.0
-    if not queue.slots:
-        return 1.0
-    each = queue.slots / queue.workers
-    busy = queue.leased / each
-    if not queue.due:
-        return busy
-    useful = (queue.due + queue.leased) / each
-    if not queue.per_second:
-        return min(useful, max(2 * busy, 1.0) if saturated else max(busy, 1.0))
-    pace = queue.per_second / (min(busy, queue.workers) or queue.workers)
-    return min(useful, busy + queue.due / (TARGET_SECONDS * pace))
-
-
-def rounded(workers: Iterable[float]) -> int:
-    """Whole workers: at least one where there is anything to do, none where there is not."""
-    return math.ceil(sum(workers) - 1e-9)

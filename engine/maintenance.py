@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
@@ -20,7 +20,6 @@ from engine.metrics import (
     ATTEMPTS,
     DEAD_LETTERS,
     JOBS_FINISHED,
-    LAPSES,
     MAINTENANCE_ERRORS,
     MAINTENANCE_ROWS,
 )
@@ -101,7 +100,10 @@ class Chore:
 
 
 class Maintenance:
-    """Runs every chore until `stop`. `on_ready` is called when rows became ready; `announce` is of results."""
+    """Runs every chore until `stop`. `on_ready` is called when rows became ready; `announce` is of results.
+
+    `presets` are those whose figures are shown from the start, and whether or not they have jobs.
+    """
 
     def __init__(
         self,
@@ -111,8 +113,10 @@ class Maintenance:
         lease_seconds: float,
         retention_days: int,
         on_ready: Callable[[], None],
+        presets: Iterable[str] = (),
         announce: bool = False,
     ) -> None:
+        presets = tuple(presets)
         self._pool = pool
         self._lease_seconds = lease_seconds
         self._retention_days = retention_days
@@ -121,7 +125,7 @@ class Maintenance:
         # Effects may hold the whole pool; these two must go on, for nothing else brings their jobs back.
         self._promoting = HotConnection(url, name="promote")
         self._lapsing = HotConnection(url, name="lapse")
-        self.sampler = Sampler(url)
+        self.sampler = Sampler(url, presets)
         self._lapsing_since: tuple[Connection, float] | None = None
         self._vacuum_after = 0.0
         self._cycled = time.monotonic()
@@ -134,6 +138,7 @@ class Maintenance:
         ]
         if retention_days:
             self.chores.append(Chore("prune_jobs", 60.0, self._prune_jobs))
+        _show_nothing_yet(presets, ("promote", "lapse", "sample", *(chore.name for chore in self.chores)))
 
     async def ready(self) -> None:
         """A readiness check: raises when due jobs have not been looked at lately."""
@@ -160,13 +165,19 @@ class Maintenance:
     async def _every(
         self, stop: asyncio.Event, name: str, period: float, work: Callable[[], Awaitable[int]]
     ) -> None:
+        failing = False
         while not stop.is_set():
             try:
                 rows = await work()
             except (DatabaseUnavailable, Error) as error:
                 MAINTENANCE_ERRORS.labels(name).inc()
-                log.warning("chore.failed", chore=name, error=str(error).strip())
-                rows = 0
+                if not failing:
+                    log.warning("chore.failed", chore=name, error=str(error).strip())
+                failing, rows = True, 0
+            else:
+                if failing:
+                    log.info("chore.recovered", chore=name)
+                failing = False
             MAINTENANCE_ROWS.labels(name).inc(rows)
             if rows < BATCH:
                 await pause(stop, period)
@@ -227,8 +238,19 @@ class Maintenance:
         return 0
 
 
+def _show_nothing_yet(presets: Iterable[str], chores: Iterable[str]) -> None:
+    """Every counter of maintenance, at 0 before its first event."""
+    for chore in chores:
+        MAINTENANCE_ERRORS.labels(chore)
+        MAINTENANCE_ROWS.labels(chore)
+    for preset in presets:
+        ATTEMPTS.labels(preset, "lost")
+        DEAD_LETTERS.labels(preset, "lapsed")
+        for state in (JobState.FAILED, JobState.CANCELLED):
+            JOBS_FINISHED.labels(preset, state)
+
+
 def _count(lapsed: Lapsed) -> None:
-    LAPSES.labels(lapsed.preset).inc()
     ATTEMPTS.labels(lapsed.preset, "lost").inc()
     if lapsed.state.terminal:
         JOBS_FINISHED.labels(lapsed.preset, lapsed.state).inc()

@@ -1,9 +1,9 @@
-"""The one sampler's look at the database, kept in gauges: what a scrape shows costs no query."""
+"""A relay's look at the database, kept in gauges: what a scrape shows costs no query."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, LiteralString
 
 from psycopg import AsyncConnection
@@ -11,6 +11,7 @@ from psycopg import AsyncConnection
 from engine.db import HotConnection, fetchall, timed
 from engine.demand import Demand, look
 from engine.events import TOPICS
+from engine.instruments import Figures
 from engine.metrics import (
     DEAD_TUPLES,
     EVENTS_OLDEST,
@@ -22,7 +23,7 @@ from engine.metrics import (
     TABLE_BYTES,
     WORKERS_ALIVE,
     XMIN_AGE_SECONDS,
-    Figures,
+    XMIN_AGE_TRANSACTIONS,
 )
 
 SAMPLE_COST: Final = 20.0
@@ -55,6 +56,16 @@ SELECT extract(epoch FROM clock_timestamp() - least(
     (SELECT min(prepared) FROM pg_prepared_xacts WHERE database = current_database())))::float8
 """
 
+# Beside transactions of this database: a replication slot, or a standby that tells of its queries, which nobody sees
+# in the session list of an application.
+OLDEST_XMIN: LiteralString = """
+SELECT coalesce(max(age(xmin)), 0)::float8
+FROM (SELECT backend_xmin AS xmin FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+      UNION ALL SELECT xmin FROM pg_replication_slots
+      UNION ALL SELECT catalog_xmin FROM pg_replication_slots
+      UNION ALL SELECT transaction FROM pg_prepared_xacts) held
+"""
+
 TABLES: LiteralString = """
 SELECT relname, n_dead_tup, pg_total_relation_size(relid)
 FROM pg_stat_user_tables
@@ -69,12 +80,16 @@ GROWING: Final = ["jobs", "job_results", "job_state_records"]
 class Sampler:
     """Looks when it is asked to, but not for more than a twentieth of the time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, presets: Iterable[str] = ()) -> None:
+        """`presets` are shown whether or not they have jobs."""
         self._conn = HotConnection(url, name="sample")
         self._next = 0.0
-        self._outbox = Figures(OUTBOX_ROWS)
-        self._workers = Figures(WORKERS_ALIVE)
-        self._slots = Figures(SLOTS_ALIVE)
+        self._presets = tuple(presets)
+        names = [(name,) for name in self._presets]
+        self._outbox = Figures(OUTBOX_ROWS, [(name, status) for name in self._presets for status in STATUSES])
+        self._oldest = Figures(OUTBOX_OLDEST)
+        self._workers = Figures(WORKERS_ALIVE, names)
+        self._slots = Figures(SLOTS_ALIVE, names)
 
     async def sample(self) -> int:
         """A chore's work; it moves no rows. Raises DatabaseUnavailable."""
@@ -85,6 +100,7 @@ class Sampler:
             self._show(await look(conn))
             _show_events(await _events(conn))
             XMIN_AGE_SECONDS.set((await fetchall(conn, OLDEST_TRANSACTION))[0][0] or 0.0)
+            XMIN_AGE_TRANSACTIONS.set((await fetchall(conn, OLDEST_XMIN))[0][0])
             for table, dead, size in await fetchall(conn, TABLES, [HOT + GROWING]):
                 TABLE_BYTES.labels(table).set(size)
                 if table in HOT:
@@ -105,7 +121,9 @@ class Sampler:
         )
         self._workers.show({(name,): queue.workers for name, queue in queues.items()})
         self._slots.show({(name,): queue.slots for name, queue in queues.items()})
-        OUTBOX_OLDEST.set(time.time() - max((queue.age_seconds for queue in queues.values()), default=0.0))
+        now = time.time()
+        ages = dict.fromkeys(self._presets, 0.0) | {name: queue.age_seconds for name, queue in queues.items()}
+        self._oldest.show({(name,): now - age for name, age in ages.items()})
 
     async def aclose(self) -> None:
         await self._conn.aclose()

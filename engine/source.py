@@ -89,6 +89,9 @@ class Stranded:
         self._presets = list(presets)
         self._cursor: Cursor[Attempt] = Cursor()
         self._next = 0.0
+        self._found_ready, self._found_published = (
+            FALLBACK_CLAIMS.labels(status).inc for status in ("ready", "published")
+        )
         self.undelivered = False
         """Whether the last look found jobs that were published, and that nobody has got a message of."""
 
@@ -105,8 +108,8 @@ class Stranded:
         if len(published) < room:
             cost = min(time.monotonic() - began, MAX_LOOK_SECONDS)
             self._next = time.monotonic() + max(LOOK_SECONDS, LOOK_COST * cost)
-        FALLBACK_CLAIMS.labels("ready").inc(len(ready))
-        FALLBACK_CLAIMS.labels("published").inc(len(published))
+        self._found_ready(len(ready))
+        self._found_published(len(published))
         self.undelivered = bool(published)
         return ready + published
 

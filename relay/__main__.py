@@ -67,6 +67,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             lease_seconds=settings.lease_seconds,
             retention_days=settings.retention_days,
             on_ready=notifier.poke,
+            presets=registry,
             announce=settings.announce,
         )
         checks = {"schema": schema, "maintenance": maintenance.ready, settings.transport: work.ready}

@@ -25,7 +25,7 @@ from engine.metrics import (
 )
 from engine.process import pause
 from engine.pubsub import Fault, code, details, fault
-from engine.relays import State
+from engine.relays import Kind, State
 from relay.outgoing import ItemT, Outgoing
 from relay.publisher import Publisher
 
@@ -43,9 +43,13 @@ log = structlog.get_logger()
 
 
 class Drain(Generic[ItemT]):
-    """Moves the rows of `outgoing` to `topic`, until stopped. `wake` tells it that there may be some."""
+    """Moves the rows of `outgoing` to `topic`, until stopped. `wake` tells it that there may be some.
 
-    def __init__(self, topic: str, outgoing: Outgoing[ItemT], publisher: Publisher) -> None:
+    Metrics name the topic by its `kind`, whatever it is called; logs and traces by its name.
+    """
+
+    def __init__(self, kind: Kind, topic: str, outgoing: Outgoing[ItemT], publisher: Publisher) -> None:
+        self._kind = kind
         self._topic = topic
         self._name = topic.rpartition("/")[2]
         self._outgoing = outgoing
@@ -55,10 +59,10 @@ class Drain(Generic[ItemT]):
         self._room = asyncio.Semaphore(IN_FLIGHT)
         self._blind = False
         self._cycled = time.monotonic()
-        self._seconds = PUBLISH_SECONDS.labels(self._name)
-        self._rows = PUBLISH_ROWS.labels(self._name)
-        self._taken = PUBLISHED_ROWS.labels(self._name)
-        self._shown_cycle = RELAY_CYCLED_AT.labels(self._name)
+        self._seconds = PUBLISH_SECONDS.labels(kind)
+        self._rows = PUBLISH_ROWS.labels(kind)
+        self._taken = PUBLISHED_ROWS.labels(kind)
+        self._shown_cycle = RELAY_CYCLED_AT.labels(kind)
         self._shown_cycle.set_to_current_time()
         self._show(None)
 
@@ -89,6 +93,9 @@ class Drain(Generic[ItemT]):
                     # Cleared before rows are taken: a hint that comes meanwhile must not be lost.
                     self._wake.clear()
                     await self._room.acquire()
+                    if self._breaker.pause:  # what was on its way meanwhile has failed
+                        self._room.release()
+                        continue
                     items = await self._take()
                     if items:
                         idle = MIN_IDLE_SECONDS
@@ -135,7 +142,7 @@ class Drain(Generic[ItemT]):
             with self._seconds.time(), tracing.publish(self._name, contexts, len(messages)):
                 await self._publisher.publish(self._topic, messages)
         except grpc.RpcError as error:
-            PUBLISH_ERRORS.labels(self._name, code(error).name.lower()).inc()
+            PUBLISH_ERRORS.labels(self._kind, code(error).name.lower()).inc()
             if fault(error) is Fault.REFUSED:
                 self._answered()
                 await self._find_refused(items, error)
@@ -174,4 +181,4 @@ class Drain(Generic[ItemT]):
     def _show(self, kind: Fault | None, said: str | None = None) -> None:
         self._standing = (FAULTS[kind], time.monotonic(), said)
         for each in (Fault.PASSING, Fault.MISCONFIGURED):
-            BREAKER_OPEN.labels(self._name, each.value).set(each is kind)
+            BREAKER_OPEN.labels(self._kind, each.value).set(each is kind)

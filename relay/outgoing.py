@@ -20,7 +20,7 @@ from engine.db import Connection, HotConnection
 from engine.errors import DatabaseUnavailable
 from engine.events import Event, Topic
 from engine.messages import Message, WakeUp
-from engine.metrics import EVENTS_REFUSED, STAGE_SECONDS, WAKE_UPS_REFUSED
+from engine.metrics import EVENTS_QUARANTINED, STAGE_SECONDS, WAKE_UPS_REFUSED
 from engine.moves import lanes_of, publish
 
 RESERVED_SECONDS: Final = 10.0
@@ -113,6 +113,7 @@ class Events:
         self._links = Links(url, topic)
         self._cursor: Cursor[Event] = Cursor()
         self._topic = topic
+        self._quarantined = EVENTS_QUARANTINED.labels(topic).inc
 
     async def take(self) -> list[Event]:
         return await self._cursor.next(self._scan)
@@ -135,9 +136,9 @@ class Events:
         await self._links.mark(lambda conn: events.unreserve(conn, items))
 
     async def refuse(self, item: Event, reason: str) -> None:
-        """Set it aside, for people to look at."""
+        """Quarantine it, for people to look at."""
         await self._links.mark(lambda conn: events.quarantine(conn, item, reason))
-        EVENTS_REFUSED.labels(self._topic).inc()
+        self._quarantined()
         named = {name: item.message.attributes.get(name) for name in ("message_id", "job_id")}
         log.error("event.quarantined", topic=self._topic, event_id=item.id, **named, reason=reason)
 

@@ -31,11 +31,13 @@ class Relay:
         topics = names(settings)
         self._url = url
         self._jobs = WakeUps(url, presets)
-        self._waking = Drain(topics.jobs, self._jobs, publisher)
+        self._waking = Drain("jobs", topics.jobs, self._jobs, publisher)
         self._drains: dict[Kind, Drain[Any]] = {
             "jobs": self._waking,
-            "results": Drain(topics.results, Events(url, "results"), publisher),
-            "dead-letters": Drain(topics.dead_letters, Events(url, "dead-letters"), publisher),
+            "results": Drain("results", topics.results, Events(url, "results"), publisher),
+            "dead-letters": Drain(
+                "dead-letters", topics.dead_letters, Events(url, "dead-letters"), publisher
+            ),
         }
         self._telling = HotConnection(url, name="tell")
 

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from web import boundary, docs, openapi
+from web import boundary, counters, docs, openapi
 from web.handlers import OPERATIONS
 from web.operations import Api, Handler
 from web.problems import Refused
@@ -16,6 +16,7 @@ from web.problems import Refused
 
 def create_app(api: Api) -> web.Application:
     """The application over `api`, which outlives it. Serve it with `web.server.serving`."""
+    counters.show(api.registry)
     app = web.Application(middlewares=[boundary.traced, boundary.boundary(api)])
     app.on_response_prepare.append(boundary.finish_headers)
     paths: defaultdict[str, dict[str, Handler]] = defaultdict(dict)

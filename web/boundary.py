@@ -5,16 +5,19 @@ from __future__ import annotations
 import random
 import time
 from functools import cache
+from http import HTTPStatus
 from typing import Final
 
+import psycopg
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from engine import metrics, tracing
-from engine.metrics import Histogram
-from web import problems, requests
+from engine.instruments import Histogram
+from web import counters, problems, requests
 from web.operations import Api, Handler
+from web.problems import Refused
 
 REQUEST_ID: Final = "X-Request-Id"
 KEPT: Final = web.RequestKey("request_id", str)
@@ -48,6 +51,7 @@ def boundary(api: Api) -> Middleware:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001 - the boundary: nothing may pass it but an answer
             refused = problems.refusal(error)
+            _tell(error, refused, request)
             response = problems.render(refused, instance=request.path, request_id=request_id)
         finally:
             metrics.HTTP_IN_FLIGHT.dec()
@@ -57,18 +61,36 @@ def boundary(api: Api) -> Middleware:
         resource = request.match_info.route.resource
         context = request[SPAN].traceparent or requests.traceparent(request)
         _histogram(resource, request.method, response.status).traced(seconds, context)
+        counters.answered(_route(resource) or UNKNOWN_ROUTE, response.status)
+        made = {"job_id": request[requests.JOB]} if requests.JOB in request else {}
         log.info(
-            "request.answered",
-            method=request.method,
-            path=request.path,
-            status=response.status,
-            ms=round(seconds * 1000, 2),
-            request_id=request_id,
-            **tracing.ids(context, request[SPAN]),
+            "request.answered", status=response.status, ms=round(seconds * 1000, 2), **made, **_ids(request)
         )
         return response
 
     return surround
+
+
+def _tell(error: Exception, refused: Refused, request: web.Request) -> None:
+    """Log what is not the client's fault, with everything by which the client can name it."""
+    if error is refused:
+        return
+    if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        structlog.get_logger().warning(
+            "request.unserved", error=f"{type(error).__name__}: {error}", **_ids(request)
+        )
+    elif isinstance(error, psycopg.Error) or refused.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        structlog.get_logger().error("request.failed", exc_info=error, **_ids(request))
+
+
+def _ids(request: web.Request) -> dict[str, str]:
+    """What tells a request from all others in the log."""
+    context = request[SPAN].traceparent or requests.traceparent(request)
+    return {
+        "method": request.method,
+        "path": request.path,
+        "request_id": request[KEPT],
+    } | tracing.ids(context, request[SPAN])
 
 
 def new_request_id() -> str:

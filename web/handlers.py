@@ -10,12 +10,12 @@ from uuid import UUID
 
 from aiohttp import web
 
-from engine import audit, jobs, metrics, moves
+from engine import audit, jobs, moves
 from engine.errors import JobNotFound
 from engine.explain import explain
 from engine.jobs import JobView
 from engine.model import JobState
-from web import health, paging, render, requests, schemas, shown, streams, submissions
+from web import counters, health, paging, render, requests, schemas, shown, streams, submissions
 from web.auth import ADMIN, READ, WRITE
 from web.operations import Answer, Call, Header, Operation, operation
 from web.render import reply
@@ -139,7 +139,11 @@ async def list_jobs(call: Call, query: schemas.JobsQuery) -> web.Response:
 async def cancel(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
         state = await moves.cancel(
-            conn, job_id, call.caller.sees, announce=call.api.announce, on_result=partial(_cancelled, call)
+            conn,
+            job_id,
+            call.caller.sees,
+            announce=call.api.announce,
+            on_result=partial(counters.cancelled, call.api.registry),
         )
     status = HTTPStatus.OK if state.terminal else HTTPStatus.ACCEPTED
     return _standing(job_id, state, status)
@@ -156,7 +160,7 @@ async def cancel(call: Call, job_id: UUID) -> web.Response:
 async def retry(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
         preset = await moves.redrive(conn, job_id, call.caller.sees)
-    metrics.JOBS_REDRIVEN.labels(_known(call, preset)).inc()
+    counters.redriven(call.api.registry, preset)
     call.api.store.poke()
     return _standing(job_id, JobState.PENDING, HTTPStatus.ACCEPTED)
 
@@ -206,15 +210,6 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     health.alive,
     health.ready,
 )
-
-
-def _cancelled(call: Call, preset: str) -> None:
-    metrics.JOBS_FINISHED.labels(_known(call, preset), JobState.CANCELLED).inc()
-
-
-def _known(call: Call, preset: str) -> str:
-    """The preset as a label: SQL may have enqueued jobs of presets that are nobody's."""
-    return preset if preset in call.api.registry else "unknown"
 
 
 def _standing(job_id: UUID, state: JobState, status: HTTPStatus) -> web.Response:

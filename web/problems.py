@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import orjson
 import psycopg
-import structlog
 from aiohttp import web
 
 from engine.errors import (
@@ -23,8 +22,6 @@ from engine.errors import (
 )
 from engine.text import MAX_PROBLEMS
 from web.keys import KeysUnavailable
-
-log = structlog.get_logger()
 
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = "1"
@@ -97,10 +94,6 @@ def refusal(error: Exception) -> Refused:
         errors = error.problems if isinstance(error, InvalidJob) else (Problem("", detail),)
     elif status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers = {"Retry-After": RETRY_SECONDS}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        log.warning("request.unserved", error=f"{type(error).__name__}: {error}")
-    elif isinstance(error, psycopg.Error) or status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request.failed", exc_info=error)
     return Refused(status, detail, headers=headers, errors=errors)
 
 

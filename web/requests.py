@@ -29,6 +29,8 @@ CANONICAL_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 CONTEXT: Final = web.RequestKey("context", str)
+JOB: Final = web.RequestKey("job", str)
+"""The job that a request has made, for its log line."""
 WAIT: Final = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.IGNORECASE)
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import cache
+from functools import partial
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from engine.enqueue import Accepted, Submission, enqueue_group
 from engine.errors import DatabaseUnavailable, JobNotFound
 from engine.jobs import JobView, Pulse
 from engine.notify import Poke
+from web import counters
 from web.watcher import Watcher
 
 POOL_SIZE: Final = 10
@@ -62,6 +63,12 @@ class PostgresStore:
         self.watcher = Watcher(self._pulse)
         self._rows = metrics.BATCH_ROWS.labels("submissions")
         self._seconds = metrics.BATCH_SECONDS.labels("submissions")
+        for what, line in (
+            ("submissions", self._submissions),
+            ("reads", self._reads),
+            ("watches", self.watcher),
+        ):
+            metrics.WAITING.labels(what).set_function(partial(len, line))
 
     async def submit(self, submission: Submission) -> Accepted:
         return await _bounded(self._submissions.submit(submission))
@@ -96,7 +103,7 @@ class PostgresStore:
         for submission, answer in zip(group, answers, strict=True):
             if isinstance(answer, Accepted) and not answer.replayed:
                 for new in submission.jobs:
-                    _enqueued(new.preset)()
+                    counters.enqueued(new.preset)
 
     async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
         async with self._reading.use() as conn:
@@ -116,11 +123,6 @@ async def open_store(url: str, poke: Poke) -> AsyncIterator[PostgresStore]:
             yield store
         finally:
             await store.aclose()
-
-
-@cache  # finite: an accepted job's preset is a registered one
-def _enqueued(preset: str) -> Callable[[], None]:
-    return metrics.JOBS_ENQUEUED.labels(preset).inc
 
 
 async def _bounded(answer: Awaitable[R]) -> R:

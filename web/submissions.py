@@ -41,7 +41,7 @@ REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an
 )
 async def run(call: Call, body: schemas.JobToRun) -> web.Response:
     accepted = await _accepted(call, body, [body], "/pipeline/run")
-    job_id = str(accepted.job_ids[0])
+    call.request[requests.JOB] = job_id = str(accepted.job_ids[0])
     links = render.links(job_id)
     headers = {"Location": links["self"], "Retry-After": "1"} | _replayed(accepted)
     return reply(

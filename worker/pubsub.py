@@ -23,7 +23,7 @@ from engine.breaker import Breaker
 from engine.db import HotConnection
 from engine.errors import BrokerUnavailable, DatabaseUnavailable, LeaseLost
 from engine.messages import Undecodable, job_id_of, undecodable
-from engine.metrics import MESSAGES, STREAM_STALLS
+from engine.metrics import MESSAGES, STREAM_STALLS, UNACKNOWLEDGED
 from engine.model import Attempt
 from engine.moves import claim_named
 from engine.process import pause
@@ -44,8 +44,9 @@ LOST_SECONDS: Final = 30.0
 ESTABLISHED_SECONDS: Final = 1.0
 DATABASE_PAUSE_SECONDS: Final = 1.0
 
-CLAIMED: Final = MESSAGES.labels("claimed")
-LATE: Final = MESSAGES.labels("late")
+CLAIMED, LATE, UNDECODABLE, GIVEN_BACK = (
+    MESSAGES.labels(action) for action in ("claimed", "late", "undecodable", "given_back")
+)
 
 RawAcknowledge: Final = AcknowledgeRequest.pb()
 RawModify: Final = ModifyAckDeadlineRequest.pb()
@@ -187,7 +188,7 @@ class PubSubSource:
             except (DatabaseUnavailable, Error):  # it is redelivered if this never succeeds
                 await pause(self._closing, DATABASE_PAUSE_SECONDS)
                 continue
-            MESSAGES.labels("undecodable").inc()
+            UNDECODABLE.inc()
             self._acks.put(message.ack_id, _unanswered)
             return
 
@@ -249,7 +250,7 @@ class PubSubSource:
                 )
             except grpc.RpcError:
                 return  # they come again at their deadline
-            MESSAGES.labels("given_back").inc(len(batch))
+            GIVEN_BACK.inc(len(batch))
 
     async def _acknowledge(self, ids: Sequence[str]) -> list[None]:
         """Tried again, for what is not acknowledged takes room in the stream until its deadline."""
@@ -263,7 +264,7 @@ class PubSubSource:
                 await pause(self._closing, seconds)
             else:
                 return [None] * len(ids)
-        MESSAGES.labels("unacknowledged").inc(len(ids))  # they come again, and are late
+        UNACKNOWLEDGED.inc(len(ids))
         return [None] * len(ids)
 
     async def aclose(self) -> None:

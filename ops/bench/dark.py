@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from engine.metrics import Histogram
+from engine.instruments import Histogram
 
 
 def _nothing(*_: Any, **__: Any) -> None: ...

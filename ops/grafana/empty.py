@@ -19,7 +19,6 @@ EMPTY: Final[Mapping[str, str]] = {
     "outrider_fallback_claims_total": "in Pub/Sub mode, and a message did not come",
     "outrider_idempotency_keys_total": "no submission had a key",
     "outrider_jwks_fetched_timestamp_seconds": KEYS,
-    "outrider_leases_lapsed_total": "no worker died with jobs in hand",
     "outrider_maintenance_errors_total": "no chore failed",
     "outrider_messages_total": PUBSUB,
     "outrider_publish_errors_total": "Pub/Sub refused no request, and was not away",

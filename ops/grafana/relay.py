@@ -165,7 +165,7 @@ MAINTENANCE = Row(
         graph(
             "Taken back from dead workers",
             "Attempts a second.",
-            {"{{preset}}": rate("outrider_leases_lapsed_total", "preset")},
+            {"{{preset}}": rate("outrider_attempts_total", "preset", 'outcome="lost"')},
             unit=PER_SECOND,
             alerts=["OutriderAttemptsLapse"],
         ),

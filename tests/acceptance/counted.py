@@ -44,10 +44,6 @@ COUNTED: Mapping[str, tuple[Labels, str]] = {
         ("preset",),
         f"SELECT j.preset, count(*) {RECORDS} a.reason = 'redriven' GROUP BY 1",
     ),
-    "outrider_leases_lapsed_total": (
-        ("preset",),
-        f"SELECT j.preset, count(*) {RECORDS} a.reason = 'lapsed' GROUP BY 1",
-    ),
     "outrider_job_wait_seconds_count": (
         ("preset",),
         f"SELECT j.preset, count(*) {RECORDS} a.reason = 'claimed' GROUP BY 1",

@@ -54,13 +54,17 @@ class Process:
         self.port = self.admin_port = 0
 
     async def started(self) -> None:
-        async def look() -> dict[str, Any] | None:
+        async def look() -> dict[str, Any]:
             assert self.child.returncode is None, self.log.read_text()
-            lines = [json.loads(line) for line in self.log.read_bytes().splitlines() if line.endswith(b"}")]
-            return next((line for line in lines if line["event"] == f"{self.role}.started"), None)
+            return self.said(f"{self.role}.started")
 
         said = await until(look)
         self.port, self.admin_port = said.get("port", 0), said["admin_port"]
+
+    def said(self, event: str) -> dict[str, Any]:
+        """The first log line of this event; empty while there is none."""
+        lines = (json.loads(line) for line in self.log.read_bytes().splitlines() if line.endswith(b"}"))
+        return next((line for line in lines if line["event"] == event), {})
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.child.returncode is None:
@@ -153,6 +157,17 @@ class Site:
 
         await until(look, SECONDS)
 
+    async def holder(self) -> Process | None:
+        """A process that runs a job which does not end by itself: a worker, or the relay."""
+        holders = await self.rows(
+            "SELECT q.worker_id FROM outbox q JOIN jobs j ON j.id = q.job_id"
+            " WHERE q.status = 'leased' AND j.preset = 'held' AND q.attempt = 1"
+        )
+        return next(
+            (each for each in self.processes if (each.said("worker.registered").get("worker"),) in holders),
+            None,
+        )
+
     async def rows(self, statement: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await (await self.conn.execute(statement.encode())).fetchall()]
 
@@ -220,8 +235,9 @@ async def lived(site: Site, jobs: int, *, kill: bool) -> list[Sum]:
     keep = len(delayed) // 2
     await site.each(ids[keep : len(delayed)], "cancel")
     if kill:
-        await site.processes[-1].end(signal.SIGKILL)
-        await site.start("worker")
+        victim = await until(site.holder)
+        await victim.end(signal.SIGKILL)
+        await site.start(victim.role)
     held = [each for each, job in zip(ids[len(delayed) :], asked, strict=True) if job["preset"] == "held"]
     await site.each(held, "cancel")
     await site.settled(keep)

@@ -23,9 +23,13 @@ async def test_with_a_worker_killed_they_are_never_more_and_the_gauges_still_agr
 ) -> None:
     async with open_site(database_url, tmp_path) as site:
         found = await lived(site, 1000, kill=True)
-    lost = [each for each in found if each.name == "outrider_leases_lapsed_total"]
     assert not [each for each in found if each.exceeds]
-    assert [each.equal for each in lost] == [True]
+    [attempts] = [each for each in found if each.name == "outrider_attempts_total"]
+    lost = [
+        {labels: count for labels, count in sums.items() if count and "lost" in labels}
+        for sums in (attempts.told, attempts.true)
+    ]
+    assert lost[0] == lost[1] != {}
 
 
 async def test_jobs_of_many_owners_add_no_series(database_url: str, tmp_path: Path) -> None:

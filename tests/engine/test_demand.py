@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import pytest
 
 from engine import demand as module
-from engine.autoscale import advice
+from engine.autoscale import advice, needed, rounded
 from engine.db import PINNED
-from engine.demand import Demand, Queue, look, needed, rounded
+from engine.demand import Demand, Queue, look
 from engine.model import NewJob
 from tests.conftest import Connect
 from tests.engine.test_statements import buffers, fill
@@ -46,7 +46,7 @@ def queue(due: int = 0, leased: int = 0, workers: int = 0, pace: float = 0.0) ->
 def test_workers_are_as_many_as_drain_the_backlog_in_a_minute(
     seen: Queue, saturated: bool, expected: int
 ) -> None:
-    assert rounded([needed(seen, saturated=saturated)]) == expected
+    assert rounded(needed(seen, saturated=saturated)) == expected
 
 
 def test_presets_share_workers_and_the_sum_is_rounded_once() -> None:
@@ -61,6 +61,15 @@ def test_presets_share_workers_and_the_sum_is_rounded_once() -> None:
     }
     assert (said["backlog"], said["desired_workers"]) == (4, 1)
     assert said["sampled_at"] == "2026-01-02T03:04:05.000Z"
+
+
+def test_presets_that_no_worker_has_want_one_together() -> None:
+    fresh = {f"p{n}": queue(due=50) for n in range(6)}
+    said = advice(Demand(fresh, 0, 0), NOW)
+    assert {each["desired_workers"] for each in said["presets"].values()} == {1}
+    assert said["desired_workers"] == 1
+    busy = {"busy": queue(leased=20, workers=2, pace=1), "misspelt": queue(due=1)}
+    assert advice(Demand(busy, 2, 20), NOW)["desired_workers"] == 3
 
 
 def test_a_slow_preset_grows_though_others_hold_most_of_the_slots() -> None:
@@ -94,7 +103,7 @@ async def test_a_look_tells_what_is_due_since_when_and_who_is_there(conn: Conn) 
     assert p.jobs == {"ready": 3, "published": 2, "waiting": 4}
     assert (p.due, p.workers, p.slots, p.per_second) == (6, 2, 20, 1.5)
     assert p.age_seconds == pytest.approx(90, abs=10)
-    assert seen.queues["q"] == Queue({}, 0, 0.0, 1, 10, 0.0)
+    assert seen.queues["q"] == Queue({"ready": 0}, 0, 0.0, 1, 10, 0.0)
 
 
 async def test_counts_end_at_their_bound_and_so_does_their_cost(
@@ -128,9 +137,21 @@ async def test_presets_that_nobody_has_are_shown_as_one_beyond_a_hundred(
     assert seen.queues[module.OTHER].jobs["waiting"] >= 6
 
 
+async def test_presets_that_nobody_has_hide_none_that_somebody_has(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_PRESETS", 3)
+    await conn.execute("UPDATE workers SET presets = '{zebra}' WHERE id = %s", [await worker(conn)])
+    await conn.execute("SELECT outrider_enqueue('ann', 'made-up-' || n, 'x') FROM generate_series(1, 9) n")
+    await conn.execute("SELECT outrider_enqueue('ann', 'zebra', 'x')")
+    seen = await look(conn)
+    assert (seen.queues["zebra"].due, seen.queues["zebra"].workers) == (1, 1)
+    assert len(seen.queues) <= 4
+
+
 def test_rounding_is_up_but_for_the_noise_of_floats() -> None:
-    assert [rounded([0.1] * n) for n in (0, 1, 10, 11)] == [0, 1, 1, 2]
-    assert rounded([math.nextafter(3.0, 4.0)]) == 3
+    assert [rounded(sum([0.1] * n)) for n in (0, 1, 10, 11)] == [0, 1, 1, 2]
+    assert rounded(math.nextafter(3.0, 4.0)) == 3
 
 
 async def test_a_job_that_is_due_later_is_no_backlog(conn: Conn) -> None:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from engine.enqueue import enqueue
-from engine.sampler import MAX_PAUSE_SECONDS, Sampler
+from engine.sampler import MAX_PAUSE_SECONDS, STATUSES, Sampler
 from tests.conftest import Connect
 from tests.helpers import Conn, new, worker
 
@@ -43,7 +43,18 @@ async def test_jobs_are_shown_by_preset_and_status_and_none_where_they_have_left
     assert (rows("ready"), rows("waiting"), rows("leased")) == (0, 1, 0)
     await conn.execute("DELETE FROM outbox")
     await sampler.sample()
-    assert (rows("ready"), rows("waiting")) == (0, 0)
+    assert rows("waiting") == 0
+    await sampler.sample()
+    assert [rows(status) for status in STATUSES] == [None] * 4
+
+
+async def test_the_presets_of_this_process_are_shown_without_jobs_too(database_url: str) -> None:
+    sampler = Sampler(database_url, ["sampled"])
+    await sampler.sample()
+    assert [rows(status) for status in STATUSES] == [0] * 4
+    assert (gauge("workers_alive", preset="sampled"), gauge("slots_alive", preset="sampled")) == (0, 0)
+    assert time.time() - (gauge("outbox_oldest_due_timestamp_seconds", preset="sampled") or 0) < 10
+    await sampler.aclose()
 
 
 async def test_the_oldest_due_row_is_shown_as_a_time_and_as_now_when_there_is_none(
@@ -52,11 +63,16 @@ async def test_the_oldest_due_row_is_shown_as_a_time_and_as_now_when_there_is_no
     await enqueue(conn, new(preset="sampled"))
     await conn.execute("UPDATE outbox SET ready_at = now() - interval '100 s'")
     await sampler.sample()
-    age = time.time() - (gauge("outbox_oldest_due_timestamp_seconds") or 0)
+    age = time.time() - (gauge("outbox_oldest_due_timestamp_seconds", preset="sampled") or 0)
     assert age == pytest.approx(100, abs=10)
+    await conn.execute(
+        "UPDATE outbox SET status = 'waiting', run_at = now() + interval '1 h', ready_at = NULL"
+    )
+    await sampler.sample()
+    assert time.time() - (gauge("outbox_oldest_due_timestamp_seconds", preset="sampled") or 0) < 10
     await conn.execute("DELETE FROM outbox")
     await sampler.sample()
-    assert time.time() - (gauge("outbox_oldest_due_timestamp_seconds") or 0) < 10
+    assert gauge("outbox_oldest_due_timestamp_seconds", preset="sampled") is None
     assert time.time() - (gauge("sampled_timestamp_seconds") or 0) < 10
 
 
@@ -108,6 +124,19 @@ async def test_an_open_transaction_shows_by_its_age_and_dead_rows_by_their_table
     await holder.rollback()
     await sampler.sample()
     assert gauge("database_oldest_transaction_seconds") == 0
+
+
+async def test_a_snapshot_that_vacuum_must_keep_shows_by_the_transactions_since(
+    sampler: Sampler, connect: Connect, conn: Conn
+) -> None:
+    holder = await connect(autocommit=False)
+    await holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+    await holder.execute("SELECT 1 FROM jobs")
+    for _ in range(20):
+        await conn.execute("SELECT txid_current()")
+    await sampler.sample()
+    assert (gauge("database_oldest_xmin_transactions") or 0) >= 20
+    await holder.rollback()
 
 
 async def test_a_sample_that_is_dear_is_not_taken_again_at_once(database_url: str) -> None:

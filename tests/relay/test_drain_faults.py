@@ -38,18 +38,18 @@ async def test_an_outage_opens_the_breaker_once_and_gives_the_rows_back(post: Po
         async with post.relay() as relay:
             await eventually(lambda: fault.hits >= 8)
             await until(lambda: post.has_reserved(0))
-            assert metric("breaker_open", topic=JOBS, fault="passing") == 1
+            assert metric("breaker_open", topic="jobs", fault="passing") == 1
             await relay.relay.ready()
             post.fake.lift(fault)
             await post.all_left()
     assert sorted(post.jobs_sent()) == sorted(ids)
     assert sorted(post.sent(RESULTS)) == sorted(events)
-    for topic in (JOBS, RESULTS):
+    for topic, kind in ((JOBS, "jobs"), (RESULTS, "results")):
         [opened] = [each for each in logged(lines, "breaker.opened") if each["topic"] == topic]
         assert (opened["reason"], opened["mend"]) == ("UNAVAILABLE", None)
         [closed] = [each for each in logged(lines, "breaker.closed") if each["topic"] == topic]
         assert closed["after_seconds"] > 0
-        assert metric("breaker_open", topic=topic, fault="passing") == 0
+        assert metric("breaker_open", topic=kind, fault="passing") == 0
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
@@ -127,16 +127,16 @@ async def test_a_missing_topic_stops_itself_alone_until_it_is_mended(
             async with post.relay():
                 await eventually(lambda: len(post.sent("pipeline-dlq")) == 1)
                 await eventually(lambda: len(post.sent(JOBS)) == 10)
-                refused = metric("publish_errors_total", topic=RESULTS, reason="not_found")
+                refused = metric("publish_errors_total", topic="results", reason="not_found")
                 await eventually(
-                    lambda: metric("publish_errors_total", topic=RESULTS, reason="not_found") > refused + 3
+                    lambda: metric("publish_errors_total", topic="results", reason="not_found") > refused + 3
                 )
-                assert metric("breaker_open", topic=RESULTS, fault="misconfigured") == 1
-                assert metric("breaker_open", topic=RESULTS, fault="passing") == 0
-                assert metric("breaker_open", topic=JOBS, fault="misconfigured") == 0
+                assert metric("breaker_open", topic="results", fault="misconfigured") == 1
+                assert metric("breaker_open", topic="results", fault="passing") == 0
+                assert metric("breaker_open", topic="jobs", fault="misconfigured") == 0
                 await clients.publisher.create_topic(name=topic)
                 await post.all_left()
-                await eventually(lambda: metric("breaker_open", topic=RESULTS, fault="misconfigured") == 0)
+                await eventually(lambda: metric("breaker_open", topic="results", fault="misconfigured") == 0)
     assert sorted(post.sent(RESULTS)) == events
     assert sorted(post.jobs_sent()) == sorted(ids)
     [opened] = logged(lines, "breaker.opened")
@@ -154,7 +154,7 @@ async def test_a_missing_right_is_told_of_as_well(post: Post) -> None:
             await until(lambda: post.has_reserved(0))
     [opened] = logged(lines, "breaker.opened")
     assert (opened["reason"], "rights" in opened["mend"]) == ("PERMISSION_DENIED", True)
-    assert metric("breaker_open", topic=JOBS, fault="misconfigured") == 1
+    assert metric("breaker_open", topic="jobs", fault="misconfigured") == 1
 
 
 async def test_a_database_that_is_lost_and_found_is_drained_on(post: Post) -> None:

@@ -10,7 +10,7 @@ from engine.explain import explain
 from engine.pipeline import Registry
 from tests.engine.scene import until
 from tests.fakes.pubsub import Fail
-from tests.relay.post import JOBS, Post
+from tests.relay.post import Post
 
 
 def metric(name: str, **labels: str) -> float:
@@ -43,9 +43,9 @@ async def test_a_job_is_explained_by_the_breaker_that_stands_before_it(
 async def test_what_leaves_is_counted_with_how_long_it_was_ready(post: Post) -> None:
     def counts() -> tuple[float, ...]:
         return (
-            metric("published_messages_total", topic=JOBS),
-            metric("publish_rows_sum", topic=JOBS),
-            metric("publish_seconds_count", topic=JOBS),
+            metric("published_messages_total", topic="jobs"),
+            metric("publish_rows_sum", topic="jobs"),
+            metric("publish_seconds_count", topic="jobs"),
             metric("job_stage_seconds_count", stage="publish"),
         )
 
@@ -56,4 +56,4 @@ async def test_what_leaves_is_counted_with_how_long_it_was_ready(post: Post) -> 
         await post.all_left()
     assert [after - was for after, was in zip(counts(), before, strict=True)] == [3, 3, 1, 3]
     assert 300 <= metric("job_stage_seconds_sum", stage="publish") - waited < 330
-    assert metric("relay_cycled_timestamp_seconds", topic=JOBS) > 0
+    assert metric("relay_cycled_timestamp_seconds", topic="jobs") > 0

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prometheus_client import REGISTRY
 
 from engine.model import JobState
 from engine.moves import Ending, finish
@@ -19,6 +18,7 @@ from tests.fakes.fixtures import BrokerAt
 from tests.helpers import fetchone, started, worker
 from tests.transports.stage import Stage, open_stage
 from tests.transports.told import check_told
+from tests.worker.site import counted
 
 STATUSES = "SELECT status::text, count(*) FROM outbox GROUP BY status"
 
@@ -41,7 +41,7 @@ def ledger() -> tuple[Counter[UUID], Pipeline]:
 
 
 def messages(action: str) -> float:
-    return REGISTRY.get_sample_value("outrider_messages_total", {"action": action}) or 0.0
+    return counted("messages", action=action)
 
 
 async def leave(stage: Stage, *, published: int) -> list[UUID]:
@@ -88,14 +88,14 @@ async def test_postgres_takes_over_what_pubsub_left_and_pubsub_takes_over_again(
             await scene.ended(*ids)
         assert ran == Counter(ids)
         assert await fetchone(scene.conn, "SELECT count(*) FROM outbox_events") == (3,)
-        late, unacknowledged = messages("late"), messages("unacknowledged")
+        late, unacknowledged = messages("late"), counted("messages_unacknowledged")
         async with pubsub.upkeep(), pubsub.worker(work):
             again = await pubsub.enqueue()
             await scene.ended(again)
             await eventually(lambda: messages("late") >= late + 5)
             await check_told(pubsub, untold=ids)
     assert ran == Counter([*ids, again])
-    assert (messages("late"), messages("unacknowledged")) == (late + 5, unacknowledged)
+    assert (messages("late"), counted("messages_unacknowledged")) == (late + 5, unacknowledged)
 
 
 async def test_pubsub_takes_over_what_postgres_left(scene: Scene, broker: BrokerAt) -> None:

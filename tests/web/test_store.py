@@ -136,9 +136,9 @@ async def test_503_where_submissions_of_too_many_bytes_wait(
             await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
             first = asyncio.create_task(post(client))
             await until(lambda: site.store._submissions._writer is not None)
-            await until(lambda: site.store._submissions.waiting == 0)
+            await until(lambda: len(site.store._submissions) == 0)
             second = asyncio.create_task(post(client, body))
-            await until(lambda: site.store._submissions.waiting == 1)
+            await until(lambda: len(site.store._submissions) == 1)
             status, headers = await post(client)
             assert (status, headers["Retry-After"]) == (503, "1")
         assert [(await each)[0] for each in (first, second)] == [202, 202]

@@ -87,7 +87,7 @@ def counted(name: str, **labels: str) -> float:
 
 def messages() -> Counter[str]:
     """What was done with messages, in this process so far."""
-    actions = ("claimed", "late", "undecodable", "given_back", "unacknowledged")
+    actions = ("claimed", "late", "undecodable", "given_back")
     return Counter({action: int(counted("messages", action=action)) for action in actions})
 
 
