@@ -84,7 +84,9 @@ class Account:
                 tally.completed(age + now - execution.started, attempt.job.traceparent)
         error = _error(outcome)
         tracing.ended(execution.span, name, error)
-        if self._telling:
+        if isinstance(outcome, Failed):
+            _log(self._log.warning, execution, name, error)
+        elif self._telling:
             _log(self._log.info, execution, name, error)
 
     def released(self, preset: str, state: JobState) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
@@ -25,6 +25,7 @@ from engine.model import Attempt, Cancelled, Outcome, Released
 from engine.moves import PutBack, put_back
 from engine.notify import CANCEL, listen
 from engine.pipeline import Pipeline
+from engine.process import process_name
 from engine.progress import report_forever
 from engine.recorder import Recorder
 from engine.settings import Settings
@@ -75,11 +76,12 @@ class Consumer:
         self._draining = False
         self._releasing: set[asyncio.Task[None]] = set()
         self._strays = Strays()
+        self._forsaken: defaultdict[int, set[Key]] = defaultdict(set)
         self._wake = asyncio.Event()
         self._account = Account(registry)
         self._lease = Lease(
             url,
-            Registration(socket.gethostname(), tuple(registry), slots),
+            Registration(process_name(), tuple(registry), slots),
             lease_seconds,
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._held)],
@@ -201,22 +203,28 @@ class Consumer:
             if key not in leased and execution.started < sent:
                 execution.cancel(Released("lost"))
         if unknown := self._strays.unknown(leased.keys() - self._held.keys()):
-            task = asyncio.create_task(self._release(unknown))
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
+            self._give_back(self._lease.worker_id, unknown, "unknown to its worker")
+        for holder, keys in self._forsaken.items():
+            self._give_back(holder, keys, "lease lost")
+        self._forsaken.clear()
         self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
 
-    async def _release(self, unknown: set[Key]) -> None:
-        """Give back what this worker was leased and never got."""
-        worker_id = self._lease.worker_id
-        if worker_id is None:
-            return
-        rows = [PutBack(job_id, number, "unknown to its worker") for job_id, number in unknown]
-        log.warning("attempts.released", reason="unknown to their worker", rows=len(rows))
-        with suppress(DatabaseUnavailable, Error):  # two beats later they are found again
+    def _give_back(self, worker_id: int | None, keys: Iterable[Key], reason: str) -> None:
+        if worker_id is not None:
+            rows = [PutBack(job_id, number, reason) for job_id, number in keys]
+            task = asyncio.create_task(self._release(worker_id, rows))
+            self._releasing.add(task)
+            task.add_done_callback(self._releasing.discard)
+
+    async def _release(self, worker_id: int, rows: Sequence[PutBack]) -> None:
+        """Give back what is leased under an id of this worker's, and runs here no more or never did."""
+        # What fails is found again two beats later; of a lease that was lost, by maintenance.
+        with suppress(DatabaseUnavailable, Error):
             async with lent(self._pool) as conn:
                 presets = await presets_of(conn, [row.job_id for row in rows])
                 released = await put_back(conn, worker_id, rows, announce=self._announce)
+            if released:
+                log.warning("attempts.released", reason=rows[0].reason, rows=len(released))
             for (job_id, _), state in released.items():
                 self._account.released(presets[job_id], state)
 
@@ -237,10 +245,16 @@ class Consumer:
             await asyncio.sleep(min(self._lease.seconds / 10, WATCH_SECONDS))
 
     def _drop_lost(self) -> None:
-        """Stop what runs under a lease that is no longer ours; its outcomes will find no lease to be written."""
+        """Stop what runs under a lease that is no longer ours; its outcomes will find no lease to be written.
+
+        A lease that ran out because the database was away is no crash: under the next one its jobs are given back,
+        before maintenance takes them for a dead worker's. Where the row is gone, maintenance has them already.
+        """
         current = self._lease.worker_id
         lost = [execution for key, execution in self._held.items() if execution.claimed.worker_id != current]
         if lost and current is None:
+            for execution in lost:
+                self._forsaken[execution.claimed.worker_id].add(execution.claimed.key)
             self._lease.abandon()
         for execution in lost:
             execution.cancel(Released("lost"))

@@ -215,7 +215,8 @@ class Maintenance:
         if lapsed:
             failed = sum(each.state is JobState.FAILED for each in lapsed)
             shown = [str(each.job_id) for each in lapsed[:SHOWN]]
-            log.warning("leases.lapsed", jobs=len(lapsed), failed=failed, job_ids=shown)
+            workers = sorted({each.worker for each in lapsed})
+            log.warning("leases.lapsed", workers=workers, jobs=len(lapsed), failed=failed, job_ids=shown)
         if any(each.state is JobState.PENDING for each in lapsed):
             self._on_ready()
         return len(lapsed)

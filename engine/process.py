@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,11 @@ def run(role: str, main: Main, settings: Settings | None = None) -> int:
         return FAILED
     finally:
         left.set()
+
+
+def process_name() -> str:
+    """This process among all of the fleet, as logs, workers and relays name it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _calm_the_collector() -> None:

@@ -171,17 +171,20 @@ class Recorder:
                 await effects(conn)
 
         while self._worker_id() == attempt.worker_id:
+            limit: asyncio.Timeout | None = (
+                None  # begins with a connection: waiting for one is not the effects' time
+            )
             try:
                 async with (
-                    asyncio.timeout(seconds) as limit,
                     lent(self._lending, seconds + GRACE_SECONDS) as conn,
+                    asyncio.timeout(seconds) as limit,
                 ):
                     if tries and await recorded(conn, [attempt.key]):
                         return
                     with tracing.record([execution.span.traceparent], 1):
                         await _together(conn, attempt, counted, ending, announce=self._announce)
             except (TimeoutError, DatabaseUnavailable, Error) as error:
-                if limit.expired():
+                if limit is not None and limit.expired():
                     raise TimeoutError(f"the effects did not end within {seconds:g} s") from error
                 if tries == EFFECT_TRIES or not _passing(error):
                     raise

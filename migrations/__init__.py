@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import glob
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -21,7 +21,7 @@ from psycopg import AsyncConnection, sql
 from yoyo import read_migrations
 
 from engine.db import HotConnection
-from engine.errors import SchemaMismatch
+from engine.errors import DatabaseUnavailable, SchemaMismatch
 from migrations.backend import Backend, checksum, connection, session
 
 SQL = Path(__file__).with_name("sql")
@@ -109,8 +109,14 @@ async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     busy = asyncio.Lock()
 
     async def checked() -> None:
-        async with busy, conn.use() as each:
-            await check(each)
+        async with busy:
+            with suppress(
+                DatabaseUnavailable
+            ):  # the server may have closed the connection since the last time
+                async with conn.use() as each:
+                    return await check(each)
+            async with conn.use() as each:
+                return await check(each)
 
     try:
         await checked()

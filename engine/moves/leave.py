@@ -16,7 +16,7 @@ LEAVE: LiteralString = (
     UPDATE outbox q
     SET status = (CASE WHEN h.due_at IS NULL THEN 'ready' ELSE 'waiting' END)::outbox_status,
         worker_id = NULL, version = h.version, errors = h.errors, crashes = h.crashes,
-        run_at = coalesce(h.due_at, q.run_at),
+        run_at = coalesce(h.due_at, clock_timestamp()),  -- what comes now is due now: the run was no waiting
         ready_at = CASE WHEN h.due_at IS NULL THEN clock_timestamp() END
     FROM held h
     WHERE q.job_id = h.job_id AND h.to_state = 'PENDING'

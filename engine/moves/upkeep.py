@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
-import orjson
 from psycopg import AsyncConnection
 
 from engine.db import fetchall, fetchone, timed
@@ -27,6 +26,7 @@ WHERE job_id = ANY (ARRAY(
 EXPIRE: LiteralString = """
 DELETE FROM workers
 WHERE id = ANY (ARRAY(SELECT id FROM workers WHERE expires_at < now() FOR UPDATE SKIP LOCKED))
+RETURNING id, name
 """
 
 ABANDONED: LiteralString = """
@@ -46,8 +46,9 @@ WITH held AS MATERIALIZED (
                  WHEN q.crashes + 1 >= %(max_crashes)s THEN 'FAILED'
                  ELSE 'PENDING' END)::job_state AS to_state,
            NULL::timestamptz AS due_at, 'lapsed' AS reason,
-           %(error)s::jsonb || jsonb_build_object('attempt', q.attempt) AS error, 'WorkerLost' AS fingerprint,
-           clock_timestamp() AS finished_at
+           jsonb_build_object('type', 'WorkerLost', 'attempt', q.attempt, 'message',
+                              'worker ' || q.worker_id || ' stopped without an answer') AS error,
+           'WorkerLost' AS fingerprint, clock_timestamp() AS finished_at, q.worker_id
     FROM outbox q
     WHERE q.status = 'leased' AND q.worker_id = ANY (%(dead)s)
     ORDER BY q.job_id
@@ -55,19 +56,21 @@ WITH held AS MATERIALIZED (
     FOR UPDATE OF q SKIP LOCKED
 )"""  # noqa: S608 - constants alone
     + LEAVE
-    + "SELECT job_id, preset, attempt, to_state FROM held"
+    + "SELECT job_id, preset, attempt, to_state, worker_id FROM held"
 )
-
-LOST = orjson.dumps({"type": "WorkerLost", "message": "the worker stopped without an answer"}).decode()
 
 
 class Lapsed(NamedTuple):
-    """An attempt taken from a worker that is gone, and where its job went."""
+    """An attempt taken from a worker that is gone, and where its job went.
+
+    `worker` is its id, with its name unless another process has removed its row.
+    """
 
     job_id: UUID
     preset: str
     attempt: int
     state: JobState
+    worker: str
 
 
 @timed("promote")
@@ -82,7 +85,7 @@ async def lapse(conn: AsyncConnection[Any], limit: int = 1000, *, announce: bool
 
     Three statements; needs no transaction around them, for a worker that is gone never comes back.
     """
-    await conn.execute(EXPIRE)
+    names: dict[int, str] = dict(await fetchall(conn, EXPIRE))
     row = await fetchone(conn, ABANDONED)
     if row is None or row[0] is None:
         return []
@@ -90,8 +93,10 @@ async def lapse(conn: AsyncConnection[Any], limit: int = 1000, *, announce: bool
         "dead": row[0],
         "limit": limit,
         "max_crashes": MAX_CRASHES,
-        "error": LOST,
         "announce": announce,
     }
     rows = await fetchall(conn, LAPSE, parameters)
-    return [Lapsed(job_id, preset, attempt, JobState(state)) for job_id, preset, attempt, state in rows]
+    return [
+        Lapsed(job_id, preset, attempt, JobState(state), f"{worker_id} {names.get(worker_id, '')}".rstrip())
+        for job_id, preset, attempt, state, worker_id in rows
+    ]

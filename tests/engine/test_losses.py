@@ -59,6 +59,27 @@ async def test_jobs_whose_claim_had_no_reply_are_released_after_two_beats_and_ru
         assert (await trail(scene.conn, job_id))[2][-1] == "unknown to its worker"
 
 
+async def test_a_lease_that_runs_out_while_the_database_is_away_is_charged_to_no_job(scene: Scene) -> None:
+    free = asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, run: Any) -> int:
+        if run.attempt == 1:
+            await free.wait()
+        return int(run.attempt)
+
+    job_id = await scene.enqueue()
+    async with scene.worker(work, lease=0.6) as worker:
+        await scene.row("SELECT 1 FROM outbox WHERE status = 'leased'")
+        async with scene.conn.transaction():
+            await scene.conn.execute("SELECT 1 FROM workers FOR UPDATE")  # no beat gets through
+            await until(lambda: known(worker.consumer._lease.worker_id is None))
+        [job] = await scene.ended(job_id)
+    assert (job.state, job.output) == (JobState.COMPLETED, "2")
+    assert await counters(scene.conn, job_id) == (2, 0, 0)
+    assert (await trail(scene.conn, job_id))[2][-1] == "lease lost"
+
+
 class SlowSource(PostgresSource):
     """A claim whose reply is long on its way."""
 

@@ -184,7 +184,7 @@ async def test_a_lapse_puts_the_job_back_and_spends_a_crash(conn: Conn) -> None:
     lost, kept = await started(conn, dead), await started(conn, alive)
     await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [dead])
     [lapsed] = await lapse(conn)
-    assert lapsed == (lost.job.id, "p", 1, JobState.PENDING)
+    assert lapsed == (lost.job.id, "p", 1, JobState.PENDING, f"{dead} w")
     assert await counters(conn, lost.job) == (1, 0, 1)
     assert await state(conn, kept) is JobState.PROCESSING
     assert await fetchone(conn, "SELECT array_agg(id) FROM workers") == ([alive],)
@@ -202,7 +202,10 @@ async def test_the_last_crash_of_the_budget_fails_the_job(conn: Conn) -> None:
     [view] = await jobs.read(conn, [(job.id, None)])
     assert view is not None
     assert view.error is not None
-    assert view.error["type"] == "WorkerLost"
+    assert (view.error["type"], view.error["message"]) == (
+        "WorkerLost",
+        f"worker {me} stopped without an answer",
+    )
 
 
 async def test_a_heartbeat_in_flight_saves_its_worker_from_lapsing(connect: Connect) -> None:
