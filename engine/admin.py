@@ -11,7 +11,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from engine import version
 from engine.autoscale import Autoscale
-from engine.errors import ConfigurationError, DatabaseUnavailable
+from engine.errors import ConfigurationError, DatabaseUnavailable, OutriderError
 from engine.metrics import BUILD, CONFIG, LOOP_LAG_SECONDS
 from engine.settings import Settings
 
@@ -38,6 +38,16 @@ async def health(checks: Checks) -> web.Response:
         return web.json_response({"status": "ok", "checks": said})
     body = {"status": "unavailable", "checks": said}
     return web.json_response(body, status=503, headers={"Retry-After": RETRY_SECONDS})
+
+
+def accepting(stop: asyncio.Event) -> Check:
+    """A readiness check: raises from the moment that the process has been told to stop."""
+
+    async def check() -> None:
+        if stop.is_set():
+            raise OutriderError("stopping")
+
+    return check
 
 
 @asynccontextmanager

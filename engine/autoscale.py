@@ -18,6 +18,7 @@ from psycopg import Error
 from engine.db import HotConnection
 from engine.demand import Demand, Queue, look
 from engine.errors import DatabaseUnavailable
+from engine.pace import WINDOW_SECONDS
 from engine.settings import Settings
 
 LOOK_SECONDS: Final = 3.0
@@ -26,6 +27,7 @@ MAX_PAUSE_SECONDS: Final = 30.0
 """Below STALE_SECONDS, however long a look took: its answer must not grow stale meanwhile."""
 STALE_SECONDS: Final = 60.0
 DEADLINE_SECONDS: Final = 5.0
+PATIENCE_SECONDS: Final = 1.0
 TARGET_SECONDS: Final = 60.0
 """Within which a backlog should be worked off."""
 
@@ -54,7 +56,9 @@ class Autoscale:
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
                 self._looking.add_done_callback(self._looked)
-            await asyncio.wait([self._looking])
+            # An answer that is fresh enough need not wait for a database that is slow today.
+            fresh = self._last is not None and time.monotonic() - self._last.at < STALE_SECONDS / 2
+            await asyncio.wait([self._looking], timeout=PATIENCE_SECONDS if fresh else None)
         if self._last is None or time.monotonic() - self._last.at > STALE_SECONDS:
             raise DatabaseUnavailable("the database has not been looked at for a minute")
         return self._last.answer
@@ -114,8 +118,9 @@ def needed(queue: Queue, *, saturated: bool) -> float:
     """The workers that a preset can use, in fractions of one: those that run its jobs now, and for its backlog more.
 
     A worker is taken to go on at the pace of those that are busy, and the backlog should last TARGET_SECONDS at the
-    most; but more slots than jobs are of no use. While nothing has ended yet nobody knows the pace: then they are
-    doubled for as long as all of them are busy.
+    most; but more slots than jobs are of no use. Where fewer attempts end in the pace's window than are busy, as with
+    jobs that outlast it, nobody knows the pace: then workers are doubled for as long as all of them are busy, and
+    none is let go.
     """
     if not queue.due and not queue.leased:
         return 0.0
@@ -126,8 +131,8 @@ def needed(queue: Queue, *, saturated: bool) -> float:
     if not queue.due:
         return busy
     useful = (queue.due + queue.leased) / each
-    if not queue.per_second:
-        return min(useful, max(2 * busy, 1.0) if saturated else max(busy, 1.0))
+    if queue.per_second * WINDOW_SECONDS < max(queue.leased, 1):
+        return min(useful, max(2 * busy if saturated else busy, queue.workers))
     pace = queue.per_second / (min(busy, queue.workers) or queue.workers)
     return min(useful, busy + queue.due / (TARGET_SECONDS * pace))
 

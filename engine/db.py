@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -184,6 +185,16 @@ def sever(conn: Connection) -> None:
         link.shutdown(socket.SHUT_RDWR)
 
 
+def _hung_up(conn: Connection) -> bool:
+    """Whether the server has said something on an idle connection, as it does when it ends it.
+
+    The next use of such a connection would only tell of a fault that may be over by now.
+    """
+    waiting = select.poll()
+    waiting.register(conn.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
+
+
 def transient(error: BaseException) -> bool:
     """Whether the same statements may simply be sent again: a deadlock or a serialization failure."""
     return isinstance(error, errors.DeadlockDetected | errors.SerializationFailure)
@@ -209,6 +220,8 @@ class HotConnection:
     @asynccontextmanager
     async def use(self, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[Connection]:
         """The connection, under a deadline. Raises DatabaseUnavailable."""
+        if self._conn is not None and not self._conn.closed and _hung_up(self._conn):
+            await self._conn.close()
         if self._conn is None or self._conn.closed:
             self._conn = await connect(self._url, name=self._name, hot=True)
         async with deadline(self._conn, seconds):

@@ -18,8 +18,18 @@ import structlog
 from engine.settings import Settings
 
 SECRET: Final = re.compile(r"(?i)(authorization|password|secret|token|api_?key|database_url)")
-CREDENTIALS: Final = re.compile(r"(?i)(\b\w+://[^\s:/@]*:)[^\s@]*@|(bearer\s+)[\w.~+/=-]+")
+# Each repetition is bounded or ends where no other begins: who chooses the text must not choose how long this takes.
+CREDENTIALS: Final = re.compile(
+    r"(?i)(\b\w{1,32}://[^\s:/@]{0,128}:)[^\s/]{0,256}@"
+    r"|\b((?:bearer|basic)\s{1,8})[\w.~+/=-]+"
+    r"|((?:password|passwd|secret|token|api[-_]?key)\s{0,8}[=:]\s{0,8})[^\s&;,\"']+"
+    r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
+)
+MARKS: Final = re.compile("[ =:]")
+"""What stands beside credentials in text: ids and names, which most fields are, have none of it."""
 HIDDEN: Final = "[redacted]"
+MAX_TEXT: Final = 16_384
+"""Characters of a field, beyond which its middle is left out."""
 
 Event = MutableMapping[str, Any]
 
@@ -82,9 +92,19 @@ def redact(_logger: Any, _method: str, event: Event) -> Event:
     for name, value in event.items():
         if _secret(name):
             event[name] = HIDDEN
-        elif isinstance(value, str) and ("://" in value or "earer" in value.lower()):
-            event[name] = CREDENTIALS.sub(rf"\1\2{HIDDEN}", value)
+        elif isinstance(value, str) and MARKS.search(value):
+            event[name] = CREDENTIALS.sub(_hidden, _short(value))
     return event
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return f"{found[1] or found[2] or found[3] or ''}{HIDDEN}{'@' if found[1] else ''}"
+
+
+def _short(text: str) -> str:
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 
 @cache  # finite: the names that events are logged with

@@ -41,8 +41,12 @@ JWKS_FETCHED_AT = Moment(
 
 # Jobs: whoever makes the move.
 JOBS_ENQUEUED = Counter("outrider_jobs_enqueued", "Jobs accepted over HTTP", ["preset"])
-JOBS_FINISHED = Counter("outrider_jobs_finished", "Results written, by state", ["preset", "state"])
-JOBS_REDRIVEN = Counter("outrider_jobs_redriven", "Results taken back, to run the job again", ["preset"])
+JOBS_FINISHED = Counter(
+    "outrider_jobs_finished", "Results written, by state; not those of commands", ["preset", "state"]
+)
+JOBS_REDRIVEN = Counter(
+    "outrider_jobs_redriven", "Results taken back over HTTP, to run the job again", ["preset"]
+)
 DEAD_LETTERS = Counter(
     "outrider_dead_letters",
     "Jobs that failed for good, by reason: failed, timeout, lapsed",

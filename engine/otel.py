@@ -26,8 +26,8 @@ from engine.tracing import Value
 
 FLUSH_SECONDS: Final = 2.0
 """How long the end of the process waits for the collector."""
-CHATTY: Final = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal")
-"""Loggers that tell of each failed request and each full queue."""
+CHATTY: Final = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal", "opentelemetry.util.re")
+"""Loggers that tell of each failed request and each full queue, and quote headers that they cannot read."""
 
 
 class Span(tracing.Span):
@@ -85,10 +85,13 @@ class Spans:
         if origins is not None:
             parent = Context()  # not the current one: whoever writes a batch was started by one of its items
             contexts = [known for origin in dict.fromkeys(origins) if (known := _remote(origin))]
-            if len(contexts) == 1:
+            sampled = [context for context in contexts if context.trace_flags.sampled]
+            if len(contexts) == 1 or (
+                contexts and not sampled
+            ):  # what nobody keeps of its origins, nobody keeps of it
                 parent = trace.set_span_in_context(NonRecordingSpan(contexts[0]), parent)
             else:
-                links = [Link(context) for context in contexts]
+                links = [Link(context) for context in sampled]
         span_kind = SpanKind[kind.upper()]
         return Span(self._tracer.start_span(name, parent, span_kind, attributes, links, began))
 
@@ -97,6 +100,8 @@ class Spans:
         last = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         last.start()
         last.join(FLUSH_SECONDS)
+        if last.is_alive():
+            structlog.get_logger().warning("traces.lost", error=f"not sent within {FLUSH_SECONDS:g} s")
 
 
 class Heard(logging.Handler):
@@ -160,8 +165,9 @@ def _resource(role: str) -> Resource:
 
 
 def _remote(traceparent: str | None) -> SpanContext | None:
-    """A context that was kept with a job: SQL may have written anything there."""
-    if traceparent is None or not tracing.TRACEPARENT.fullmatch(traceparent):
+    """What a job's context names."""
+    traceparent = tracing.kept(traceparent)  # relays read it as it stands in the database
+    if traceparent is None:
         return None
     trace_id, span_id, flags = traceparent[3:35], traceparent[36:52], traceparent[53:55]
     return SpanContext(

@@ -117,18 +117,23 @@ class Recorder:
             self._on_recorded(execution, Cancelled() if answer is JobState.CANCELLED else outcome)
 
     async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
-        """Write one group, again and again until it is acknowledged or the lease under it is lost."""
+        """Write one group, again and again until it is acknowledged or the lease under it is lost.
+
+        Where the lease is lost after a try, it only remains to be learnt what that has written, as soon as the
+        database answers: until then nothing else can be written either.
+        """
         done: Recorded = {}
         pause = FIRST_PAUSE_SECONDS
-        while (worker_id := self._worker_id()) is not None:
+        while (worker_id := self._worker_id()) is not None or pause > FIRST_PAUSE_SECONDS:
             rows = [item.row for item in items if item.holder == worker_id]
             try:
                 async with self._conn.use() as conn:
-                    if pause > FIRST_PAUSE_SECONDS and rows:
-                        done |= await recorded(conn, [_key(row) for row in rows])
+                    if pause > FIRST_PAUSE_SECONDS:
+                        done |= await recorded(conn, [_key(item.row) for item in items])
                         rows = [row for row in rows if _key(row) not in done]
-                    with tracing.record((item.context for item in items), len(rows)):
-                        done |= await _write(conn, worker_id, rows, announce=self._announce)
+                    if worker_id is not None:
+                        with tracing.record((item.context for item in items), len(rows)):
+                            done |= await _write(conn, worker_id, rows, announce=self._announce)
                 break
             except (DatabaseUnavailable, Error) as error:
                 if isinstance(error, BISECTED):
@@ -170,7 +175,8 @@ class Recorder:
             with tracing.step("effects"):
                 await effects(conn)
 
-        while self._worker_id() == attempt.worker_id:
+        # Under a lease that was lost meanwhile it only remains to be learnt whether the last try has committed.
+        while (leased := self._worker_id() == attempt.worker_id) or tries:
             limit: asyncio.Timeout | None = (
                 None  # begins with a connection: waiting for one is not the effects' time
             )
@@ -181,6 +187,8 @@ class Recorder:
                 ):
                     if tries and await recorded(conn, [attempt.key]):
                         return
+                    if not leased:
+                        break
                     with tracing.record([execution.span.traceparent], 1):
                         await _together(conn, attempt, counted, ending, announce=self._announce)
             except (TimeoutError, DatabaseUnavailable, Error) as error:

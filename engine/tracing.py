@@ -93,6 +93,11 @@ def accept(given: Sequence[str]) -> str | None:
     return f"00-{ids}-{int(flags, 16) & 1:02x}"  # all that this version knows of a later one
 
 
+def kept(context: str | None) -> str | None:
+    """The context that was kept with a job: SQL may have written anything there, and that is none."""
+    return None if context is None or not TRACEPARENT.fullmatch(context) else context
+
+
 def ids(context: str | None, span: Span = OFF) -> dict[str, str]:
     """For a log line: the span and its trace, or the trace of `context` where nothing is exported."""
     if own := span.traceparent:

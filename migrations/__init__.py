@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import glob
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -21,11 +21,13 @@ from psycopg import AsyncConnection, sql
 from yoyo import read_migrations
 
 from engine.db import HotConnection
-from engine.errors import DatabaseUnavailable, SchemaMismatch
+from engine.errors import SchemaMismatch
 from migrations.backend import Backend, checksum, connection, session
 
 SQL = Path(__file__).with_name("sql")
 WAIT_SECONDS = 60.0
+CHECK_SECONDS = 2.5
+"""Less than a readiness check may take in all: cancelled from outside it would wait for the server's answer to that."""
 
 APPLIED_IDS: LiteralString = "SELECT migration_id FROM _yoyo_migration"
 APPLIED: LiteralString = """
@@ -109,14 +111,8 @@ async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     busy = asyncio.Lock()
 
     async def checked() -> None:
-        async with busy:
-            with suppress(
-                DatabaseUnavailable
-            ):  # the server may have closed the connection since the last time
-                async with conn.use() as each:
-                    return await check(each)
-            async with conn.use() as each:
-                return await check(each)
+        async with busy, conn.use(CHECK_SECONDS) as each:
+            await check(each)
 
     try:
         await checked()

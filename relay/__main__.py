@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import structlog
 
 from engine import pipeline
-from engine.admin import admin_server
+from engine.admin import accepting, admin_server
 from engine.consumer import open_consumer
 from engine.db import open_pool
 from engine.maintenance import Maintenance
@@ -70,7 +70,12 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             presets=registry,
             announce=settings.announce,
         )
-        checks = {"schema": schema, "maintenance": maintenance.ready, settings.transport: work.ready}
+        checks = {
+            "schema": schema,
+            "maintenance": maintenance.ready,
+            settings.transport: work.ready,
+            "accepting": accepting(stop),
+        }
         async with admin_server(settings, "relay", checks) as port, asyncio.TaskGroup() as group:
             log.info("relay.started", transport=settings.transport, presets=list(registry), admin_port=port)
             notifying = group.create_task(notifier.run())

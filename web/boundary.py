@@ -60,7 +60,7 @@ def boundary(api: Api) -> Middleware:
         seconds = time.perf_counter() - started
         resource = request.match_info.route.resource
         context = request[SPAN].traceparent or requests.traceparent(request)
-        _histogram(resource, request.method, response.status).traced(seconds, context)
+        _histogram(resource, _method(request, response), response.status).traced(seconds, context)
         counters.answered(_route(resource) or UNKNOWN_ROUTE, response.status)
         made = {"job_id": request[requests.JOB]} if requests.JOB in request else {}
         log.info(
@@ -103,7 +103,13 @@ async def finish_headers(request: web.Request, response: web.StreamResponse) -> 
     response.headers.popall("Server", None)
 
 
-@cache  # finite: the routes, llhttp's methods, the statuses
+def _method(request: web.Request, response: web.StreamResponse) -> str:
+    """As a label: methods that a route does not have are one, or whoever tries them all makes hundreds of series."""
+    allowed = response.status != HTTPStatus.METHOD_NOT_ALLOWED and request.method in tracing.METHODS
+    return request.method if allowed else "_OTHER"
+
+
+@cache  # finite: the routes, their methods, the statuses
 def _histogram(resource: web.AbstractResource | None, method: str, status: int) -> Histogram:
     return metrics.HTTP_SECONDS.labels(_route(resource) or UNKNOWN_ROUTE, method, str(status))
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from engine import pipeline
-from engine.admin import admin_server
+from engine.admin import accepting, admin_server
 from engine.consumer import open_consumer
 from engine.pipeline import Registry
 from engine.process import run
@@ -43,7 +43,11 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
         open_check(url) as schema,
         _open_source(settings, url, registry) as source,
         open_consumer(settings, url, source, registry) as consumer,
-        admin_server(settings, "worker", {"schema": schema, "worker": consumer.ready}) as port,
+        admin_server(
+            settings,
+            "worker",
+            {"schema": schema, "worker": consumer.ready, "accepting": accepting(stop)},
+        ) as port,
     ):
         log.info(
             "worker.started",

@@ -9,6 +9,7 @@ from uuid import UUID
 import orjson
 from psycopg import AsyncConnection
 
+from engine import tracing
 from engine.db import array, bare_array, fetchall, timed
 from engine.errors import LeaseLost
 from engine.model import Attempt, Job
@@ -154,7 +155,7 @@ def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
     )
     parsed, fault = ({}, None) if metadata == "{}" else _parsed(metadata)
     return Attempt(
-        Job(job_id, user_id, preset, content, parsed, priority, created_at, traceparent),
+        Job(job_id, user_id, preset, content, parsed, priority, created_at, tracing.kept(traceparent)),
         number,
         worker_id,
         errors,

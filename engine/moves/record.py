@@ -99,12 +99,12 @@ WITH held AS MATERIALIZED (
     + "SELECT job_id, attempt, to_state FROM held"
 )
 
-# A lapse also ends an attempt, but its worker did not write that.
+# A lapse also ends an attempt, and so does a worker that gives up what it had under a lost lease: that is no outcome.
 RECORDED: LiteralString = """
 SELECT a.job_id, a.attempt, a.to_state
 FROM unnest(%(id)s::uuid[], %(attempt)s::integer[]) AS x(id, attempt)
 JOIN job_state_records a ON a.job_id = x.id AND a.attempt = x.attempt
-WHERE a.from_state = 'PROCESSING' AND a.reason <> 'lapsed'
+WHERE a.from_state = 'PROCESSING' AND a.reason NOT IN ('lapsed', 'lease lost')
 """
 
 Recorded = dict[tuple[UUID, int], JobState]

@@ -8,7 +8,7 @@ import socket
 import aiohttp
 import pytest
 
-from engine.admin import admin_server
+from engine.admin import accepting, admin_server
 from engine.errors import ConfigurationError
 from engine.settings import Settings, load
 
@@ -54,6 +54,17 @@ async def test_a_process_whose_checks_pass_is_ready(monkeypatch: pytest.MonkeyPa
         status, metrics = await answer(port, "/metrics")
     assert status == 200
     assert "outrider_worker_slots" in metrics
+
+
+async def test_a_process_that_has_been_told_to_stop_is_not_ready() -> None:
+    stop = asyncio.Event()
+    async with admin_server(SETTINGS, "worker", {"accepting": accepting(stop)}) as port:
+        assert (await answer(port, "/readyz"))[0] == 200
+        stop.set()
+        assert await answer(port, "/readyz") == (
+            503,
+            '{"status": "unavailable", "checks": {"accepting": "stopping"}}',
+        )
 
 
 async def test_a_port_that_is_taken_is_a_fault_of_the_configuration() -> None:

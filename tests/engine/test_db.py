@@ -42,16 +42,27 @@ async def test_an_error_of_the_statement_stays_what_it_is(conn: Conn) -> None:
     assert await fetchone(conn, "SELECT 1") == (1,)
 
 
-async def test_a_hot_connection_opens_again_after_it_broke(database_url: str, conn: Conn) -> None:
+async def test_a_hot_connection_opens_again_after_it_broke(database_url: str) -> None:
+    hot = HotConnection(database_url, name="test")
+    async with hot.use() as mine:
+        (pid,) = await fetchone(mine, "SELECT pg_backend_pid()")
+    with pytest.raises(DatabaseUnavailable):
+        async with hot.use() as mine:
+            await mine.execute("SELECT pg_terminate_backend(%s)", [pid])
+    async with hot.use() as mine:
+        assert await fetchone(mine, "SHOW plan_cache_mode") == ("force_generic_plan",)
+    await hot.aclose()
+
+
+async def test_a_hot_connection_that_was_ended_while_idle_costs_its_next_user_nothing(
+    database_url: str, conn: Conn
+) -> None:
     hot = HotConnection(database_url, name="test")
     async with hot.use() as mine:
         (pid,) = await fetchone(mine, "SELECT pg_backend_pid()")
     await conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
-    with pytest.raises(DatabaseUnavailable):
-        async with hot.use() as mine:
-            await mine.execute("SELECT 1")
     async with hot.use() as mine:
-        assert await fetchone(mine, "SHOW plan_cache_mode") == ("force_generic_plan",)
+        assert await fetchone(mine, "SELECT pg_backend_pid() <> %s", pid) == (True,)
     await hot.aclose()
 
 

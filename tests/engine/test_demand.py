@@ -36,11 +36,16 @@ def queue(due: int = 0, leased: int = 0, workers: int = 0, pace: float = 0.0) ->
         pytest.param(queue(6000, 20, 2, 10), True, 22, id="at half that pace, twenty"),
         pytest.param(queue(6000, 0, 2, 10), False, 20, id="looked at between two claims"),
         pytest.param(queue(6000, 5, 1, 5), False, 11, id="half idle: the busy half's pace counts"),
-        pytest.param(queue(30, 10, 1, 0.01), True, 4, id="slow: no more slots than jobs"),
+        pytest.param(queue(30, 10, 1, 1), True, 2, id="quick enough: one more"),
+        pytest.param(queue(20, 10, 1, 0.4), True, 2, id="the pace is known"),
+        pytest.param(
+            queue(1000, 10, 1, 0.0333), True, 2, id="one has ended of jobs that take minutes: doubled"
+        ),
+        pytest.param(queue(5000, 20, 50), False, 50, id="they have just come: none is let go"),
         pytest.param(queue(900, 10, 1), True, 2, id="nothing has ended yet: doubled"),
         pytest.param(queue(900, 40, 4), True, 8, id="and doubled again"),
         pytest.param(queue(12, 40, 4), True, 6, id="but no more slots than jobs"),
-        pytest.param(queue(900, 25, 4), False, 3, id="slots are left: those that are busy"),
+        pytest.param(queue(900, 25, 4), False, 4, id="slots are left: those that are there"),
     ],
 )
 def test_workers_are_as_many_as_drain_the_backlog_in_a_minute(

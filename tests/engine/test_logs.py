@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import structlog
 
 from engine import logs
 from engine.settings import load
+from tests.engine.scene import WAIT
 
 JOB = UUID(int=7)
 
@@ -57,11 +59,36 @@ def test_an_event_is_one_line_of_json_with_its_role(capfd: pytest.CaptureFixture
         ({"jwt_secret": "abc123"}, "abc123"),
         ({"error": "connection to postgresql://ann:hunter2@db/x failed"}, "hunter2"),
         ({"error": "refused: Bearer eyJhbGciOi.abc-_"}, "eyJhbGciOi"),
+        ({"error": "at postgresql://ann:hunter@2@db/x"}, "hunter"),
+        ({"error": "host=db user=ann password=hunter2"}, "hunter2"),
+        ({"error": "GET https://db/x?user=ann&token=hunter2&x=y"}, "hunter2"),
+        ({"error": "Authorization: Basic aHVudGVyMg=="}, "aHVudGVyMg"),
+        ({"error": "occurrences: api-key: sekret123,x"}, "sekret123"),
+        ({"error": "it read eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4ifQ.c2lnbmF0dXJl"}, "eyJzdWIi"),
     ],
 )
 def test_secrets_are_hidden(capfd: pytest.CaptureFixture[str], event: dict[str, str], hidden: str) -> None:
     configured().warning("something.happened", **event)
     assert hidden not in capfd.readouterr().err
+
+
+HOSTILE = "from engine.logs import redact; redact(None, '', {'error': ' ' + %r * 500_000})"
+
+
+@pytest.mark.parametrize(
+    "text", ["a://b:", "a://b:c@", "bearer ", "password=", "eyJaaaaaaaa.", "a://bbbbbbbb"]
+)
+def test_no_text_keeps_the_redaction_busy(text: str) -> None:
+    """In a process of its own: a search that does not end would hold this one, and any thread of it."""
+    subprocess.run([sys.executable, "-c", HOSTILE % text], check=True, timeout=WAIT)
+
+
+def test_the_middle_of_a_long_text_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+    configured().warning("something.happened", error="begin" + " x" * 100_000 + "end")
+    [line] = lines(capfd)
+    assert len(line["error"]) < 17_000
+    assert line["error"].startswith("begin x")
+    assert line["error"].endswith("xend")
 
 
 @pytest.mark.parametrize("form", ["json", "console"])

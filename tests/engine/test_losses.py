@@ -73,11 +73,25 @@ async def test_a_lease_that_runs_out_while_the_database_is_away_is_charged_to_no
         await scene.row("SELECT 1 FROM outbox WHERE status = 'leased'")
         async with scene.conn.transaction():
             await scene.conn.execute("SELECT 1 FROM workers FOR UPDATE")  # no beat gets through
-            await until(lambda: known(worker.consumer._lease.worker_id is None))
+            await until(lambda: known(worker.consumer._lease._id is None))
         [job] = await scene.ended(job_id)
     assert (job.state, job.output) == (JobState.COMPLETED, "2")
     assert await counters(scene.conn, job_id) == (2, 0, 0)
     assert (await trail(scene.conn, job_id))[2][-1] == "lease lost"
+
+
+async def test_a_context_that_sql_has_written_wrongly_costs_no_worker(scene: Scene) -> None:
+    @preset()
+    async def work(job: Any, _run: Any) -> Any:
+        return job.traceparent
+
+    ids = [await scene.enqueue() for _ in range(3)]
+    odd = dict(zip(ids, ("garbage", "", "00-zz"), strict=True))
+    for job_id, context in odd.items():
+        await scene.conn.execute("UPDATE jobs SET traceparent = %s WHERE id = %s", [context, job_id])
+    async with scene.worker(work):
+        ended = await scene.ended(*ids)
+    assert {(job.state, job.output) for job in ended} == {(JobState.COMPLETED, "null")}
 
 
 class SlowSource(PostgresSource):

@@ -8,7 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from engine.model import JobState, Retry
+from engine import recorder
+from engine.errors import DatabaseUnavailable
+from engine.model import Completed, JobState, Retry
 from tests.engine.cutter import Moment, cutter
 from tests.engine.scene import Scene, attempts, known, preset, until
 from tests.helpers import counters, trail
@@ -90,6 +92,39 @@ async def test_a_connection_cut_at_a_write_records_it_once_and_counts_nothing_lo
     assert job.state is JobState.COMPLETED
     assert await counters(scene.conn, job_id) == ((1, 0, 0) if end == "result" else (2, 1, 0))
     assert attempts(name, "lost") == 0
+
+
+@pytest.mark.parametrize("effects", [False, True])
+async def test_a_result_whose_reply_was_lost_counts_though_the_lease_has_run_out_meanwhile(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, effects: bool
+) -> None:
+    name = f"late-{effects:d}"
+    free = asyncio.Event()
+
+    async def nothing(_conn: Any) -> None: ...
+
+    @preset(name)
+    async def answer(_job: Any, _run: Any) -> Any:
+        await free.wait()
+        return Completed("done", nothing) if effects else "done"
+
+    step = "_together" if effects else "_write"
+    write = getattr(recorder, step)
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        await write(*args, **kwargs)
+        worker.consumer._recorder._worker_id = lambda: None
+        raise DatabaseUnavailable("the reply was lost")
+
+    async with scene.worker(answer) as worker:
+        job_id = await scene.enqueue(name)
+        await scene.row("SELECT 1 FROM outbox WHERE status = 'leased'")
+        monkeypatch.setattr(recorder, step, late)
+        free.set()
+        [job] = await scene.ended(job_id)
+        await until(lambda: known(attempts(name, "completed") == 1))
+    assert job.state is JobState.COMPLETED
+    assert (await counters(scene.conn, job_id)) == (1, 0, 0)
 
 
 async def test_a_write_that_was_interrupted_is_sent_again(scene: Scene) -> None:

@@ -159,6 +159,18 @@ def test_a_batch_of_several_traces_has_its_own_and_is_linked_to_theirs(exported:
     assert context_of(span)[3:35] not in (ONE[3:35], TWO[3:35], context_of(exported.named("elsewhere"))[3:35])
 
 
+def test_a_batch_of_traces_that_nobody_records_is_not_recorded_and_links_lead_to_those_that_are(
+    exported: Exported,
+) -> None:
+    unsampled = [f"{context[:-2]}00" for context in (ONE, TWO)]
+    with tracing.record(unsampled, 2):
+        pass
+    with tracing.record([*unsampled[:1], TWO], 2):
+        pass
+    [span] = exported.all("record")
+    assert [context_of(link.context) for link in span.links] == [TWO]
+
+
 def test_a_trace_that_its_caller_does_not_record_is_not_recorded_here_either(exported: Exported) -> None:
     with tracing.record([f"00-{IDS}-00"], 1) as span:
         assert span.traceparent is not None

@@ -33,6 +33,7 @@ async def test_a_request_is_one_line_that_holds_no_token(site: Site) -> None:
         ("request.answered", "GET", "/nowhere", 404),
     ]
     assert lines[3]["request_id"] == "mine"
+    assert [line.get("job_id") for line in lines] == [job_id, None, None, None]
     text = orjson.dumps(lines).decode()
     for secret in (good.split()[1], bad, SECRET, "cursor", JOB["content"]):
         assert secret not in text
@@ -52,6 +53,27 @@ async def test_an_error_of_ours_is_logged_with_its_cause_and_told_without(
             assert "the cause" not in await response.text()
     assert [line["event"] for line in lines] == ["request.failed", "request.answered"]
     assert str(lines[0]["exc_info"]) == "the cause"
+    for name in ("request_id", "method", "path"):
+        assert lines[0][name] == lines[1][name]
+
+
+async def test_whoever_tries_every_method_makes_one_series_of_them(site: Site) -> None:
+    def methods(route: str) -> set[str]:
+        return {
+            sample.labels["method"]
+            for family in METRICS.collect()
+            for sample in family.samples
+            if sample.name == "outrider_http_request_seconds_count" and sample.labels["route"] == route
+        }
+
+    client = await site.client(None)
+    for method in ("PURGE", "MKCOL", "LOCK", "TRACE", "DELETE", "OPTIONS"):
+        for path in ("/pipeline/presets", "/nowhere"):
+            async with client.request(method, path):
+                pass
+    assert methods("/pipeline/presets") <= {"GET", "HEAD", "_OTHER"}
+    assert "_OTHER" in methods("/pipeline/presets")
+    assert not {"PURGE", "MKCOL", "LOCK"} & methods("unknown")
 
 
 async def test_requests_and_accepted_jobs_are_counted(site: Site, ann: Any) -> None:
@@ -72,6 +94,9 @@ async def test_requests_and_accepted_jobs_are_counted(site: Site, ann: Any) -> N
             metric("outrider_auth_failures_total", reason="missing"),
             metric("outrider_auth_failures_total", reason="scope"),
             metric("outrider_batch_rows_count", batch="submissions"),
+            metric("outrider_http_answers_total", **{"class": "2xx"}),
+            metric("outrider_http_answers_total", **{"class": "4xx"}),
+            metric("outrider_http_answers_total", **{"class": "5xx"}),
         ]
 
     before = counts()
@@ -84,8 +109,9 @@ async def test_requests_and_accepted_jobs_are_counted(site: Site, ann: Any) -> N
     for client in (await site.client(None), await site.client("ann", scope="")):
         async with client.get("/pipeline/jobs"):
             pass
-    async with ann.get("/nowhere"):
-        pass
+    for path in ("/nowhere", "/healthz", "/readyz"):
+        async with ann.get(path):
+            pass
     assert [after - was for after, was in zip(counts(), before, strict=True)] == [
         3,
         1,
@@ -97,5 +123,8 @@ async def test_requests_and_accepted_jobs_are_counted(site: Site, ann: Any) -> N
         1,
         1,
         5,
+        5,
+        4,
+        0,
     ]
     assert metric("outrider_http_requests_in_flight") == 0
