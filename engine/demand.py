@@ -94,7 +94,7 @@ class Demand:
         return sum(queue.leased for queue in self.queues.values()) >= 0.9 * self.slots
 
 
-@timed("look")
+@timed("count jobs")
 async def look(conn: AsyncConnection[Any]) -> Demand:
     """One statement. Beyond MAX_PRESETS, presets that no live worker has are shown as one, or, where all their jobs
     are ready, not at all.

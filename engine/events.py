@@ -107,7 +107,7 @@ async def reserve(
     return sorted(Event(id_, topic, Message(bytes(payload), attributes)) for id_, payload, attributes in rows)
 
 
-@timed("published events")
+@timed("delete published")
 async def published(conn: AsyncConnection[Any], events: Sequence[Event]) -> None:
     """Delete what has been published; another relay may have done so too."""
     await conn.execute(PUBLISHED, [bare_array(event.id for event in events)])

@@ -162,7 +162,7 @@ _FOUND: Final[Mapping[JobState | None, LiteralString]] = {
 }
 
 
-@timed("read")
+@timed("read jobs")
 async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None]]) -> list[JobView | None]:
     """The job of each (id, owner), in order; None where there is none or it is another owner's."""
     async with conn.cursor(row_factory=class_row(JobView)) as cursor:
@@ -177,7 +177,7 @@ async def presets_of(conn: AsyncConnection[Any], ids: Iterable[UUID]) -> dict[UU
     return dict(await fetchall(conn, PRESETS, [array(ids)]))
 
 
-@timed("page")
+@timed("list jobs")
 async def page(
     conn: AsyncConnection[Any],
     *,
@@ -204,7 +204,7 @@ async def page(
         return await cursor.fetchall()
 
 
-@timed("pulse")
+@timed("watch jobs")
 async def pulse(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, Pulse]:
     """Version, progress and state of each id that exists."""
     rows = await fetchall(conn, PULSE, [array(ids)])

@@ -58,7 +58,7 @@ async def report_forever(pool: Pool, held: Mapping[tuple[UUID, int], Execution])
             execution.reported_n = progress.n
 
 
-@timed("report")
+@timed("write progress")
 async def report(conn: AsyncConnection[Any], latest: Sequence[Progress]) -> None:
     """Show `latest` to the jobs' owners, in one statement."""
     await conn.execute(REPORT, [array(column) for column in zip(*latest, strict=True)])

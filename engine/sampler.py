@@ -129,7 +129,7 @@ class Sampler:
         await self._conn.aclose()
 
 
-@timed("look at events")
+@timed("count events")
 async def _events(conn: AsyncConnection[Any]) -> Mapping[str, tuple[int, float, int]]:
     """Of each topic: how many are pending, the age of the oldest in seconds, how many are quarantined."""
     rows = await fetchall(conn, EVENTS, {"topics": list(TOPICS), "limit": MAX_EVENTS})

@@ -84,7 +84,7 @@ async def reserve(
     return sorted(found, key=lambda each: (each.priority, each.position))
 
 
-@timed("published")
+@timed("mark published")
 async def published(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> int:
     """Mark what has been told to Pub/Sub. Returns how many are marked: a worker has claimed the others already."""
     return (await conn.execute(PUBLISHED, _turns(wake_ups))).rowcount

@@ -139,7 +139,7 @@ async def put_back(
     return await _answer(conn, PUT_BACK, _columns(PutBack._fields, returns) | fence)
 
 
-@timed("recorded")
+@timed("find recorded")
 async def recorded(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int]]) -> Recorded:
     """Which of these (job_id, attempt) a worker has ended already.
 

@@ -25,7 +25,7 @@ def web(tied: Tied = False) -> None:
 
 
 def relay(tied: Tied = False) -> None:
-    """Run maintenance, and jobs beside it. SIGTERM drains, a second one stops at once."""
+    """Maintain, and publish to Pub/Sub or else run jobs. SIGTERM drains, a second one stops at once."""
     _run("relay", tied)
 
 
