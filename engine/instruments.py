@@ -78,6 +78,12 @@ class Figures:
         self._always = dict.fromkeys(always, 0.0)
         self._shown: Mapping[tuple[str, ...], float] = {}
 
+    def forget(self) -> None:
+        """Show none: what is no longer known must not be taken for what is."""
+        for labels in self._shown:
+            self._gauge.remove(*labels)
+        self._shown = {}
+
     def show(self, figures: Mapping[tuple[str, ...], float]) -> None:
         left = {labels: 0.0 for labels, figure in self._shown.items() if figure}
         figures = {**left, **self._always, **figures}

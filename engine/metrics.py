@@ -154,7 +154,9 @@ EVENTS_OLDEST = Moment(
 )
 WORKERS_ALIVE = Gauge("outrider_workers_alive", "Workers with a lease, by preset", ["preset"])
 SLOTS_ALIVE = Gauge("outrider_slots_alive", "The slots of workers with a lease, by preset", ["preset"])
-SAMPLED_AT = Moment("outrider_sampled_timestamp_seconds", "When the sampler last looked")
+SAMPLED_AT = Moment(
+    "outrider_sampled_timestamp_seconds", "When the sampler last looked, or the process began"
+)
 XMIN_AGE_SECONDS = Gauge(
     "outrider_database_oldest_transaction_seconds",
     "The age of the oldest open transaction, which holds vacuum back",

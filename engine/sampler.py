@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, LiteralString
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Error
 
 from engine.db import HotConnection, fetchall, timed
 from engine.demand import Demand, look
+from engine.errors import DatabaseUnavailable
 from engine.events import TOPICS
 from engine.instruments import Figures
 from engine.metrics import (
@@ -30,6 +31,7 @@ SAMPLE_COST: Final = 20.0
 """A sample may take a twentieth of the time."""
 MAX_PAUSE_SECONDS: Final = 30.0
 """The one that an outage held up took long, too, and after it the figures are wanted."""
+STALE_SECONDS: Final = 30.0
 MAX_EVENTS: Final = 50_000
 
 # The pending ones of each topic by their index, in the order in which they were written.
@@ -90,12 +92,30 @@ class Sampler:
         self._oldest = Figures(OUTBOX_OLDEST)
         self._workers = Figures(WORKERS_ALIVE, names)
         self._slots = Figures(SLOTS_ALIVE, names)
+        self._seen = time.monotonic()
+        SAMPLED_AT.set_to_current_time()
 
     async def sample(self) -> int:
-        """A chore's work; it moves no rows. Raises DatabaseUnavailable."""
+        """A chore's work; it moves no rows. Raises DatabaseUnavailable.
+
+        What was seen too long ago is forgotten: another relay may see better.
+        """
         began = time.monotonic()
         if began < self._next:
             return 0
+        try:
+            await self._look()
+        except (DatabaseUnavailable, Error):
+            if began - self._seen > STALE_SECONDS:
+                for figures in (self._outbox, self._oldest, self._workers, self._slots):
+                    figures.forget()
+            raise
+        self._seen = now = time.monotonic()
+        SAMPLED_AT.set_to_current_time()
+        self._next = now + min(MAX_PAUSE_SECONDS, SAMPLE_COST * (now - began))
+        return 0
+
+    async def _look(self) -> None:
         async with self._conn.use() as conn:
             self._show(await look(conn))
             _show_events(await _events(conn))
@@ -105,10 +125,6 @@ class Sampler:
                 TABLE_BYTES.labels(table).set(size)
                 if table in HOT:
                     DEAD_TUPLES.labels(table).set(dead)
-        SAMPLED_AT.set_to_current_time()
-        now = time.monotonic()
-        self._next = now + min(MAX_PAUSE_SECONDS, SAMPLE_COST * (now - began))
-        return 0
 
     def _show(self, demand: Demand) -> None:
         queues = demand.queues

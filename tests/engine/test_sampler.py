@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import REGISTRY
+from psycopg.errors import UndefinedTable
 
 from engine.enqueue import enqueue
 from engine.sampler import MAX_PAUSE_SECONDS, STATUSES, Sampler
@@ -137,6 +138,23 @@ async def test_a_snapshot_that_vacuum_must_keep_shows_by_the_transactions_since(
     await sampler.sample()
     assert (gauge("database_oldest_xmin_transactions") or 0) >= 20
     await holder.rollback()
+
+
+async def test_figures_that_are_too_old_are_shown_no_longer(
+    sampler: Sampler, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await enqueue(conn, new(preset="sampled"))
+    await sampler.sample()
+    await conn.execute("ALTER TABLE outbox RENAME TO elsewhere")
+    for stale, shown in ((60.0, 1), (0.0, None)):
+        monkeypatch.setattr("engine.sampler.STALE_SECONDS", stale)
+        with pytest.raises(UndefinedTable):
+            await sampler.sample()
+        assert rows("ready") == shown
+    assert gauge("outbox_oldest_due_timestamp_seconds", preset="sampled") is None
+    await conn.execute("ALTER TABLE elsewhere RENAME TO outbox")
+    await sampler.sample()
+    assert rows("ready") == 1
 
 
 async def test_a_sample_that_is_dear_is_not_taken_again_at_once(database_url: str) -> None:
