@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 import structlog
-from psycopg import AsyncConnection, Error, sql
+from psycopg import AsyncConnection, Error, errors, sql
 
 from engine.db import Connection, HotConnection, Pool, fetchall, lent
 from engine.errors import DatabaseUnavailable
@@ -88,6 +88,7 @@ WHERE schemaname = current_schema() AND s.relname = ANY (%s) AND n_live_tup > 50
 
 DEAD: LiteralString = "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'outbox'::regclass"
 VACUUM: LiteralString = "VACUUM (SKIP_LOCKED, TRUNCATE false) outbox"
+WARNING: Final = "01000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,7 @@ class Maintenance:
         """Clear the queue's head of dead rows: autovacuum wakes once a minute, and by then they triple its cost."""
         if time.monotonic() < self._vacuum_after or await _dead(conn) < DEAD_ROWS:
             return 0
-        await conn.execute(VACUUM)
+        await _heeded(conn, VACUUM)
         # A held snapshot keeps the dead rows: then trying again at once is all cost.
         self._vacuum_after = time.monotonic() + (60.0 if await _dead(conn) >= DEAD_ROWS else 0.0)
         return 0
@@ -269,8 +270,25 @@ def _statement(statement: LiteralString) -> Callable[[AsyncConnection[Any]], Awa
 async def _analyze(conn: Connection) -> int:
     """Tell the planner of tables that have outgrown what it knows of them."""
     for (table,) in await fetchall(conn, OUTGROWN, [PLANNED]):
-        await conn.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
+        await _heeded(conn, sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
     return 0
+
+
+async def _heeded(conn: Connection, statement: LiteralString | sql.Composed) -> None:
+    """Run VACUUM or ANALYZE. Raises InsufficientPrivilege where the server warns of that and does nothing."""
+    warned: list[str] = []
+
+    def heed(notice: errors.Diagnostic) -> None:
+        if notice.sqlstate == WARNING:  # a table that is locked has a code of its own
+            warned.append(notice.message_primary or "")
+
+    conn.add_notice_handler(heed)
+    try:
+        await conn.execute(statement)
+    finally:
+        conn.remove_notice_handler(heed)
+    if warned:
+        raise errors.InsufficientPrivilege(warned[0])
 
 
 async def _dead(conn: Connection) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prometheus_client import REGISTRY
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
 
 from engine.db import open_pool
 from engine.errors import DatabaseUnavailable
@@ -188,6 +190,20 @@ async def test_finished_jobs_go_whole_after_their_days_and_others_stay(scene: Sc
 
 async def test_without_a_retention_nothing_finished_is_ever_removed(chores: Chores) -> None:
     assert "prune_jobs" not in {each.name for each in chores().chores}
+
+
+async def test_upkeep_without_the_rights_for_it_fails_rather_than_do_nothing(
+    scene: Scene, chores: Chores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.maintenance.DEAD_ROWS", 0)
+    role = sql.Identifier(f"stranger_{uuid4().hex}")
+    await scene.conn.execute(sql.SQL("CREATE ROLE {}; SET ROLE {}").format(role, role))
+    try:
+        with pytest.raises(InsufficientPrivilege, match="outbox"):
+            await once(chores(), "vacuum", scene.conn)
+    finally:
+        await scene.conn.execute(sql.SQL("RESET ROLE; DROP ROLE {}").format(role))
+    assert await once(chores(), "vacuum", scene.conn) == 0
 
 
 async def test_a_busy_outbox_is_vacuumed(
