@@ -74,6 +74,7 @@ class Consumer:
         self._left_behind = LeftBehind(slots, lease_seconds)
         self._saturated = False
         self._draining = False
+        self._blind = False
         self._releasing: set[asyncio.Task[None]] = set()
         self._strays = Strays()
         self._forsaken: defaultdict[int, set[Key]] = defaultdict(set)
@@ -159,8 +160,13 @@ class Consumer:
             with self._strays.claiming():
                 attempts = await self._source.claim(worker_id, free)
         except (DatabaseUnavailable, Error) as error:
-            log.warning("claim.failed", error=str(error))
+            if not self._blind:
+                log.warning("claim.failed", error=str(error))
+            self._blind = True
             return 0
+        if self._blind:
+            log.info("claim.recovered")
+        self._blind = False
         tracing.claimed(began, attempts)
         for attempt in attempts:
             self._start(attempt)

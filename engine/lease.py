@@ -55,6 +55,7 @@ class Lease:
         self._id: int | None = None
         self._acknowledged = 0.0
         self._period = seconds / BEATS_PER_LEASE
+        self._failing = False
         self._ticks = 0
         self._seen = -1
         self._silent = 0.0
@@ -108,7 +109,9 @@ class Lease:
                     self._leave(conn)
             except Exception as error:  # noqa: BLE001 - without this thread the worker could do nothing for ever
                 HEARTBEATS.labels("failed").inc()
-                log.warning("heartbeat.failed", error=str(error).strip())
+                if not self._failing:  # the first of many, in an outage
+                    log.warning("heartbeat.failed", error=str(error).strip())
+                self._failing = True
                 self._silence()
                 self._stopping.wait(min(1.0, self._period / 2))
 
@@ -155,6 +158,9 @@ class Lease:
             self.abandon()
             return
         HEARTBEATS.labels("renewed").inc()
+        if self._failing:
+            log.info("heartbeat.recovered", worker=self._id)
+        self._failing = False
         self._acknowledged = sent
         self._post(sent, leased)
 
