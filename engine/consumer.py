@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
@@ -14,20 +14,19 @@ from psycopg import Error
 
 from engine import tracing
 from engine.account import Account
-from engine.db import Pool, lent, open_pool
+from engine.db import Pool, open_pool
 from engine.errors import DatabaseUnavailable
 from engine.executor import GRACE_SECONDS, Execution
-from engine.jobs import presets_of
 from engine.lease import Lease
 from engine.left_behind import LeftBehind
 from engine.metrics import WORKER_BUSY, WORKER_SLOTS
 from engine.model import Attempt, Cancelled, Outcome, Released
-from engine.moves import PutBack, put_back
 from engine.notify import CANCEL, listen
 from engine.pipeline import Pipeline
 from engine.process import process_name
 from engine.progress import report_forever
 from engine.recorder import Recorder
+from engine.returns import Returns
 from engine.settings import Settings
 from engine.source import Source
 from engine.strays import Key, Strays
@@ -68,18 +67,17 @@ class Consumer:
         self._registry = registry
         self._slots = slots
         self._drain_seconds = drain_seconds
-        self._announce = announce
         self._held: dict[Key, Execution] = {}
         self._occupied: set[Execution] = set()
         self._left_behind = LeftBehind(slots, lease_seconds)
         self._saturated = False
         self._draining = False
         self._blind = False
-        self._releasing: set[asyncio.Task[None]] = set()
         self._strays = Strays()
         self._forsaken: defaultdict[int, set[Key]] = defaultdict(set)
         self._wake = asyncio.Event()
         self._account = Account(registry)
+        self._returns = Returns(pool, self._account, announce=announce)
         self._lease = Lease(
             url,
             Registration(process_name(), tuple(registry), slots),
@@ -209,30 +207,11 @@ class Consumer:
             if key not in leased and execution.started < sent:
                 execution.cancel(Released("lost"))
         if unknown := self._strays.unknown(leased.keys() - self._held.keys()):
-            self._give_back(self._lease.worker_id, unknown, "unknown to its worker")
+            self._returns.give_back(self._lease.worker_id, unknown, "unknown to its worker")
         for holder, keys in self._forsaken.items():
-            self._give_back(holder, keys, "lease lost")
+            self._returns.give_back(holder, keys, "lease lost")
         self._forsaken.clear()
         self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
-
-    def _give_back(self, worker_id: int | None, keys: Iterable[Key], reason: str) -> None:
-        if worker_id is not None:
-            rows = [PutBack(job_id, number, reason) for job_id, number in keys]
-            task = asyncio.create_task(self._release(worker_id, rows))
-            self._releasing.add(task)
-            task.add_done_callback(self._releasing.discard)
-
-    async def _release(self, worker_id: int, rows: Sequence[PutBack]) -> None:
-        """Give back what is leased under an id of this worker's, and runs here no more or never did."""
-        # What fails is found again two beats later; of a lease that was lost, by maintenance.
-        with suppress(DatabaseUnavailable, Error):
-            async with lent(self._pool) as conn:
-                presets = await presets_of(conn, [row.job_id for row in rows])
-                released = await put_back(conn, worker_id, rows, announce=self._announce)
-            if released:
-                log.warning("attempts.released", reason=rows[0].reason, rows=len(released))
-            for (job_id, _), state in released.items():
-                self._account.released(presets[job_id], state)
 
     async def _watch(self) -> None:
         """Many times a lease: prove that the loop lives, end what is overdue or lost, and look for stuck slots."""
