@@ -120,6 +120,12 @@ DELIVERY = Row(
             stacked=True,
         ),
         graph(
+            "Not acknowledged",
+            "Messages a second whose acknowledgement Pub/Sub did not take: they come again, late.",
+            {"messages": rate("outrider_messages_unacknowledged_total")},
+            unit=PER_SECOND,
+        ),
+        graph(
             "Claims without a message",
             "Jobs that workers found in the outbox. Ready: not published. Published: not delivered.",
             {"{{status}}": rate("outrider_fallback_claims_total", "status")},
@@ -175,7 +181,7 @@ MAINTENANCE = Row(
             {"{{instance}}": "time() - outrider_sampled_timestamp_seconds"},
             unit=SECONDS,
             limits=above(30, 60),
-            alerts=["OutriderSamplerStale"],
+            alerts=["OutriderDatabaseAway", "OutriderSamplerStale"],
         ),
     ],
 )
