@@ -120,12 +120,6 @@ DELIVERY = Row(
             stacked=True,
         ),
         graph(
-            "Not acknowledged",
-            "Messages a second whose acknowledgement Pub/Sub did not take: they come again, late.",
-            {"messages": rate("outrider_messages_unacknowledged_total")},
-            unit=PER_SECOND,
-        ),
-        graph(
             "Claims without a message",
             "Jobs that workers found in the outbox. Ready: not published. Published: not delivered.",
             {"{{status}}": rate("outrider_fallback_claims_total", "status")},
@@ -143,9 +137,13 @@ DELIVERY = Row(
             alerts=["OutriderQuarantineNotEmpty"],
         ),
         graph(
-            "Silent streams",
-            "Streams a second that brought nothing while published jobs grew old.",
-            {"{{instance}}": rate("outrider_stream_stalls_total", "instance")},
+            "Silent streams, lost acknowledgements",
+            "A second: streams that brought nothing while published jobs grew old, by worker; and messages whose "
+            "acknowledgement Pub/Sub did not take, which come again.",
+            {
+                "{{instance}}": rate("outrider_stream_stalls_total", "instance"),
+                "not acknowledged": rate("outrider_messages_unacknowledged_total"),
+            },
             unit=PER_SECOND,
             alerts=["OutriderStreamStalls"],
         ),
