@@ -11,15 +11,11 @@ KEYS: Final = "only where tokens are verified by the keys of a URL"
 
 EMPTY: Final[Mapping[str, str]] = {
     "ALERTS": "no alert fires",
-    "outrider_auth_failures_total": "no token was refused",
     "outrider_breaker_open": PUBSUB,
     "outrider_claim_seconds": "only without Pub/Sub, where workers look for due jobs",
-    "outrider_dead_letters_total": "no job failed for good",
-    "outrider_events_quarantined_total": "Pub/Sub refused no message for good",
-    "outrider_fallback_claims_total": "in Pub/Sub mode, and a message did not come",
-    "outrider_idempotency_keys_total": "no submission had a key",
+    "outrider_events_quarantined_total": PUBSUB,
+    "outrider_fallback_claims_total": PUBSUB,
     "outrider_jwks_fetched_timestamp_seconds": KEYS,
-    "outrider_maintenance_errors_total": "no chore failed",
     "outrider_messages_total": PUBSUB,
     "outrider_publish_errors_total": "Pub/Sub refused no request, and was not away",
     "outrider_publish_rows": PUBSUB,

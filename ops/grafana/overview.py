@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ops.grafana.board import Board, Row
-from ops.grafana.panels import PER_SECOND, SECONDS, SHARE, above, below, graph, number
-from ops.grafana.promql import age, quantile, rate, sampled, total
+from ops.grafana.panels import BYTES, PER_SECOND, SECONDS, SHARE, above, below, graph, number
+from ops.grafana.promql import WINDOW, age, of_role, quantile, rate, sampled, total
 
 LEFT = """1 - sum_over_time(slo:outrider_errors:rate2m[28d]) / sum_over_time(slo:outrider_events:rate2m[28d])
 / slo:outrider_error_budget:ratio"""
 FIRING = """sum by (alertname, severity) (ALERTS{alertname=~"Outrider.+", alertstate="firing"})"""
 PUBLISHED = "outrider_published_messages_total"
 STAGE = "outrider_job_stage_seconds"
+STARTS = "changes(process_start_time_seconds[30m]) and on (job, instance) outrider_build_info"
 READY = 'status="ready"'
 CLAIM = 'stage="claim"'
 RECORD = 'stage="record"'
@@ -66,7 +67,7 @@ FLOW = Row(
             "Due in the outbox",
             "Jobs that are due and have not been published or claimed.",
             {"": f"sum({sampled('outrider_outbox_rows', 'preset, status', READY)})"},
-            alerts=["OutriderQueueStuck", "OutriderOutboxStalled"],
+            alerts=["OutriderQueueStuck", "OutriderOutboxStalled", "OutriderDatabaseAway"],
         ),
         number(
             "Published",
@@ -155,11 +156,12 @@ QUEUE = Row(
         ),
         graph(
             "Age of the oldest due job",
-            "For how long the oldest due job has not been claimed; some seconds are the sampler's and the scrape's.",
-            {"oldest": age("outrider_outbox_oldest_due_timestamp_seconds")},
+            "For how long the oldest due job of each preset has not been claimed; some seconds are the sampler's and "
+            "the scrape's.",
+            {"{{preset}}": age("outrider_outbox_oldest_due_timestamp_seconds", "preset")},
             unit=SECONDS,
-            limits=above(60, 120),
-            alerts=["OutriderQueueStuck", "OutriderWorkersSaturated"],
+            limits=above(120, 300),
+            alerts=["OutriderQueueStuck", "OutriderPresetLate", "OutriderWorkersSaturated"],
         ),
     ],
 )
@@ -201,7 +203,7 @@ PROCESSES = Row(
             "Processes that are scraped, by role.",
             {"{{role}}": "count by (role) (outrider_build_info)"},
             limits=below(1),
-            alerts=["OutriderNoWeb", "OutriderNoRelay", "OutriderNoWorkers"],
+            alerts=["OutriderNoWeb", "OutriderNoRelay", "OutriderNoWorkers", "OutriderProcessDown"],
         ),
         number(
             "Versions",
@@ -222,9 +224,36 @@ PROCESSES = Row(
     height=5,
 )
 
+RESOURCES = Row(
+    "What they take",
+    [
+        graph(
+            "Resident memory",
+            "Of each process, with its role.",
+            {"{{role}} {{instance}}": of_role("process_resident_memory_bytes")},
+            unit=BYTES,
+            alerts=["OutriderRestarts", "OutriderAttemptsLapse"],
+        ),
+        graph(
+            "CPU",
+            "Seconds a second, of each process. One core is all that its event loop can use.",
+            {"{{role}} {{instance}}": of_role(f"rate(process_cpu_seconds_total[{WINDOW}])")},
+            limits=above(0.8, 1),
+            alerts=["OutriderSubmitBurnsFast"],
+        ),
+        graph(
+            "Starts",
+            "How often a process has begun anew in half an hour.",
+            {"{{job}} {{instance}}": STARTS},
+            limits=above(1, 4),
+            alerts=["OutriderRestarts", "OutriderProcessDown"],
+        ),
+    ],
+)
+
 BOARD = Board(
     "outrider-overview",
     "Outrider: overview",
     "Objectives, and the way of a job from accepted to recorded.",
-    [OBJECTIVES, FLOW, TIMES, QUEUE, ENDS, PROCESSES],
+    [OBJECTIVES, FLOW, TIMES, QUEUE, ENDS, PROCESSES, RESOURCES],
 )

@@ -10,6 +10,7 @@ POOL = "outrider_database_pool_connections"
 STATEMENT = "outrider_database_statement_seconds"
 DEAD = "outrider_database_dead_tuples"
 OLDEST = "outrider_database_oldest_transaction_seconds"
+XMIN = "outrider_database_oldest_xmin_transactions"
 
 STATE = Row(
     "State",
@@ -23,6 +24,13 @@ STATE = Row(
             alerts=["OutriderXminHeldBack"],
         ),
         number(
+            "Oldest snapshot",
+            "How many transactions ago it was taken. Replication slots and standbys hold some, too.",
+            {"": sampled(XMIN)},
+            limits=above(1_000_000, 5_000_000),
+            alerts=["OutriderXminHeldBack"],
+        ),
+        number(
             "Dead rows",
             "Rows of the hot tables that vacuum has not removed.",
             {"{{table}}": sampled(DEAD, "table")},
@@ -31,10 +39,10 @@ STATE = Row(
         ),
         number(
             "Waiting for a connection",
-            "Callers that queue for a connection of their process's pool.",
+            "Callers that queue for a connection of their process's pool. That of the effects is small on purpose.",
             {"{{pool}}": total(POOL, "pool", 'state="waiting"')},
             limits=NONE_AT_ALL,
-            alerts=["OutriderPoolExhausted"],
+            alerts=["OutriderPoolExhausted", "OutriderEffectsQueue"],
         ),
     ],
     height=5,
@@ -113,6 +121,14 @@ STORAGE = Row(
             alerts=["OutriderXminHeldBack"],
         ),
         graph(
+            "Oldest snapshot",
+            "In transactions: vacuum may remove nothing that died since it was taken. Sessions, replication slots, "
+            "standbys and prepared transactions hold it.",
+            {"transactions": sampled(XMIN)},
+            limits=above(1_000_000, 5_000_000),
+            alerts=["OutriderXminHeldBack"],
+        ),
+        graph(
             "Tables with their indexes",
             "The hot ones should stay small, whatever the number of finished jobs.",
             {"{{table}}": sampled("outrider_database_table_bytes", "table")},
@@ -135,7 +151,7 @@ POOLS = Row(
             "Callers in a queue, by process.",
             {"{{instance}} {{pool}}": total(POOL, "instance, pool", 'state="waiting"')},
             limits=NONE_AT_ALL,
-            alerts=["OutriderPoolExhausted"],
+            alerts=["OutriderPoolExhausted", "OutriderEffectsQueue"],
         ),
     ],
 )

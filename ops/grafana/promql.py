@@ -34,6 +34,11 @@ def age(timestamp: str, by: str = "") -> str:
     return f"time() - {sampled(timestamp, by)}"
 
 
+def of_role(process: str) -> str:
+    """A figure of each process of ours, with its role."""
+    return f"{process} * on (job, instance) group_left (role) outrider_build_info"
+
+
 def _sum(by: str) -> str:
     return f"sum by ({by}) " if by else "sum"
 

@@ -137,9 +137,13 @@ DELIVERY = Row(
             alerts=["OutriderQuarantineNotEmpty"],
         ),
         graph(
-            "Silent streams",
-            "Streams a second that brought nothing while published jobs grew old.",
-            {"{{instance}}": rate("outrider_stream_stalls_total", "instance")},
+            "Silent streams, lost acknowledgements",
+            "A second: streams that brought nothing while published jobs grew old, by worker; and messages whose "
+            "acknowledgement Pub/Sub did not take, which come again.",
+            {
+                "{{instance}}": rate("outrider_stream_stalls_total", "instance"),
+                "not acknowledged": rate("outrider_messages_unacknowledged_total"),
+            },
             unit=PER_SECOND,
             alerts=["OutriderStreamStalls"],
         ),
@@ -175,7 +179,7 @@ MAINTENANCE = Row(
             {"{{instance}}": "time() - outrider_sampled_timestamp_seconds"},
             unit=SECONDS,
             limits=above(30, 60),
-            alerts=["OutriderSamplerStale"],
+            alerts=["OutriderDatabaseAway", "OutriderSamplerStale"],
         ),
     ],
 )

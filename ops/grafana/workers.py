@@ -74,7 +74,7 @@ LOAD = Row(
             {"{{preset}}": quantile(0.95, "outrider_job_wait_seconds", "preset")},
             unit=SECONDS,
             limits=above(5, 30),
-            alerts=["OutriderStartBurnsFast"],
+            alerts=["OutriderStartBurnsFast", "OutriderPresetLate"],
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from engine.admin import PORTS
+from ops.grafana.queries import queries
 from tests.deploy.dockerfile import FINAL
 from tests.deploy.manifests import (
     DEPLOY,
@@ -117,6 +119,13 @@ def test_prometheus_finds_its_configuration_and_every_rule() -> None:
     assert files
     for path in files:
         assert "groups" in yaml.safe_load(path.read_text()), path
+
+
+def test_prometheus_keeps_as_much_as_the_longest_query_looks_back() -> None:
+    command = " ".join(services()["prometheus"]["command"])
+    [kept] = re.findall(r"--storage\.tsdb\.retention\.time=(\d+)d", command)
+    asked = [int(days) for query in queries() for days in re.findall(r"\[(\d+)d\]", query.expr)]
+    assert int(kept) > max(asked)
 
 
 def test_promtool_accepts_the_configuration() -> None:

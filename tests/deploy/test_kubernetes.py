@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator, Mapping
+from math import ceil
 from typing import Any
 
 import aiohttp
@@ -14,9 +15,11 @@ import yaml
 from engine.admin import CHECK_SECONDS, PORTS, admin_server
 from engine.settings import Settings
 from tests.deploy.manifests import (
+    DEPLOY,
     HTTP_PORT,
     KUBERNETES,
     ROLES,
+    ROOT,
     accepted,
     document,
     documents,
@@ -26,12 +29,17 @@ from tests.deploy.manifests import (
 )
 
 SCHEMAS = "1.33"
+CONNECTIONS = 25
+"""Of each pod, at the most."""
+MAX_CONNECTIONS = 400
+SURGE = 0.25
+"""Kubernetes' own `maxSurge`."""
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 KUSTOMIZATION = document(KUBERNETES / "kustomization.yaml")
 SECRET = document(KUBERNETES / "secret.example.yaml")
 OBJECTS = [each for name in KUSTOMIZATION["resources"] for each in documents(KUBERNETES / name)]
-EXTRAS = {each["kind"]: each for path in (KUBERNETES / "extras").iterdir() for each in documents(path)}
+EXTRAS = {each["kind"]: each for path in (KUBERNETES / "extras").glob("*.yaml") for each in documents(path)}
 
 
 def one(kind: str, name: str) -> Any:
@@ -185,6 +193,9 @@ def test_keda_makes_as_many_workers_as_the_relay_asks_for() -> None:
     assert scaled["metadata"]["namespace"] == KUSTOMIZATION["namespace"]
     target = one("Deployment", scaled["spec"]["scaleTargetRef"]["name"])
     assert "replicas" not in target["spec"], "the next apply would take back what KEDA has set"
+    assert scaled["spec"]["fallback"]["behavior"] == "currentReplicasIfHigher", (
+        "an outage takes no workers away"
+    )
     [trigger] = scaled["spec"]["triggers"]
     [port] = one("Service", "relay")["spec"]["ports"]
     url = f"http://relay.{KUSTOMIZATION['namespace']}.svc.cluster.local:{port['port']}/autoscale"
@@ -196,6 +207,26 @@ def test_keda_makes_as_many_workers_as_the_relay_asks_for() -> None:
         "valueLocation": "desired_workers",
         "targetValue": "1",
     }
+
+
+def test_the_operator_is_given_the_rules_as_they_are_with_links_to_the_runbooks() -> None:
+    command = [str(KUBERNETES / "extras" / "prometheusrule.sh"), "https://git.example.com/"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rules = yaml.safe_load(made.replace("https://git.example.com/ops/", "ops/"))
+    assert (rules["kind"], rules["metadata"]["namespace"]) == ("PrometheusRule", KUSTOMIZATION["namespace"])
+    files = [ROOT / "ops" / "prometheus" / name for name in ("recording.yml", "alerts.yml")]
+    names = [group["name"] for group in rules["spec"]["groups"]]
+    assert len(names) == len(set(names)), "the operator refuses a name that comes twice"
+    assert rules["spec"]["groups"] == [group for file in files for group in document(file)["groups"]]
+    assert made.count("runbook_url: https://git.example.com/ops/runbooks.md#") == made.count("runbook_url: ")
+
+
+def test_as_many_workers_as_there_may_be_find_a_connection() -> None:
+    replicas = [one("Deployment", role)["spec"]["replicas"] for role in ("web", "relay")]
+    replicas.append(EXTRAS["ScaledObject"]["spec"]["maxReplicaCount"])
+    at_an_upgrade = [ceil(each * (1 + SURGE)) for each in replicas]
+    assert sum(at_an_upgrade) * CONNECTIONS <= MAX_CONNECTIONS
+    assert f"max_connections={MAX_CONNECTIONS}" in (DEPLOY / "README.md").read_text()
 
 
 def test_the_pod_monitor_scrapes_every_process() -> None:

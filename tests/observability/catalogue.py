@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
 import promql_parser as promql
-from prometheus_client import Counter, Gauge, Histogram, Info
+from prometheus_client import PROCESS_COLLECTOR, Counter, Gauge, Histogram, Info
 
 from engine import metrics
+from engine.account import OUTCOMES
 from engine.admin import ALIKE, PORTS
 from engine.model import JobState
 from engine.pubsub import Fault
 from engine.settings import Transport
+from web.counters import CLASSES
 
 Labels = frozenset[str]
 
@@ -39,12 +41,16 @@ VALUES: Final[Mapping[tuple[str, str], Collection[str]]] = {
     ("outrider_job_stage_seconds_bucket", "stage"): ["publish", "claim", "run", "record"],
     ("outrider_job_stage_seconds_count", "stage"): ["publish", "claim", "run", "record"],
     ("outrider_database_pool_connections", "state"): ["open", "idle", "waiting"],
+    ("outrider_database_pool_connections", "pool"): ["web", "chores", "worker", "effects"],
+    ("outrider_http_answers_total", "class"): CLASSES,
+    ("outrider_attempts_total", "outcome"): [*OUTCOMES, "lost"],
 }
 
 
 def scraped() -> dict[str, Labels]:
     """Every series by its name in a scrape, with its labels. The client keeps those in private attributes."""
-    return {
+    process = [sample.name for family in PROCESS_COLLECTOR.collect() for sample in family.samples]
+    return dict.fromkeys(["up", *process], TARGET) | {
         metric._name + suffix: _labels(metric, suffix) | TARGET
         for metric in vars(metrics).values()
         for kind, suffixes in SUFFIXES.items()

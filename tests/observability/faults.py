@@ -167,7 +167,12 @@ NIGHTS: Final = [
     Night(
         "database paused",
         database_paused,
-        ["OutriderRelayStale", "OutriderPoolExhausted", "OutriderAvailabilityBurnsFast"],
+        [
+            "OutriderDatabaseAway",
+            "OutriderRelayStale",
+            "OutriderPoolExhausted",
+            "OutriderAvailabilityBurnsFast",
+        ],
     ),
     Night("web stopped", stopping("web"), ["OutriderNoWeb"]),
 ]

@@ -15,6 +15,7 @@ from typer.main import get_command
 from engine.settings import PREFIX, Settings
 from ops.cli.app import app
 from ops.grafana.__main__ import BOARDS
+from tests.deploy.manifests import CLOUD_RUN, DEPLOY, KUBERNETES, ROLES, document
 from tests.helpers import Conn
 from tests.observability.rules import ALERTS
 
@@ -38,6 +39,7 @@ SECTIONS: Final = {
     title: Section(title, text)
     for title, text in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
 }
+PLACES: Final = Section("", TEXT.split("\n## ")[0]).blocks[0]
 COMMANDS: Final = sorted({line for each in SECTIONS.values() for block in each.blocks for line in block})
 
 
@@ -63,6 +65,19 @@ async def test_a_command_can_be_typed(command: str, conn: Conn) -> None:
     assert (program, arguments[:2]) == ("psql", [DATABASE, "-c"])
     [statement] = arguments[2:]
     await conn.execute(SQL(statement))
+
+
+def test_each_place_to_type_a_command_in_is_one_that_is_deployed() -> None:
+    [kubectl, compose, systemd, cloud_run, local] = PLACES
+    assert [name for name in re.findall(r"deploy/(\w+) --", kubectl) if name not in ROLES] == []
+    assert f"-n {document(KUBERNETES / 'kustomization.yaml')['namespace']} " in kubectl
+    assert compose.split()[3] in document(DEPLOY / "compose.yaml")["services"]
+    unit = (DEPLOY / "systemd" / "outrider@.service").read_text()
+    assert [path for path in re.findall(r"=-?(/etc/outrider/[a-z]+(?:\.env)?|/opt\S+)", systemd)
+            if path.replace("worker.env", "%i.env") not in unit] == []  # fmt: skip
+    assert cloud_run.split()[4] == document(CLOUD_RUN / "migrate.yaml")["metadata"]["name"]
+    assert all("outrider doctor" in place.replace("--args=doctor", "outrider doctor") for place in PLACES)
+    assert local.startswith("outrider ")
 
 
 def parse(arguments: list[str], command: Any = None, parent: Any = None) -> None:
