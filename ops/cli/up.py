@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from engine.settings import Settings
     from ops.cli.addresses import Ports
     from ops.cli.broker import Broker
-    from ops.cli.children import Child
+    from ops.cli.children import Child, Kept
+    from ops.local import Server
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
 
@@ -62,10 +63,10 @@ def up(
 async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None = None) -> int:
     import migrations
     from ops.cli.addresses import Ports
-    from ops.cli.children import all_ready, keep, unless
+    from ops.cli.children import all_ready, unless
 
     ports = Ports.choose(settings)
-    async with _database(settings) as url, broker or nullcontext():
+    async with _database(settings) as (url, server), broker or nullcontext():
         await asyncio.to_thread(migrations.up, url)
         if stop.is_set():
             return 0
@@ -77,29 +78,35 @@ async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None =
                 return failure
             if not stop.is_set():
                 echo(_greeting(settings, ports, environ))
-            async with asyncio.TaskGroup() as group:
-                for child in children:
-                    group.create_task(keep(child, stop))
-                if broker:
-                    group.create_task(keep(broker, stop))
-    return 0
+            return await _kept([*children, *([broker] if broker else [])], server, stop)
+
+
+async def _kept(processes: Sequence[Kept], server: Server | None, stop: asyncio.Event) -> int:
+    """Keep all of it running until `stop`; the exit code."""
+    from ops.cli.children import keep, keep_server
+
+    async with asyncio.TaskGroup() as group:
+        for each in processes:
+            group.create_task(keep(each, stop))
+        served = group.create_task(keep_server(server, stop)) if server else None
+    return served.result() if served else 0
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str]:
-    """The URL of the configured database, or of an embedded one that runs as long as it is used."""
+async def _database(settings: Settings) -> AsyncIterator[tuple[str, Server | None]]:
+    """The URL of the configured database; or of an embedded one, and that server, which runs as long as it is used."""
     if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
+        yield settings.database_url.get_secret_value(), None
         return
-    from ops.local import local_postgres
+    from ops.local import local_server
 
     # In threads: it blocks for seconds, and a second signal must be heard meanwhile.
-    server = local_postgres(settings.data_dir)
-    url = await asyncio.to_thread(server.__enter__)
+    using = local_server(settings.data_dir)
+    server = await asyncio.to_thread(using.__enter__)
     try:
-        yield url
+        yield server.url, server
     finally:
-        await asyncio.to_thread(server.__exit__, None, None, None)
+        await asyncio.to_thread(using.__exit__, None, None, None)
 
 
 def _with_secret(settings: Settings) -> Settings:
