@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -24,6 +25,7 @@ TOKEN_SECONDS: Final = 7 * 24 * 3600
 GREETING: Final = """
   address  {address}   (to read: {address}/docs)
   metrics  {metrics}
+  database {database}
 {broker}  token    {token}
 
 A request to paste; the first line hands a script in, the second waits for its storyboard:
@@ -76,9 +78,11 @@ async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None =
             failure = await unless(stop, all_ready(children))
             if failure:
                 return failure
-            if not stop.is_set():
-                echo(_greeting(settings, ports, environ))
-            return await _kept([*children, *([broker] if broker else [])], server, stop)
+            with _findable(ports, settings.data_dir):
+                if not stop.is_set():
+                    echo(_greeting(settings, ports, server, environ))
+                code = await _kept([*children, *([broker] if broker else [])], server, stop)
+    return code
 
 
 async def _kept(processes: Sequence[Kept], server: Server | None, stop: asyncio.Event) -> int:
@@ -109,6 +113,21 @@ async def _database(settings: Settings) -> AsyncIterator[tuple[str, Server | Non
         await asyncio.to_thread(using.__exit__, None, None, None)
 
 
+@contextmanager
+def _findable(ports: Ports, data_dir: Path) -> Iterator[None]:
+    """Other commands find us by the data directory, where one can be written."""
+    import structlog
+
+    from ops.cli.addresses import published
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(published(ports, data_dir))
+        except OSError as error:
+            structlog.get_logger().warning("addresses.not_published", error=str(error))
+        yield
+
+
 def _with_secret(settings: Settings) -> Settings:
     """`settings` with a key: where none is configured, the secret that local use has of its own."""
     from pydantic import SecretStr
@@ -125,15 +144,13 @@ async def _children(
     settings: Settings, url: str, ports: Ports, broker: Mapping[str, str]
 ) -> AsyncIterator[list[Child]]:
     """web, relay and worker. web is stopped first, so that nothing new comes in while the others drain."""
-    from ops.cli.addresses import reachable
     from ops.cli.children import KILL_SECONDS, Child
 
     environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http), **broker}
     if settings.jwt_secret:
         environ["OUTRIDER_JWT_SECRET"] = settings.jwt_secret.get_secret_value()
-    host = reachable(settings.admin_host)
     children = [
-        Child(role, environ | {"OUTRIDER_ADMIN_PORT": str(port)}, f"http://{host}:{port}/readyz")
+        Child(role, environ | {"OUTRIDER_ADMIN_PORT": str(port)}, ports.admin_url(role, "/readyz"))
         for role, port in ports.admin.items()
     ]
     patience = settings.drain_seconds + KILL_SECONDS
@@ -147,20 +164,18 @@ async def _children(
         await asyncio.gather(*(other.stop(patience) for other in others))
 
 
-def _greeting(settings: Settings, ports: Ports, broker: Mapping[str, str]) -> str:
-    from ops.cli.addresses import reachable
+def _greeting(settings: Settings, ports: Ports, server: Server | None, broker: Mapping[str, str]) -> str:
     from ops.cli.context import LOCAL_OWNER, sign
 
-    host = reachable(settings.admin_host)
-    metrics = "  ".join(f"{role} http://{host}:{port}/metrics" for role, port in ports.admin.items())
     token = "<one from your issuer>"  # noqa: S105  # what people read, no secret
     if settings.jwt_secret:
         secret = settings.jwt_secret.get_secret_value()
         token = sign(settings, secret, sub=LOCAL_OWNER, seconds=TOKEN_SECONDS)
     pubsub = " ".join(f"{name}={value}" for name, value in broker.items())
     return GREETING.format(
-        address=f"http://{reachable(settings.http_host)}:{ports.http}",
-        metrics=metrics,
+        address=ports.web,
+        metrics="  ".join(f"{role} {ports.admin_url(role, '/metrics')}" for role in ports.admin),
+        database=server.url if server else "<the one in OUTRIDER_DATABASE_URL>",  # which may hold a password
         broker=f"  pubsub   {pubsub}\n" if broker else "",
         token=token,
     )
