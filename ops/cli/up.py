@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ops.cli.output import echo
+from ops.cli.output import complain, echo
 
 if TYPE_CHECKING:
     from engine.settings import Settings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
 
+HURRY: Final = "stopping: Ctrl-C now ends it at once"
 GREETING: Final = """
   address  {address}   (to read: {address}/docs)
   metrics  {metrics}
@@ -82,6 +84,8 @@ async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None =
                 if not stop.is_set():
                     echo(_greeting(settings, ports, server, environ))
                 code = await _kept([*children, *([broker] if broker else [])], server, stop)
+            if sys.stderr.isatty():
+                complain(HURRY)
     return code
 
 
