@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import psycopg
 import pytest
 
 from engine.errors import ConfigurationError
-from ops.local import local_postgres, place
+from ops.local import local_postgres, local_server, place
 from ops.local.installs import Install, found
 from ops.local.place import Account, choose
 from ops.local.supervisor import try_lock
@@ -210,8 +211,55 @@ def test_a_killed_supervisor_takes_the_server_along_and_the_next_user_starts_ano
             assert value(again, "SELECT pg_postmaster_start_time()") != started
 
 
+@pytest.mark.parametrize("victim", ["server", "supervisor"])
+def test_a_server_that_was_killed_is_seen_to_have_ended_and_its_user_starts_it_again(
+    folder: Path, victim: str
+) -> None:
+    with local_server(folder, FAST) as server:
+        keep(server.url)
+        assert not server.ended()
+        os.kill(server_of(folder) if victim == "server" else supervisor_of(folder), signal.SIGKILL)
+        assert eventually(server.ended)
+        assert not processes_in(folder)
+        server.start()
+        assert not server.ended()
+        assert value(server.url, "SELECT n FROM kept") == 42
+        assert "database system was " in server.log.with_name("server.log.1").read_text()
+    assert not processes_in(folder)
+
+
+def test_users_who_start_it_again_at_once_get_one_server_between_them(folder: Path) -> None:
+    with local_server(folder, FAST) as one, local_server(folder, FAST) as other:
+        os.kill(server_of(folder), signal.SIGKILL)
+        assert eventually(one.ended)
+        assert other.ended()
+        with ThreadPoolExecutor() as pool:
+            for starting in [pool.submit(each.start) for each in (one, other)]:
+                starting.result()
+        assert sum("supervisor.py" in line for line in processes_in(folder)) == 1
+        query = "SELECT pg_postmaster_start_time()"
+        assert value(one.url, query) == value(other.url, query)
+
+
+def test_a_server_has_not_ended_while_a_query_outlives_it(folder: Path) -> None:
+    busy = b"DO $$ BEGIN WHILE clock_timestamp() < now() + interval '3 s' LOOP END LOOP; END $$"
+    active = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO %'"
+    with local_server(folder, FAST) as server, closing(psycopg.connect(server.url)) as conn:
+        conn.pgconn.send_query(busy)
+        assert eventually(lambda: value(server.url, active) == 1)
+        os.kill(server_of(folder), signal.SIGKILL)
+        assert eventually(lambda: not any("supervisor.py" in line for line in processes_in(folder)))
+        assert not server.ended()
+        server.start()
+        assert value(server.url, active) == 0
+
+
+def server_of(folder: Path) -> int:
+    return int(next(folder.glob("postgres-*/cluster/postmaster.pid")).read_text().split()[0])
+
+
 def supervisor_of(folder: Path) -> int:
-    server = int(next(folder.glob("postgres-*/cluster/postmaster.pid")).read_text().split()[0])
+    server = server_of(folder)
     return int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
 
 

@@ -1,12 +1,17 @@
-"""Hosts and ports: which are free, and how to write the address of one."""
+"""Hosts and ports: which are free, how to write the address of one, and where a running `up` listens."""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Self
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, Self
 
 from engine.admin import PORTS
 from engine.errors import OutriderError
@@ -14,6 +19,7 @@ from engine.settings import Settings
 
 ANY = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # what is listened on, not by us
 MAX_PORT = 65_535
+FILE = "up.json"
 
 
 class PortTaken(OutriderError):
@@ -24,7 +30,9 @@ class PortTaken(OutriderError):
 class Ports:
     """Where the three processes of one `up` listen."""
 
+    http_host: str
     http: int
+    admin_host: str
     admin: Mapping[str, int]
 
     @classmethod
@@ -41,7 +49,58 @@ class Ports:
             http = take(settings.http_host, settings.http_port, "OUTRIDER_HTTP_PORT")
             wanted = zip(PORTS, _admin_ports(settings.admin_port), strict=True)
             admin = {role: take(settings.admin_host, port, "OUTRIDER_ADMIN_PORT") for role, port in wanted}
-        return cls(http, admin)
+        return cls(settings.http_host, http, settings.admin_host, admin)
+
+    @property
+    def web(self) -> str:
+        """The URL for clients."""
+        return f"http://{reachable(self.http_host)}:{self.http}"
+
+    def admin_url(self, role: str, path: str) -> str:
+        return f"http://{reachable(self.admin_host)}:{self.admin[role]}{path}"
+
+
+@contextmanager
+def published(ports: Ports, data_dir: Path) -> Iterator[None]:
+    """Lets commands find `ports` by the data directory until the block, or this process, ends.
+
+    The file is whole and locked before it has its name, and the kernel frees the lock of whoever dies: a file that
+    nobody has locked is stale. Of several `up`s of one directory the last one is found. Raises OSError.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    made, name = tempfile.mkstemp(dir=data_dir)
+    with os.fdopen(made, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump(asdict(ports), file)
+        file.flush()
+        Path(name).replace(data_dir / FILE)
+        yield
+
+
+def running(data_dir: Path) -> Ports | None:
+    """Where the `up` of that data directory listens; None when none runs."""
+    with suppress(OSError, ValueError, TypeError), (data_dir / FILE).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Ports(**json.load(file))
+    return None
+
+
+def local(settings: Settings, what: Literal["http", "admin"]) -> Ports | None:
+    """The running `up`, unless the settings name another host or a port: what is set wins."""
+    host, port = f"{what}_host", f"{what}_port"
+    named = settings.model_fields_set
+    up = running(settings.data_dir)
+    if up is None or (port in named and getattr(settings, port)):  # 0 is any port, which names none
+        return None
+    return None if host in named and getattr(settings, host) != getattr(up, host) else up
+
+
+def web_address(settings: Settings) -> str:
+    """The URL of the web process that commands mean: the configured one, else a local `up`'s, else the default."""
+    up = local(settings, "http")
+    return up.web if up else f"http://{reachable(settings.http_host)}:{settings.http_port}"
 
 
 def reachable(host: str) -> str:

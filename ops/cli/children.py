@@ -9,19 +9,28 @@ import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import aiohttp
 import structlog
 
+from engine.errors import ConfigurationError
 from engine.process import DONE, FAILED, pause
+
+if TYPE_CHECKING:
+    from ops.local import Server
 
 START_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
+END_POLL_SECONDS: Final = 0.2
 MIN_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 60.0
-"""A child that has lived so long starts again with the least back-off."""
+"""What has lived so long starts again with the least back-off."""
+SERVER_BACKOFF_SECONDS: Final = 4.0
+SERVER_STEADY_SECONDS: Final = 10.0
+MAX_FAILURES: Final = 5
+"""PostgreSQL, without which nothing works, comes back sooner, and so many starts in a row may fail."""
 KILL_SECONDS: Final = 10.0
 """What a child gets to end beyond its drain time."""
 
@@ -78,18 +87,69 @@ class Kept(Protocol):
     async def ended(self) -> int: ...
 
 
+class Backoff:
+    """How long to wait before what has ended is started again; seconds."""
+
+    def __init__(self, longest: float = MAX_BACKOFF_SECONDS, steady: float = STEADY_SECONDS) -> None:
+        self._longest = longest
+        self._steady = steady
+        self._seconds = MIN_BACKOFF_SECONDS
+        self._since = time.monotonic()
+
+    def next(self) -> float:
+        """Twice as long each time, up to `longest`; anew for what has lived `steady` seconds."""
+        if time.monotonic() - self._since > self._steady:
+            self._seconds = MIN_BACKOFF_SECONDS
+        seconds, self._seconds = self._seconds, min(self._seconds * 2, self._longest)
+        return seconds
+
+    def started(self) -> None:
+        self._since = time.monotonic()
+
+
 async def keep(kept: Kept, stop: asyncio.Event) -> None:
     """Start it again whenever it ends, with back-off, until `stop`; it is not stopped then."""
-    backoff, started = MIN_BACKOFF_SECONDS, time.monotonic()
+    backoff = Backoff()
     while (code := await unless(stop, kept.ended())) is not None:
-        if time.monotonic() - started > STEADY_SECONDS:
-            backoff = MIN_BACKOFF_SECONDS
-        log.error("child.ended", role=kept.role, exit_code=code, restart_seconds=backoff)
-        await pause(stop, backoff)
+        seconds = backoff.next()
+        log.error("child.ended", role=kept.role, exit_code=code, restart_seconds=seconds)
+        await pause(stop, seconds)
         if stop.is_set():
             return
-        backoff, started = min(backoff * 2, MAX_BACKOFF_SECONDS), time.monotonic()
+        backoff.started()
         await unless(stop, kept.start())
+
+
+async def keep_server(server: Server, stop: asyncio.Event) -> int:
+    """As `keep`, but it gives up after MAX_FAILURES: then it sets `stop`. The exit code.
+
+    A start that is due when `stop` comes still happens, and is waited for: a drain needs the database.
+    """
+    backoff, failures = Backoff(SERVER_BACKOFF_SECONDS, SERVER_STEADY_SECONDS), 0
+    while not stop.is_set() and await unless(stop, _end(server)):
+        seconds = backoff.next()
+        log.error("postgres.ended", restart_seconds=seconds)
+        await pause(stop, seconds)
+        backoff.started()
+        try:
+            await asyncio.to_thread(server.start)
+        except ConfigurationError as error:
+            failures += 1
+            log.warning("postgres.start_failed", failures=failures, error=str(error))
+            if failures == MAX_FAILURES:
+                log.critical("postgres.given_up", failures=failures, log_file=str(server.log))
+                stop.set()
+                return FAILED
+        else:
+            failures = 0
+            log.info("postgres.restarted")
+    return DONE
+
+
+async def _end(server: Server) -> bool:
+    while not server.ended():  # noqa: ASYNC110 - other processes' locks have no event
+        await asyncio.sleep(END_POLL_SECONDS)
+    return True
 
 
 def exit_code(code: int) -> int:

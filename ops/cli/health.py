@@ -20,14 +20,15 @@ class Role(StrEnum):
 
 def healthcheck(
     role: Annotated[
-        Role | None, typer.Argument(help="Whose default port to ask, where OUTRIDER_ADMIN_PORT is not set.")
+        Role | None, typer.Argument(help="Whose port to ask, where OUTRIDER_ADMIN_PORT is not set.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Ask this admin port.")] = None,
     json: AsJson = False,
 ) -> None:
     """Ask this machine's process whether it lives and can work: exit 0, or 3 when it does not or cannot.
 
-    Without a role and without a set port, every process found on the default ports is asked.
+    Without a role and without a set port, every process of a local `up` is asked, or every one found on the default
+    ports.
     """
     from engine.process import DONE, UNHEALTHY
 
@@ -46,16 +47,18 @@ def healthcheck(
 def _answers(role: Role | None, port: int | None) -> dict[str, dict[str, object]]:
     from engine.admin import PORTS
     from engine.settings import load
-    from ops.cli.addresses import reachable
+    from ops.cli.addresses import local, reachable
 
     settings = load()
-    host = reachable(settings.admin_host)
-    known = port or settings.admin_port or (PORTS[role] if role else None)
+    up = None if port else local(settings, "admin")
+    host = reachable(up.admin_host if up else settings.admin_host)
+    ports = up.admin if up else PORTS
+    known = port or settings.admin_port or (ports[role] if role else None)
+    absent = {"healthy": False, "detail": "no answer"}
     if known:
-        answer = _probe(host, known)
-        return {f"{host}:{known}": answer or {"healthy": False, "detail": "no answer"}}
-    found = {f"{name} {host}:{default}": _probe(host, default) for name, default in PORTS.items()}
-    return {where: answer for where, answer in found.items() if answer}
+        return {f"{host}:{known}": _probe(host, known) or absent}
+    found = {f"{name} {host}:{each}": _probe(host, each) for name, each in ports.items()}
+    return {where: answer or absent for where, answer in found.items() if answer or up}
 
 
 def _probe(host: str, port: int) -> dict[str, object] | None:

@@ -33,7 +33,8 @@ def submit(
         bool, typer.Option("--wait", help="Show progress until it ends; exit code 1 unless completed.")
     ] = False,
     url: Annotated[
-        str | None, typer.Option(help="Of the web process; else OUTRIDER_HTTP_HOST and _PORT.")
+        str | None,
+        typer.Option(help="Of the web process; else OUTRIDER_HTTP_HOST and _PORT, else a local `up`'s."),
     ] = None,
     token: Annotated[
         str | None, typer.Option(help="Else one is signed with OUTRIDER_JWT_SECRET or a local `up`'s secret.")
@@ -120,11 +121,11 @@ def _object(metadata: str) -> dict[str, Any]:
 
 def _target(url: str | None, token: str | None) -> tuple[str, str]:
     from engine.settings import load
-    from ops.cli.addresses import reachable
+    from ops.cli.addresses import web_address
     from ops.cli.context import LOCAL_OWNER, sign, signing_secret
 
     settings = load()
-    base = url or f"http://{reachable(settings.http_host)}:{settings.http_port}"
+    base = url or web_address(settings)
     if not base.startswith(("http://", "https://")):
         raise typer.BadParameter("not an http or https URL", param_hint="--url")
     if token is None:

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ops.cli.output import echo
+from ops.cli.output import complain, echo
 
 if TYPE_CHECKING:
     from engine.settings import Settings
     from ops.cli.addresses import Ports
     from ops.cli.broker import Broker
-    from ops.cli.children import Child
+    from ops.cli.children import Child, Kept
+    from ops.local import Server
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
 
+HURRY: Final = "stopping: Ctrl-C now ends it at once"
 GREETING: Final = """
   address  {address}   (to read: {address}/docs)
   metrics  {metrics}
+  database {database}
 {broker}  token    {token}
 
 A request to paste; the first line hands a script in, the second waits for its storyboard:
@@ -62,10 +67,10 @@ def up(
 async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None = None) -> int:
     import migrations
     from ops.cli.addresses import Ports
-    from ops.cli.children import all_ready, keep, unless
+    from ops.cli.children import all_ready, unless
 
     ports = Ports.choose(settings)
-    async with _database(settings) as url, broker or nullcontext():
+    async with _database(settings) as (url, server), broker or nullcontext():
         await asyncio.to_thread(migrations.up, url)
         if stop.is_set():
             return 0
@@ -75,31 +80,56 @@ async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None =
             failure = await unless(stop, all_ready(children))
             if failure:
                 return failure
-            if not stop.is_set():
-                echo(_greeting(settings, ports, environ))
-            async with asyncio.TaskGroup() as group:
-                for child in children:
-                    group.create_task(keep(child, stop))
-                if broker:
-                    group.create_task(keep(broker, stop))
-    return 0
+            with _findable(ports, settings.data_dir):
+                if not stop.is_set():
+                    echo(_greeting(settings, ports, server, environ))
+                code = await _kept([*children, *([broker] if broker else [])], server, stop)
+            if sys.stderr.isatty():
+                complain(HURRY)
+    return code
+
+
+async def _kept(processes: Sequence[Kept], server: Server | None, stop: asyncio.Event) -> int:
+    """Keep all of it running until `stop`; the exit code."""
+    from ops.cli.children import keep, keep_server
+
+    async with asyncio.TaskGroup() as group:
+        for each in processes:
+            group.create_task(keep(each, stop))
+        served = group.create_task(keep_server(server, stop)) if server else None
+    return served.result() if served else 0
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str]:
-    """The URL of the configured database, or of an embedded one that runs as long as it is used."""
+async def _database(settings: Settings) -> AsyncIterator[tuple[str, Server | None]]:
+    """The URL of the configured database; or of an embedded one, and that server, which runs as long as it is used."""
     if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
+        yield settings.database_url.get_secret_value(), None
         return
-    from ops.local import local_postgres
+    from ops.local import local_server
 
     # In threads: it blocks for seconds, and a second signal must be heard meanwhile.
-    server = local_postgres(settings.data_dir)
-    url = await asyncio.to_thread(server.__enter__)
+    using = local_server(settings.data_dir)
+    server = await asyncio.to_thread(using.__enter__)
     try:
-        yield url
+        yield server.url, server
     finally:
-        await asyncio.to_thread(server.__exit__, None, None, None)
+        await asyncio.to_thread(using.__exit__, None, None, None)
+
+
+@contextmanager
+def _findable(ports: Ports, data_dir: Path) -> Iterator[None]:
+    """Other commands find us by the data directory, where one can be written."""
+    import structlog
+
+    from ops.cli.addresses import published
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(published(ports, data_dir))
+        except OSError as error:
+            structlog.get_logger().warning("addresses.not_published", error=str(error))
+        yield
 
 
 def _with_secret(settings: Settings) -> Settings:
@@ -118,15 +148,13 @@ async def _children(
     settings: Settings, url: str, ports: Ports, broker: Mapping[str, str]
 ) -> AsyncIterator[list[Child]]:
     """web, relay and worker. web is stopped first, so that nothing new comes in while the others drain."""
-    from ops.cli.addresses import reachable
     from ops.cli.children import KILL_SECONDS, Child
 
     environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http), **broker}
     if settings.jwt_secret:
         environ["OUTRIDER_JWT_SECRET"] = settings.jwt_secret.get_secret_value()
-    host = reachable(settings.admin_host)
     children = [
-        Child(role, environ | {"OUTRIDER_ADMIN_PORT": str(port)}, f"http://{host}:{port}/readyz")
+        Child(role, environ | {"OUTRIDER_ADMIN_PORT": str(port)}, ports.admin_url(role, "/readyz"))
         for role, port in ports.admin.items()
     ]
     patience = settings.drain_seconds + KILL_SECONDS
@@ -140,20 +168,18 @@ async def _children(
         await asyncio.gather(*(other.stop(patience) for other in others))
 
 
-def _greeting(settings: Settings, ports: Ports, broker: Mapping[str, str]) -> str:
-    from ops.cli.addresses import reachable
+def _greeting(settings: Settings, ports: Ports, server: Server | None, broker: Mapping[str, str]) -> str:
     from ops.cli.context import LOCAL_OWNER, sign
 
-    host = reachable(settings.admin_host)
-    metrics = "  ".join(f"{role} http://{host}:{port}/metrics" for role, port in ports.admin.items())
     token = "<one from your issuer>"  # noqa: S105  # what people read, no secret
     if settings.jwt_secret:
         secret = settings.jwt_secret.get_secret_value()
         token = sign(settings, secret, sub=LOCAL_OWNER, seconds=TOKEN_SECONDS)
     pubsub = " ".join(f"{name}={value}" for name, value in broker.items())
     return GREETING.format(
-        address=f"http://{reachable(settings.http_host)}:{ports.http}",
-        metrics=metrics,
+        address=ports.web,
+        metrics="  ".join(f"{role} {ports.admin_url(role, '/metrics')}" for role in ports.admin),
+        database=server.url if server else "<the one in OUTRIDER_DATABASE_URL>",  # which may hold a password
         broker=f"  pubsub   {pubsub}\n" if broker else "",
         token=token,
     )

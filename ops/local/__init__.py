@@ -3,7 +3,8 @@
 Each user holds `users.lock` shared. The first one starts a supervisor, the server's parent, which tries
 that lock exclusively five times a second: getting it means that the last user is gone, however he went, and
 it stops the server. `server.lock` is held by the supervisor and every PostgreSQL process: free means that
-none is left.
+none is left, and whoever gets it may start the next one. So users who find the server dead do not fight over
+the data: one starts it again, and the others wait for it to answer.
 """
 
 from __future__ import annotations
@@ -33,11 +34,55 @@ POLL_SECONDS = 0.05
 LOG_LINES = 5
 
 
-@contextmanager
-def local_postgres(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Yields the URL of a running server whose data lives under `data_dir`; blocks, up to a minute.
+class Server:
+    """The server of one `place`, for those who hold its `users.lock` shared."""
 
-    `settings` are PostgreSQL's, and apply when it is this call that starts the server. The last user to leave
+    def __init__(self, place: Place, settings: Mapping[str, str]) -> None:
+        self._place = place
+        self._settings = settings
+
+    @property
+    def url(self) -> str:
+        return self._place.url
+
+    @property
+    def log(self) -> Path:
+        """What it has said since its last start; what it had said before is in `server.log.1`."""
+        return self._place.log
+
+    def start(self) -> None:
+        """It answers afterwards, whoever started it; blocks, up to two minutes. Raises ConfigurationError."""
+        try:
+            with _lock_file(self._place, "server.lock") as lock:
+                if not _until(lambda: self._started(lock.fileno()), START_SECONDS):
+                    raise ConfigurationError(
+                        [f"the PostgreSQL in {self._place.home} does not answer; its log is {self.log}"]
+                    )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ConfigurationError([f"the PostgreSQL in {self._place.home}: {error}"]) from error
+
+    def ended(self) -> bool:
+        """Whether no process of it is left: a query that outlives its server may still write."""
+        try:
+            with _lock_file(self._place, "server.lock") as lock:
+                return try_lock(lock.fileno(), fcntl.LOCK_SH)
+        except FileNotFoundError:  # the data is gone, too
+            return True
+
+    def _started(self, lock: int) -> bool:
+        if _answers(self.url):
+            return True
+        if not try_lock(lock, fcntl.LOCK_EX):
+            return False  # somebody is starting it, or it is on its way down
+        _start(self._place.with_reachable_programs(), lock, self._settings)
+        return True
+
+
+@contextmanager
+def local_server(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Yields a running server whose data lives under `data_dir`; blocks, up to two minutes.
+
+    `settings` are PostgreSQL's, and apply when it is this user that starts the server. The last user to leave
     waits until the server is gone. Raises ConfigurationError, which says what to do about it.
     """
     place = choose(data_dir)
@@ -45,31 +90,22 @@ def local_postgres(data_dir: Path, settings: Mapping[str, str] | None = None) ->
     with _lock_file(place, "users.lock") as users:
         if not _until(lambda: try_lock(users.fileno(), fcntl.LOCK_SH), START_SECONDS):
             raise ConfigurationError([f"the PostgreSQL in {place.home} does not end; its log is {place.log}"])
-        _start_unless_running(place, settings or {})
+        server = Server(place, settings or {})
+        server.start()
         try:
-            yield place.url
+            yield server
         finally:
             last = try_lock(users.fileno(), fcntl.LOCK_EX)
     if last:
-        with _lock_file(place, "server.lock") as server:
-            _until(lambda: try_lock(server.fileno(), fcntl.LOCK_EX), STOP_SECONDS)
+        with _lock_file(place, "server.lock") as lock:
+            _until(lambda: try_lock(lock.fileno(), fcntl.LOCK_EX), STOP_SECONDS)
 
 
-def _start_unless_running(place: Place, settings: Mapping[str, str]) -> None:
-    with _lock_file(place, "server.lock") as lock:
-
-        def started() -> bool:
-            if _answers(place.url):
-                return True
-            if not try_lock(lock.fileno(), fcntl.LOCK_EX):
-                return False  # somebody is starting it, or it is on its way down
-            _start(place.with_reachable_programs(), lock.fileno(), settings)
-            return True
-
-        if not _until(started, START_SECONDS):
-            raise ConfigurationError(
-                [f"the PostgreSQL in {place.home} does not answer; its log is {place.log}"]
-            )
+@contextmanager
+def local_postgres(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
+    """As `local_server`, for those who need no more than its URL."""
+    with local_server(data_dir, settings) as server:
+        yield server.url
 
 
 def _start(place: Place, lock: int, settings: Mapping[str, str]) -> None:

@@ -150,6 +150,8 @@ def main() -> int:
     plan = json.loads(sys.argv[1])
     if os.fork():
         return 0
+    with suppress(FileNotFoundError):  # why the last one ended is worth a look
+        Path(plan["log"]).replace(plan["log"] + ".1")
     log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for stream in (1, 2):
         os.dup2(log, stream)

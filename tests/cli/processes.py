@@ -103,6 +103,11 @@ class Command:
         [pid] = [pid for pid, line in living(self._folder).items() if f"ops.cli {role} --tied" in line]
         return pid
 
+    def shown(self, name: str) -> str:
+        """What the line of that name says of an `up` that is ready."""
+        [line] = [line for line in self.out.splitlines() if line.startswith(f"  {name}")]
+        return line.split()[1]
+
     @property
     def token(self) -> str:
         return self.out.partition("\nTOKEN=")[2].partition("\n")[0]
@@ -138,6 +143,19 @@ def running(folder: Path, *arguments: str, **settings: object) -> Iterator[Comma
         process.communicate()
 
 
+def called(folder: Path, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in `folder` to its end."""
+    return subprocess.run(
+        [*OUTRIDER, *arguments],
+        cwd=folder,
+        env=environment(folder, settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def gone(folder: Path) -> bool:
     """Whether nothing that belongs to `folder` lives after the time an orphan is allowed."""
     return eventually(lambda: not living(folder), ORPHAN_SECONDS)
@@ -161,3 +179,9 @@ def pasted(up: Command) -> tuple[str, str]:
     """The two requests that `up` prints, its token filled in."""
     lines = [line.replace("$TOKEN", up.token) for line in up.out.splitlines() if "curl -sS" in line]
     return lines[0].removeprefix("JOB=$(").partition(" | ")[0], lines[1]
+
+
+def postmaster(folder: Path) -> int:
+    """The pid of the PostgreSQL that an `up` in `folder` started."""
+    [file] = folder.glob("data/postgres-*/cluster/postmaster.pid")
+    return int(file.read_text().split()[0])

@@ -17,6 +17,7 @@ from uuid import UUID
 import pytest
 
 from engine.enqueue import enqueue
+from ops.cli.up import HURRY
 from tests.cli.processes import (
     OUTRIDER,
     ROOT,
@@ -99,6 +100,26 @@ def test_ctrl_c_on_a_terminal_reaches_the_parent_alone_and_stops_web_first(
     assert "\x1b[" in screen.text, "logs are for people on a terminal"
 
 
+async def test_a_drain_on_a_terminal_says_once_that_ctrl_c_now_ends_it_and_it_does(
+    folder: Path, database_url: str, conn: Conn
+) -> None:
+    screen = Screen(folder, database_url=database_url, pipelines="gates", drain_seconds=60)
+    try:
+        assert eventually(lambda: "\nready\r\n" in screen.text), screen.text
+        job = (await enqueue(conn, new(preset="gated", content=str(folder / "never")))).id
+        await until(conn, "SELECT state FROM job_status WHERE job_id = %s", job, "PROCESSING")
+        assert HURRY not in screen.text
+        screen.type(b"\x03")
+        assert eventually(lambda: "worker.draining" in screen.text), screen.text
+        assert screen.text.count(HURRY) == 1
+        screen.type(b"\x03")
+        assert eventually(lambda: screen.text and screen.process.poll() is not None, 5), screen.text
+    finally:
+        screen.close()
+    assert screen.process.returncode == 128 + signal.SIGINT
+    assert screen.text.count(HURRY) == 1
+
+
 def test_a_child_that_dies_is_reported_and_started_again(folder: Path, database_url: str) -> None:
     with running(folder, "up", database_url=database_url) as up:
         up.says("\nready\n")
@@ -139,6 +160,7 @@ async def test_a_second_signal_ends_all_of_it_at_once(folder: Path, database_url
         assert eventually(lambda: len(living(folder)) >= 4)
         up.process.terminate()
         up.says("worker.draining")
+        assert HURRY not in up.out + up.err, "that is for people on a terminal"
         up.process.terminate()
         up.ends(128 + signal.SIGTERM, seconds=5)
         assert gone(folder), living(folder)
