@@ -15,6 +15,7 @@ EMPTY: Final[Mapping[str, str]] = {
     "outrider_claim_seconds": "only without Pub/Sub, where workers look for due jobs",
     "outrider_events_quarantined_total": PUBSUB,
     "outrider_fallback_claims_total": PUBSUB,
+    "outrider_dead_letters_total": "no job failed for good",
     "outrider_jwks_fetched_timestamp_seconds": KEYS,
     "outrider_messages_total": PUBSUB,
     "outrider_publish_errors_total": "Pub/Sub refused no request, and was not away",

@@ -187,8 +187,8 @@ ENDS = Row(
         ),
         graph(
             "Dead letters",
-            "Jobs that failed for good a second, by preset and reason.",
-            {"{{preset}} {{reason}}": rate("outrider_dead_letters_total", "preset, reason")},
+            "Jobs that failed for good a second, by preset and reason; presets of which none did are left out.",
+            {"{{preset}} {{reason}}": f"{rate('outrider_dead_letters_total', 'preset, reason')} > 0"},
             unit=PER_SECOND,
             alerts=["OutriderDeadLetters"],
         ),

@@ -161,7 +161,7 @@ HEALTH = Row(
             "A second: leases that a worker found gone, and outcomes whose attempt had been taken back.",
             {
                 "leases": rate("outrider_leases_lost_total"),
-                "outcomes {{preset}}": rate("outrider_outcomes_dropped_total", "preset"),
+                "outcomes": rate("outrider_outcomes_dropped_total"),
             },
             unit=PER_SECOND,
             alerts=["OutriderLeasesLost", "OutriderAttemptsLapse"],
