@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -68,11 +69,11 @@ def test_every_command_finds_it_by_the_data_directory(folder: Path) -> None:
     assert called(folder, "doctor").returncode == 0
 
 
-def test_a_process_of_it_that_is_away_is_told(folder: Path, up: Command) -> None:
+def test_a_process_of_it_that_does_not_answer_is_told(folder: Path, up: Command) -> None:
     worker = up.child("worker")
-    subprocess.run(["kill", "-STOP", str(worker)], check=True)
+    os.kill(worker, signal.SIGSTOP)
     said = called(folder, "healthcheck")
-    subprocess.run(["kill", "-CONT", str(worker)], check=True)
+    os.kill(worker, signal.SIGCONT)
     assert said.returncode == 3
     assert [": ready" in line for line in said.stdout.splitlines()] == [True, True, False]
 
