@@ -100,47 +100,6 @@ async def test_explain_gives_summary_facts_and_estimate(conn: Conn, outrider: Ou
     assert (await outrider("explain", job)).out.startswith(f"pending: {said['summary']}\n  ")
 
 
-async def test_the_outbox_is_counted_by_preset_and_status_and_events_by_topic(
-    conn: Conn, outrider: Outrider
-) -> None:
-    assert (await outrider("outbox", "status")).out == "no unfinished jobs\n\nno events to publish\n"
-    for _ in range(2):
-        await enqueue(conn, new())
-    later = datetime.now(UTC) + timedelta(hours=1)
-    await enqueue(conn, new(run_at=later))
-    await conn.execute(
-        "INSERT INTO outbox_events (topic, payload, attributes, quarantined_at)"
-        " VALUES ('results', '', '{}', NULL), ('results', '', '{}', now())"
-    )
-    counted = (await outrider("outbox", "status", "--json")).json
-    assert [(each["preset"], each["status"], each["jobs"]) for each in counted["jobs"]] == [
-        ("p", "waiting", 1),
-        ("p", "ready", 2),
-    ]
-    assert counted["jobs"][0]["oldest"].startswith(later.strftime("%Y-%m-%dT%H:%M"))
-    assert [(each["topic"], each["events"], each["quarantined"]) for each in counted["events"]] == [
-        ("results", 1, 1)
-    ]
-
-
-async def test_quarantined_events_are_shown_with_their_reasons_the_latest_first(
-    conn: Conn, outrider: Outrider
-) -> None:
-    for name, reason in (("first", "too large"), ("second", "no data")):
-        await conn.execute(
-            "INSERT INTO outbox_events (topic, payload, attributes, quarantined_at, reason)"
-            " VALUES ('results', '', jsonb_build_object('message_id', %s::text, 'job_id', 'j'), now(), %s)",
-            [name, reason],
-        )
-    shown = (await outrider("outbox", "status", "--json")).json["quarantined"]
-    assert [(each["message_id"], each["job_id"], each["reason"]) for each in shown] == [
-        ("second", "j", "no data"),
-        ("first", "j", "too large"),
-    ]
-    lines = (await outrider("outbox", "status")).out.splitlines()
-    assert [line.split()[-2:] for line in lines[-2:]] == [["no", "data"], ["too", "large"]]
-
-
 async def test_dead_letters_are_filtered_and_a_dry_run_leaves_them(conn: Conn, outrider: Outrider) -> None:
     jobs = [str(await dead(conn)), str(await dead(conn, preset="q")), str(await dead(conn, fingerprint="f2"))]
     for arguments, found in (
