@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -68,6 +69,27 @@ async def test_show_gives_the_job_with_its_history(conn: Conn, outrider: Outride
         ("processing", "failed"),
     ]
     assert "processing  failed" in (await outrider("jobs", "show", job)).out
+
+
+async def test_show_names_the_worker_that_runs_the_job_while_one_does(conn: Conn, outrider: Outrider) -> None:
+    async def shown() -> tuple[Any, str | None]:
+        said = (await outrider("jobs", "show", job, "--json")).json["worker"]
+        lines = (await outrider("jobs", "show", job)).out.splitlines()
+        return said, next((line for line in lines if line.startswith("worker ")), None)
+
+    ended = await dead(conn)
+    mine = await worker(conn)
+    job = (await started(conn, mine)).job.id
+    said, line = await shown()
+    assert said == {"id": mine, "name": "w", "live": True}
+    assert line is not None
+    assert line.split(maxsplit=1)[1].strip() == f"w ({mine})"
+    await conn.execute("DELETE FROM workers")
+    said, line = await shown()
+    assert said == {"id": mine, "name": None, "live": False}
+    assert f"{mine}, which is gone" in str(line)
+    job = ended
+    assert await shown() == (None, None)
 
 
 async def test_an_unknown_job_fails_and_a_malformed_id_is_wrong_usage(outrider: Outrider) -> None:
