@@ -1,4 +1,4 @@
-"""migrate, token, healthcheck, doctor, and what every command has in common."""
+"""migrate, token, healthcheck, and what every command has in common."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -21,8 +21,11 @@ from engine.errors import DatabaseUnavailable
 from engine.settings import load
 from ops.cli.app import app
 from ops.cli.context import dev_secret
+from ops.cli.jobs import Status
+from ops.cli.tokens import Scope
 from tests.cli.conftest import SECRET, Outrider
 from tests.helpers import Conn, new
+from web import auth, shown
 
 Set = Callable[..., None]
 
@@ -44,6 +47,12 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert HEAVY & set(loaded.stdout.split()) == set()
+
+
+def test_statuses_and_scopes_are_those_of_the_api() -> None:
+    """They are written down again, for what has them imports what is heavy."""
+    assert [*Status] == [*get_args(shown.Status)]
+    assert [*Scope] == [auth.READ, auth.WRITE, auth.ADMIN]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
