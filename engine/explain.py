@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, LiteralString, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
-from psycopg.rows import class_row
 
-from engine.db import timed
 from engine.errors import JobNotFound
 from engine.model import MAX_CRASHES, JobState
 from engine.pipeline import Pipeline
-from engine.relays import SILENT_SECONDS
-
-COUNTED: Final = 10_000
-"""How many jobs ahead are counted; beyond it the answer is "more than"."""
-ERRORS_SHOWN: Final = 3
+from engine.sight import ERRORS_SHOWN, Sight, see
 
 
 class Fact(NamedTuple):
@@ -43,110 +37,11 @@ class Explanation:
     estimate_seconds: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """Everything the facts are drawn from. `ahead` is bounded; `worker_live` is of the lease's holder.
-
-    `errors_said` are the latest, the last one first. `relay_…` is of the relay that fares best with the jobs' topic.
-    """
-
-    state: JobState
-    outbox_status: str | None
-    preset: str
-    attempt: int
-    errors: int
-    crashes: int
-    max_attempts: int | None
-    cancel_requested: bool
-    run_at: datetime
-    due_seconds: float
-    ready_at: datetime | None
-    published_at: datetime | None
-    completed_at: datetime | None
-    errors_said: list[dict[str, Any]]
-    reason: str | None
-    worker_id: int | None
-    worker_name: str | None
-    worker_live: bool | None
-    lease_until: datetime | None
-    fraction: float | None
-    message: str | None
-    workers: int
-    per_second: float
-    ahead: int | None
-    relay_state: str | None
-    relay_since: datetime | None
-    relay_said: str | None
-    relay_heard_at: datetime | None
-    relay_live: bool | None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "state", JobState(self.state))
-
-
-# Jobs ahead are those that a worker with this preset alone would take first; other presets compete for its slots
-# too, but in no fixed order. Published jobs are taken about in the order in which they were published.
-SIGHT: LiteralString = """
-SELECT s.state, s.outbox_status, s.preset, s.attempt, s.errors, s.crashes, s.max_attempts, s.cancel_requested,
-       s.run_at, extract(epoch FROM s.run_at - clock_timestamp())::double precision AS due_seconds,
-       s.ready_at, s.published_at, s.completed_at,
-       array(SELECT a.metadata -> 'error' FROM job_state_records a
-             WHERE a.job_id = s.job_id AND a.metadata ? 'error' AND s.state <> 'COMPLETED'
-             ORDER BY a.seq DESC LIMIT %(errors)s) AS errors_said,
-       (SELECT a.reason FROM job_state_records a WHERE a.job_id = s.job_id ORDER BY a.seq DESC LIMIT 1) AS reason,
-       s.worker_id, w.name AS worker_name, w.expires_at > clock_timestamp() AS worker_live,
-       w.expires_at AS lease_until, s.fraction, s.message, live.workers, live.per_second,
-       CASE s.outbox_status
-           WHEN 'ready' THEN (
-               SELECT count(*) FROM (
-                   SELECT FROM outbox o
-                   WHERE o.status = 'ready' AND o.preset = s.preset
-                     AND (o.priority, o.position) < (s.priority, mine.position)
-                   LIMIT %(counted)s + 1) ahead)
-           WHEN 'published' THEN (
-               SELECT count(*) FILTER (WHERE ahead.preset = s.preset) FROM (
-                   SELECT o.preset FROM outbox o
-                   WHERE o.status = 'published' AND o.published_at < s.published_at
-                   LIMIT %(counted)s + 1) ahead)
-       END AS ahead,
-       r.state AS relay_state, r.since AS relay_since, r.detail AS relay_said, r.updated_at AS relay_heard_at,
-       r.live AS relay_live
-FROM job_status s
-LEFT JOIN outbox mine ON mine.job_id = s.job_id
-LEFT JOIN workers w ON w.id = s.worker_id
-CROSS JOIN LATERAL (
-    SELECT count(*) AS workers, coalesce(sum((drained ->> s.preset)::double precision), 0) AS per_second
-    FROM workers WHERE s.preset = ANY (presets) AND expires_at > clock_timestamp()
-) live
-LEFT JOIN LATERAL (
-    SELECT state, since, detail, updated_at,
-           updated_at > clock_timestamp() - %(silent)s * interval '1 second' AS live
-    FROM relay_facts
-    WHERE topic = 'jobs'
-    ORDER BY live DESC, (state = 'publishing') DESC, updated_at DESC
-    LIMIT 1
-) r ON true
-WHERE s.job_id = %(id)s AND (%(owner)s::text IS NULL OR s.user_id = %(owner)s)
-"""
-
-
-@timed("explain")
 async def explain(
     conn: AsyncConnection[Any], registry: Mapping[str, Pipeline], job_id: UUID, owner: str | None
 ) -> Explanation:
     """Explain one job; `owner` None is an operator. Raises JobNotFound."""
-    async with conn.cursor(row_factory=class_row(Sight)) as cursor:
-        await cursor.execute(
-            SIGHT,
-            {
-                "id": job_id,
-                "owner": owner,
-                "counted": COUNTED,
-                "errors": ERRORS_SHOWN,
-                "silent": SILENT_SECONDS,
-            },
-        )
-        sight = await cursor.fetchone()
+    sight = await see(conn, job_id, owner)
     if sight is None:
         raise JobNotFound(job_id)
     return told(sight, registry.get(sight.preset))
@@ -161,7 +56,7 @@ def told(sight: Sight, pipeline: Pipeline | None) -> Explanation:
 def _estimate(sight: Sight) -> float | None:
     if sight.outbox_status == "waiting":
         return round(sight.due_seconds, 3) if sight.due_seconds > 0 else None
-    if sight.ahead is None or sight.ahead > COUNTED or not sight.per_second:
+    if sight.ahead is None or sight.uncounted or not sight.per_second:
         return None
     return round((sight.ahead + 1) / sight.per_second, 3)
 
@@ -171,7 +66,7 @@ def _facts(sight: Sight, pipeline: Pipeline | None) -> Iterator[Fact]:
         case None:
             yield _ended(sight)
         case "leased":
-            yield from _running(sight)
+            yield from _running(sight, pipeline)
         case _:
             yield from _pending(sight)
     if pipeline is None:
@@ -196,16 +91,16 @@ def _ended(sight: Sight) -> Fact:
     return Fact(what, f"the job has been {what} since {_at(sight.completed_at)}{why}")
 
 
-def _running(sight: Sight) -> Iterator[Fact]:
-    holder = f"worker {sight.worker_id}"
+def _running(sight: Sight, pipeline: Pipeline | None) -> Iterator[Fact]:
+    name = f" ({sight.worker_name})" if sight.worker_name else ""
+    leased = f"attempt {sight.attempt} is leased by worker {sight.worker_id}{name}"
     if sight.worker_live:
-        holder += f" ({sight.worker_name})"
-        yield Fact("running", f"attempt {sight.attempt} is leased by {holder} until {_at(sight.lease_until)}")
+        allowed = sight.timeout_seconds or (pipeline.timeout if pipeline else None)
+        of = f" of {allowed:g} s" if allowed else ""
+        ran = f"and has been running since {_at(sight.claimed_at)}, for {sight.running_seconds:.0f} s{of}"
+        yield Fact("running", f"{leased} until {_at(sight.lease_until)}, {ran}")
     else:
-        yield Fact(
-            "worker_lost",
-            f"attempt {sight.attempt} is leased by {holder}, which is gone: maintenance will take the job back",
-        )
+        yield from _kept(sight, Fact("worker_lost", f"{leased}, which is gone"), "take the job back")
     if sight.cancel_requested:
         yield Fact("cancel_requested", "the attempt has been asked to stop")
     if sight.fraction is not None:
@@ -220,7 +115,8 @@ def _pending(sight: Sight) -> Iterator[Fact]:
         if sight.due_seconds > 0:
             yield Fact("due_later", f"the job is due at {_at(sight.run_at)}{why}")
         else:
-            yield Fact("due", f"the job was due at {_at(sight.run_at)}{why}: maintenance will make it ready")
+            due = Fact("due", f"the job was due at {_at(sight.run_at)}{why}")
+            yield from _kept(sight, due, "make it ready")
     if not sight.workers:
         yield no_worker
     if sight.outbox_status == "ready":
@@ -232,6 +128,22 @@ def _pending(sight: Sight) -> Iterator[Fact]:
         )
     if sight.ahead is not None:
         yield _queued(sight, sight.ahead)
+
+
+def _kept(sight: Sight, fact: Fact, promise: str) -> Iterator[Fact]:
+    """A fact that maintenance will change, and before it why it will not."""
+    if not sight.relays_live:
+        since = f" since {_at(sight.relays_heard_at)}" if sight.relays_heard_at else ""
+        why = f"no relay has been heard of{since}: nothing is promoted or taken back until one runs"
+        yield Fact("no_maintenance", why)
+    elif sight.upkeep_state == "failing":
+        why = f"the relays' maintenance has been failing since {_at(sight.upkeep_since)}"
+        yield Fact(
+            "maintenance_failing", f"{why}: jobs may be neither promoted nor taken back until that is mended"
+        )
+    else:
+        fact = Fact(fact.code, f"{fact.detail}: maintenance will {promise}")
+    yield fact
 
 
 def _unpublished(sight: Sight) -> Iterator[Fact]:
@@ -259,10 +171,12 @@ def _queued(sight: Sight, ahead: int) -> Fact:
         return Fact(
             "next", f"the job is {sight.outbox_status}, and the next of the preset {sight.preset}{pace}"
         )
-    number = f"more than {COUNTED}" if ahead > COUNTED else str(ahead)
-    return Fact(
-        "queued", f"the job is {sight.outbox_status}, behind {number} of the preset {sight.preset}{pace}"
-    )
+    whose = f"of the preset {sight.preset}"
+    if sight.uncounted:
+        # Of published jobs the first so many are looked at, whichever preset they have.
+        whose = "that were published before it" if sight.outbox_status == "published" else whose
+    number = f"more than {ahead - 1}" if sight.uncounted else str(ahead)
+    return Fact("queued", f"the job is {sight.outbox_status}, behind {number} {whose}{pace}")
 
 
 def _at(moment: datetime | None) -> str:

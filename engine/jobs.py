@@ -56,6 +56,14 @@ class Pulse(NamedTuple):
     state: JobState
 
 
+class Holder(NamedTuple):
+    """The worker that has leased a job. `name` is None, and `live` False, once its row is gone."""
+
+    id: int
+    name: str | None
+    live: bool
+
+
 READ: LiteralString = """
 SELECT s.job_id, s.user_id, s.preset, s.content, s.metadata::text AS metadata, s.priority, s.attempt, s.max_attempts,
        s.timeout_seconds, s.created_at, s.updated_at, s.run_at, s.started_at, s.completed_at, s.state, s.version,
@@ -72,6 +80,12 @@ LEFT JOIN outbox o ON o.job_id = ask.id
 LEFT JOIN job_results r ON r.job_id = ask.id
 LEFT JOIN job_progress p ON p.job_id = ask.id AND p.attempt = o.attempt AND o.status = 'leased'
 WHERE o.job_id IS NOT NULL OR r.job_id IS NOT NULL
+"""
+
+HOLDER: LiteralString = """
+SELECT o.worker_id, w.name, coalesce(w.expires_at > clock_timestamp(), false)
+FROM outbox o LEFT JOIN workers w ON w.id = o.worker_id
+WHERE o.job_id = %s AND o.worker_id IS NOT NULL
 """
 
 PRESETS: LiteralString = "SELECT id, preset FROM jobs WHERE id = ANY (%s::uuid[])"
@@ -170,6 +184,12 @@ async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None
         found = {view.job_id: view for view in await cursor.fetchall()}
     views = [(found.get(job_id), owner) for job_id, owner in asks]
     return [view if view and owner in (None, view.user_id) else None for view, owner in views]
+
+
+async def holder(conn: AsyncConnection[Any], job_id: UUID) -> Holder | None:
+    """None unless a worker has leased the job."""
+    rows = await fetchall(conn, HOLDER, [job_id])
+    return Holder(*rows[0]) if rows else None
 
 
 async def presets_of(conn: AsyncConnection[Any], ids: Iterable[UUID]) -> dict[UUID, str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 
 import structlog
 from psycopg import AsyncConnection, Error, errors, sql
 
+from engine.chores import Chore, Faults
 from engine.db import Connection, HotConnection, Pool, fetchall, lent
 from engine.errors import DatabaseUnavailable
 from engine.metrics import (
@@ -27,6 +27,7 @@ from engine.model import JobState, first_id_of
 from engine.moves import lapse, promote
 from engine.moves.upkeep import Lapsed
 from engine.process import pause
+from engine.relays import tell_forever
 from engine.sampler import Sampler
 
 BATCH: Final = 1000
@@ -91,15 +92,6 @@ VACUUM: LiteralString = "VACUUM (SKIP_LOCKED, TRUNCATE false) outbox"
 WARNING: Final = "01000"
 
 
-@dataclass(frozen=True, slots=True)
-class Chore:
-    """`work(conn)` moves up to BATCH rows and returns how many; it runs each `period` seconds, and again while full."""
-
-    name: str
-    period: float
-    work: Callable[[Connection], Awaitable[int]]
-
-
 class Maintenance:
     """Runs every chore until `stop`. `on_ready` is called when rows became ready; `announce` is of results.
 
@@ -118,6 +110,7 @@ class Maintenance:
         announce: bool = False,
     ) -> None:
         presets = tuple(presets)
+        self._url = url
         self._pool = pool
         self._lease_seconds = lease_seconds
         self._retention_days = retention_days
@@ -130,6 +123,7 @@ class Maintenance:
         self._lapsing_since: tuple[Connection, float] | None = None
         self._vacuum_after = 0.0
         self._cycled = time.monotonic()
+        self._faults = Faults()
         self.chores = [
             Chore("prune_progress", 30.0, _statement(PRUNE_PROGRESS)),
             Chore("prune_facts", 60.0, _statement(PRUNE_FACTS)),
@@ -150,11 +144,14 @@ class Maintenance:
     async def run(self, stop: asyncio.Event) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._every(stop, "promote", PROMOTE_SECONDS, self._promote))
-                group.create_task(self._every(stop, "lapse", self._lease_seconds / 6, self._lapse))
-                group.create_task(self._every(stop, "sample", SAMPLE_SECONDS, self.sampler.sample))
-                for chore in self.chores:
-                    group.create_task(self._every(stop, chore.name, chore.period, self._lent(chore)))
+                telling = group.create_task(tell_forever(self._url, lambda: [self._faults.standing]))
+                async with asyncio.TaskGroup() as chores:
+                    chores.create_task(self._every(stop, "promote", PROMOTE_SECONDS, self._promote))
+                    chores.create_task(self._every(stop, "lapse", self._lease_seconds / 6, self._lapse))
+                    chores.create_task(self._every(stop, "sample", SAMPLE_SECONDS, self.sampler.sample))
+                    for chore in self.chores:
+                        chores.create_task(self._every(stop, chore.name, chore.period, self._lent(chore)))
+                telling.cancel()
         finally:
             await self.aclose()
 
@@ -166,19 +163,15 @@ class Maintenance:
     async def _every(
         self, stop: asyncio.Event, name: str, period: float, work: Callable[[], Awaitable[int]]
     ) -> None:
-        failing = False
         while not stop.is_set():
             try:
                 rows = await work()
             except (DatabaseUnavailable, Error) as error:
                 MAINTENANCE_ERRORS.labels(name).inc()
-                if not failing:
-                    log.warning("chore.failed", chore=name, error=str(error).strip())
-                failing, rows = True, 0
+                self._faults.failed(name, error)
+                rows = 0
             else:
-                if failing:
-                    log.info("chore.recovered", chore=name)
-                failing = False
+                self._faults.did(name)
             MAINTENANCE_ROWS.labels(name).inc(rows)
             if rows < BATCH:
                 await pause(stop, period)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -167,5 +168,12 @@ def _line(fault: Any) -> str:
     field = str(fault["loc"][0])
     name = field if field.startswith(PREFIX) else PREFIX + field.upper()
     if fault["type"] == "extra_forbidden":
-        return f"{name}: no such setting"
+        return f"{name}: no such setting{_near(name)}"
     return f"{name}: {str(fault['msg']).removeprefix('Value error, ')}"
+
+
+def _near(name: str) -> str:
+    """The setting that was probably meant."""
+    known = [PREFIX + field.upper() for field in Settings.model_fields]
+    near = get_close_matches(name.upper(), known, n=1, cutoff=0.8)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
-from psycopg import Error
-
-from engine.db import HotConnection
 from engine.errors import DatabaseUnavailable
 from engine.notify import READY, listen
 from engine.pubsub import names
-from engine.relays import TELL_SECONDS, Kind, Standing, tell
+from engine.relays import Kind, Standing, tell_forever
 from engine.settings import Settings
 from relay.drain import Drain
 from relay.outgoing import Events, WakeUps
@@ -39,7 +34,6 @@ class Relay:
                 "dead-letters", topics.dead_letters, Events(url, "dead-letters"), publisher
             ),
         }
-        self._telling = HotConnection(url, name="tell")
 
     async def ready(self) -> None:
         """A readiness check: raises while the outbox is not looked at. A broker that is down is not our fault."""
@@ -51,7 +45,8 @@ class Relay:
         """Drain until `stop`, then finish what is on its way. Returns 0."""
         async with asyncio.TaskGroup() as group:
             beside = [
-                group.create_task(each) for each in (listen(self._url, self._heard), self._tell_forever())
+                group.create_task(each)
+                for each in (listen(self._url, self._heard), tell_forever(self._url, self._standings))
             ]
             try:
                 async with asyncio.TaskGroup() as drains:
@@ -62,18 +57,8 @@ class Relay:
                     task.cancel()
         return 0
 
-    async def _tell_forever(self) -> None:
-        """Say in the database how the topics fare, for those who are asked why a job has not started."""
-        name = f"{socket.gethostname()}:{os.getpid()}"
-        try:
-            while True:
-                standings = [Standing(kind, *drain.standing) for kind, drain in self._drains.items()]
-                with suppress(DatabaseUnavailable, Error):  # the next round tells it
-                    async with self._telling.use() as conn:
-                        await tell(conn, name, standings)
-                await asyncio.sleep(TELL_SECONDS)
-        finally:
-            await self._telling.aclose()
+    def _standings(self) -> list[Standing]:
+        return [Standing(kind, *drain.standing) for kind, drain in self._drains.items()]
 
     def _heard(self, channel: str, payload: str) -> None:
         if channel == READY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +11,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from engine import explain as module
+from engine import sight
 from engine.enqueue import enqueue
 from engine.errors import JobNotFound
 from engine.explain import Explanation, explain
@@ -25,7 +26,7 @@ Conn = AsyncConnection[TupleRow]
 def nothing(_job: Job, _run: Run) -> None: ...
 
 
-REGISTRY = Registry([Pipeline(preset="noop", function=nothing, max_attempts=4)])
+REGISTRY = Registry([Pipeline(preset="noop", function=nothing, max_attempts=4, timeout=45)])
 ERROR = '{"type": "ValueError", "message": "no such page", "attempt": 1}'
 
 
@@ -68,11 +69,71 @@ async def test_a_scheduled_job_says_when_it_is_due(conn: Conn) -> None:
     assert soon.estimate_seconds == pytest.approx(100, abs=10)
 
 
-async def test_a_due_job_that_is_not_promoted_waits_for_maintenance(conn: Conn) -> None:
+async def overdue(conn: Conn) -> UUID:
     job = await enqueued(conn, run_at=datetime.now(UTC) + timedelta(hours=1))
     await conn.execute("UPDATE outbox SET run_at = clock_timestamp() - interval '1 second'")
+    return job
+
+
+async def lost(conn: Conn) -> UUID:
+    job, mine = await enqueued(conn), await worker(conn)
+    await claim(conn, mine, [Lane("noop", 2)], 1)
+    await conn.execute("UPDATE workers SET expires_at = clock_timestamp() - interval '1 second'")
+    return job
+
+
+async def maintenance(conn: Conn, relay: str, state: State, detail: str | None = None) -> None:
+    await tell(conn, relay, [Standing("maintenance", state, 30, detail)])
+
+
+async def test_a_due_job_that_is_not_promoted_waits_for_maintenance(conn: Conn) -> None:
+    job = await overdue(conn)
+    await maintenance(conn, "h:1", "maintaining")
     said = await told(conn, job)
     assert (codes(said), said.estimate_seconds) == (["due", "no_worker"], None)
+    assert said.summary.endswith("Z: maintenance will make it ready")
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "promise"),
+    [(overdue, "due", "make it ready"), (lost, "worker_lost", "take the job back")],
+    ids=["due", "lost"],
+)
+async def test_nothing_is_promised_for_maintenance_that_nobody_does(
+    conn: Conn, place: Callable[[Conn], Awaitable[UUID]], code: str, promise: str
+) -> None:
+    job = await place(conn)
+    said = await told(conn, job)
+    assert codes(said)[:2] == ["no_maintenance", code]
+    assert said.summary == "no relay has been heard of: nothing is promoted or taken back until one runs"
+    assert promise not in said.facts[1].detail
+    await maintenance(conn, "h:1", "failing", "promote: no such table")
+    said = await told(conn, job)
+    assert codes(said)[:2] == ["maintenance_failing", code]
+    assert "failing since 20" in said.summary
+    await maintenance(conn, "h:2", "maintaining")
+    assert codes(said := await told(conn, job))[0] == code
+    assert said.summary.endswith(promise)
+    await conn.execute("UPDATE relay_facts SET updated_at = '2026-01-02T03:04:05Z'")
+    said = await told(conn, job)
+    assert codes(said)[:2] == ["no_maintenance", code]
+    assert said.summary.startswith("no relay has been heard of since 2026-01-02T03:04:05Z: nothing")
+
+
+async def test_a_relay_that_tells_of_its_topics_alone_is_a_relay_too(conn: Conn) -> None:
+    """While an upgrade rolls, relays of the older code do not tell of their maintenance."""
+    job = await overdue(conn)
+    await standing(conn, "publishing")
+    assert codes(await told(conn, job))[0] == "due"
+
+
+async def test_a_worker_that_is_gone_is_named_while_its_row_is_there(conn: Conn) -> None:
+    job = await lost(conn)
+    lost_by = (await told(conn, job)).facts[1]
+    assert lost_by.code == "worker_lost"
+    assert lost_by.detail.endswith(" (host-a), which is gone")
+    await conn.execute("DELETE FROM workers")
+    assert "(" not in (await told(conn, job)).facts[1].detail
 
 
 async def test_only_a_live_worker_with_the_preset_counts(conn: Conn) -> None:
@@ -96,7 +157,7 @@ async def test_jobs_ahead_are_those_of_its_preset_that_go_first(
     await enqueued(conn)
     assert (await told(conn, urgent)).facts[0].code == "next"
     assert (await told(conn, job)).summary == "the job is ready, behind 2 of the preset noop"
-    monkeypatch.setattr(module, "COUNTED", 1)
+    monkeypatch.setattr(sight, "COUNTED", 1)
     assert (await told(conn, job)).summary == "the job is ready, behind more than 1 of the preset noop"
 
 
@@ -118,7 +179,38 @@ async def test_a_leased_job_names_its_worker_and_the_leases_end(conn: Conn) -> N
         ("progress", "25% reading"),
     ]
     await conn.execute("DELETE FROM workers")
-    assert codes(await told(conn, job))[0] == "worker_lost"
+    assert "worker_lost" in codes(await told(conn, job))
+
+
+@pytest.mark.parametrize(("given", "allowed"), [(None, 45), (60, 60)], ids=["the preset's", "the job's own"])
+async def test_a_running_job_says_for_how_long_and_how_long_it_may(
+    conn: Conn, given: int | None, allowed: int
+) -> None:
+    job, mine = await enqueued(conn, timeout_seconds=given), await worker(conn)
+    await claim(conn, mine, [Lane("noop", 2)], 1)
+    await conn.execute("UPDATE outbox SET claimed_at = clock_timestamp() - interval '35.2 s'")
+    assert (await told(conn, job)).summary.endswith(f"Z, for 35 s of {allowed} s")
+    unknown = (await explain(conn, Registry([]), job, None)).summary
+    assert unknown.endswith("Z, for 35 s of 60 s" if given else "Z, for 35 s")
+
+
+async def test_published_jobs_that_were_not_all_looked_at_are_no_number(
+    conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sight, "COUNTED", 2)
+    await worker(conn)
+    await pace(conn, 0.25)
+    others = [await enqueued(conn, preset="other") for _ in range(3)]
+    job = await enqueued(conn)
+    await conn.execute("UPDATE outbox SET status = 'published', published_at = ready_at")
+    said = await told(conn, job)
+    assert said.facts[1].detail.startswith(
+        "the job is published, behind more than 2 that were published before"
+    )
+    assert said.estimate_seconds is None
+    await cancel(conn, others[0], None)
+    assert codes(said := await told(conn, job)) == ["published", "next"]
+    assert said.estimate_seconds == pytest.approx(1 / 0.25)
 
 
 async def test_a_retry_shows_the_last_error_and_the_budget(conn: Conn) -> None:
@@ -171,7 +263,7 @@ async def test_the_estimate_follows_from_the_jobs_ahead_and_the_workers_pace(
     said = await told(conn, jobs[2])
     assert codes(said) == ["published", "queued"]
     assert said.estimate_seconds == pytest.approx(3 / 0.5)
-    monkeypatch.setattr(module, "COUNTED", 1)
+    monkeypatch.setattr(sight, "COUNTED", 1)
     assert (await told(conn, jobs[2])).estimate_seconds is None
 
 

@@ -40,8 +40,8 @@ async def ready(call: Call) -> web.Response:
 def checks(schema: admin.Check, draining: asyncio.Event) -> admin.Checks:
     """What readiness depends on: the database with its schema's version, and that we are not about to stop."""
 
-    async def not_draining() -> None:
+    async def accepting() -> None:
         if draining.is_set():
             raise OutriderError("stopping")
 
-    return {"schema": schema, "draining": not_draining}
+    return {"schema": schema, "accepting": accepting}

@@ -113,7 +113,8 @@ def _problem(status: int, body: bytes) -> str:
     """One line of a problem document, or of whatever else was answered."""
     try:
         problem = orjson.loads(body)
-        faults = [f"{fault['pointer'] or '/'} {fault['detail']}" for fault in problem.get("errors", ())]
-        return "; ".join([f"{status} {problem['title']}: {problem['detail']}", *faults])
+        said = f"{status} {problem['title']}: {problem['detail']}"
+        faults = [f"{fault['pointer'] or '/'}: {fault['detail']}" for fault in problem.get("errors", ())]
+        return f"{said.rstrip('.')}: {'; '.join(faults)}" if faults else said
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{status} {body[:200].decode(errors='replace')}"

@@ -1,18 +1,19 @@
-"""What `outrider doctor` looks at. A check returns what it found, or raises Ill with the mend."""
+"""What `outrider doctor` looks at: the configuration, and what it leads to."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import migrations
 from engine import db, logs, pipeline
 from engine.errors import ConfigurationError, OutriderError
 from engine.settings import Settings, load
+from ops.cli import fleet
 from ops.cli.context import database_url, signing_secret
+from ops.cli.verdict import Ill, Verdict, judged
 from web.keys import KeysUnavailable, open_keys
 
 if TYPE_CHECKING:
@@ -25,22 +26,6 @@ SAMPLES: Final = 3
 Conn = db.Connection
 
 
-class Ill(Exception):
-    def __init__(self, found: str, mend: str) -> None:
-        super().__init__(found)
-        self.mend = mend
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`mend` is what to do about it; None where the check is `good`."""
-
-    check: str
-    good: bool
-    found: str
-    mend: str | None = None
-
-
 async def examine() -> AsyncIterator[Verdict]:
     """Every verdict, in an order in which each check needs only those before it."""
     try:
@@ -51,31 +36,26 @@ async def examine() -> AsyncIterator[Verdict]:
         return
     logs.configure(settings, "doctor")  # to standard error: standard output may be JSON
     yield Verdict("configuration", True, "every OUTRIDER_* variable is known and sound")
-    yield await _verdict("pipelines", lambda: _pipelines(settings))
-    yield await _verdict("keys", lambda: _keys(settings))
+    yield await judged("pipelines", lambda: _pipelines(settings))
+    yield await judged("keys", lambda: _keys(settings))
     if settings.transport == "pubsub":
         changes: list[Change] = []
-        broker = await _verdict("broker", lambda: _broker(settings, changes))
+        broker = await judged("broker", lambda: _broker(settings, changes))
         for verdict in (broker, *(_topics(changes) if broker.good else ())):
             yield verdict
     async with AsyncExitStack() as stack:
         conns: list[Conn] = []
-        yield await _verdict("database", lambda: _connected(settings, stack, conns))
+        yield await judged("database", lambda: _connected(settings, stack, conns))
         if not conns:
             return
-        yield await _verdict("version", lambda: _version(conns[0]))
-        yield await _verdict("connection", lambda: _direct(*conns))
-        yield await _verdict("schema", lambda: _schema(settings))
-        yield await _verdict("clock", lambda: _clock(conns[0]))
-
-
-async def _verdict(check: str, look: Callable[[], Awaitable[str]]) -> Verdict:
-    try:
-        return Verdict(check, True, await look())
-    except Ill as ill:
-        return Verdict(check, False, str(ill), ill.mend)
-    except Exception as error:  # noqa: BLE001 - whatever a check runs into is its verdict
-        return Verdict(check, False, f"{type(error).__name__}: {error}", "see the message")
+        yield await judged("version", lambda: _version(conns[0]))
+        yield await judged("connection", lambda: _direct(*conns))
+        schema = await judged("schema", lambda: _schema(settings))
+        yield schema
+        yield await judged("clock", lambda: _clock(conns[0]))
+        if schema.good:
+            async for verdict in fleet.examine(conns[0], settings):
+                yield verdict
 
 
 async def _pipelines(settings: Settings) -> str:
@@ -164,18 +144,23 @@ async def _direct(first: Conn, second: Conn) -> str:
 
 async def _schema(settings: Settings) -> str:
     versions = migrations.status(database_url(settings))
-    faults = {each.state: each.id for each in versions if each.state != "applied"}
-    if "unknown" in faults:
+    ids = {
+        state: [each.id for each in versions if each.state == state]
+        for state in ("unknown", "changed", "pending")
+    }
+    if ids["unknown"]:
         raise Ill(
-            f"{faults['unknown']} is not this code's", "run the newer code, or roll the schema back with it"
+            f"{ids['unknown'][-1]} is not this code's", "run the newer code, or roll the schema back with it"
         )
-    if "changed" in faults:
+    if ids["changed"]:
         raise Ill(
-            f"{faults['changed']} is not the file that was applied", "restore the file as it was applied"
+            f"{ids['changed'][-1]} is not the file that was applied", "restore the file as it was applied"
         )
-    if "pending" in faults:
-        raise Ill(f"{faults['pending']} is not applied", "run `outrider migrate up`")
-    return f"{versions[-1].id}" if versions else "no versions"
+    if len(ids["pending"]) == len(versions):
+        raise Ill("the database has no schema yet", "run `outrider migrate up`")
+    if ids["pending"]:
+        raise Ill(f"the schema lacks {', '.join(ids['pending'])}", "run `outrider migrate up`")
+    return versions[-1].id
 
 
 async def _clock(conn: Conn) -> str:

@@ -11,7 +11,7 @@ from ops.cli.output import AsJson, as_json, cell, echo
 
 if TYPE_CHECKING:
     from engine.invariants import Report
-    from ops.cli.diagnosis import Verdict
+    from ops.cli.verdict import Verdict
 
 
 def doctor(
@@ -20,7 +20,8 @@ def doctor(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Check configuration, keys, pipelines, topics, database, schema and clocks; each failure comes with its mend.
+    """Check configuration, keys, pipelines, topics, database, schema and clocks, and whether relays and workers live
+    and jobs move; each failure comes with its mend.
 
     Exit code 1 when something is wrong.
     """

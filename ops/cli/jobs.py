@@ -13,7 +13,7 @@ from ops.cli.output import AsJson, as_json, card, cell, echo, table
 
 if TYPE_CHECKING:
     from engine.audit import AuditRow
-    from engine.jobs import JobView
+    from engine.jobs import Holder, JobView
 
 app = typer.Typer(help="Look at jobs, cancel them or run them again: any owner's.", no_args_is_help=True)
 
@@ -62,25 +62,31 @@ def list_(
 
 @app.command()
 def show(job: JobId, json: AsJson = False) -> None:
-    """Show a job: what was asked, where it stands, what came of it, and its history."""
+    """Show a job: what was asked, where it stands, who runs it, what came of it, and its history."""
     from engine import audit, jobs
     from engine.errors import JobNotFound
     from engine.settings import load
     from ops.cli.context import Conn, ask
 
-    async def found(conn: Conn) -> tuple[JobView, list[AuditRow]]:
+    async def found(conn: Conn) -> tuple[JobView, Holder | None, list[AuditRow]]:
         [view] = await jobs.read(conn, [(job, None)])
+        holder = await jobs.holder(conn, job)
         history = await audit.history(conn, job, None)
         if view is None or history is None:
             raise JobNotFound(job)
-        return view, history
+        return view, holder, history
 
-    view, history = ask(load(), found)
-    shown = _listed(view) | {"content": view.content, "result": view.output and jsonlib.loads(view.output)}
+    view, holder, history = ask(load(), found)
+    worker = {"worker": holder and holder._asdict()}
+    shown = (
+        _listed(view)
+        | worker
+        | {"content": view.content, "result": view.output and jsonlib.loads(view.output)}
+    )
     if json:
         as_json(shown | {"history": [_step(row) for row in history]})
         return
-    card(shown)
+    card(shown | {"worker": holder and _worker(holder)})
     echo("")
     table(
         ["seq", "at", "from", "to", "attempt", "reason"],
@@ -166,6 +172,11 @@ def _listed(view: JobView) -> dict[str, Any]:
         "progress": None if view.fraction is None else {"fraction": view.fraction, "message": view.message},
         "error": view.error,
     }
+
+
+def _worker(holder: Holder) -> str:
+    name = f"{holder.name} ({holder.id})" if holder.name else str(holder.id)
+    return name if holder.live else f"{name}, which is gone"
 
 
 def _step(row: AuditRow) -> dict[str, Any]:

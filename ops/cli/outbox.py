@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from ops.cli.output import AsJson, as_json, echo, table
+from ops.cli.output import AsJson, as_json, cell, echo, span, table
 
 if TYPE_CHECKING:
-    from engine.backlog import Quarantined, Queue, Topic
+    from collections.abc import Sequence
+
+    from engine.backlog import EventCount, JobCount, Quarantined
+    from engine.relays import Told
 
 SHOWN: Final = 20
 """Quarantined events; the table counts them all."""
@@ -27,37 +30,31 @@ def outbox() -> None:
 def status(json: AsJson = False) -> None:
     """Count the unfinished jobs by preset and status, and the events that wait to be published.
 
-    Events that the broker refused for good are shown with its reason, the latest first.
+    Jobs that are overdue are marked. Then what the relays say of their topics and of maintenance, and the events
+    that the broker refused for good, with its reason, the latest first.
     """
-    from engine import backlog
+    from engine import backlog, relays
     from engine.settings import load
     from ops.cli.context import Conn, ask
 
-    async def counted(conn: Conn) -> tuple[list[Queue], list[Topic], list[Quarantined]]:
-        refused = await backlog.quarantined(conn, SHOWN)
-        return await backlog.queues(conn), await backlog.topics(conn), refused
+    async def counted(conn: Conn) -> tuple[list[JobCount], list[EventCount], list[Told], list[Quarantined]]:
+        told, refused = await relays.told(conn), await backlog.quarantined(conn, SHOWN)
+        return await backlog.job_counts(conn), await backlog.event_counts(conn), told, refused
 
-    queues, topics, refused = ask(load(), counted)
+    jobs, events, told, refused = ask(load(), counted)
     if json:
         as_json(
             {
-                "jobs": [asdict(each) for each in queues],
-                "events": [asdict(each) for each in topics],
+                "jobs": [asdict(each) for each in jobs],
+                "events": [asdict(each) for each in events],
+                "relays": [asdict(each) for each in told],
                 "quarantined": [asdict(each) for each in refused],
             }
         )
         return
-    table(
-        ["preset", "status", "jobs", "oldest"],
-        [(each.preset, each.status, each.jobs, each.oldest) for each in queues],
-        empty="no unfinished jobs",
-    )
+    _print_counts(jobs, events)
     echo("")
-    table(
-        ["topic", "events", "quarantined", "oldest"],
-        [(each.topic, each.events, each.quarantined, each.oldest) for each in topics],
-        empty="no events to publish",
-    )
+    _print_relays(told)
     if refused:
         echo("")
         table(
@@ -65,3 +62,36 @@ def status(json: AsJson = False) -> None:
             [(each.id, each.topic, each.job_id, each.quarantined_at, each.reason) for each in refused],
             empty="",
         )
+
+
+def _print_counts(jobs: Sequence[JobCount], events: Sequence[EventCount]) -> None:
+    table(
+        ["preset", "status", "jobs", "oldest", "age"],
+        [(each.preset, each.status, each.jobs, each.oldest, _age(each)) for each in jobs],
+        empty="no unfinished jobs",
+    )
+    echo("")
+    table(
+        ["topic", "events", "quarantined", "oldest"],
+        [(each.topic, each.events, each.quarantined, each.oldest) for each in events],
+        empty="no events to publish",
+    )
+
+
+def _print_relays(told: Sequence[Told]) -> None:
+    heard = max((each.heard_at for each in told), default=None)
+    table(
+        ["relay", "topic", "state", "since", "why"],
+        [(each.relay, each.topic, _state(each), each.since, each.detail) for each in told if each.live],
+        empty=f"no relay has been heard of{f' since {cell(heard)}' if heard else ''}",
+    )
+
+
+def _age(count: JobCount) -> str:
+    if count.overdue:
+        return f"{count.overdue} overdue, by up to {span(count.age_seconds)}"
+    return span(count.age_seconds) if count.age_seconds >= 0 else f"due in {span(-count.age_seconds)}"
+
+
+def _state(fact: Told) -> str:
+    return "breaker open" if fact.state in ("passing", "misconfigured") else fact.state

@@ -46,6 +46,17 @@ def card(fields: Mapping[str, Any]) -> None:
     _grid([(name, value) for name, value in fields.items() if value is not None])
 
 
+def span(seconds: float) -> str:
+    """A duration by its two largest units: 35 s, 4 min 10 s, 3 d 4 h."""
+    left = round(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count} {unit}" if count else "")
+    return " ".join(part for part in parts[:2] if part) or "0 s"
+
+
 def cell(value: Any) -> str:
     """`value` as one printable line of bearable length. What users sent is neither mark-up nor control codes."""
     match value:

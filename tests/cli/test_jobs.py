@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -70,6 +71,27 @@ async def test_show_gives_the_job_with_its_history(conn: Conn, outrider: Outride
     assert "processing  failed" in (await outrider("jobs", "show", job)).out
 
 
+async def test_show_names_the_worker_that_runs_the_job_while_one_does(conn: Conn, outrider: Outrider) -> None:
+    async def shown() -> tuple[Any, str | None]:
+        said = (await outrider("jobs", "show", job, "--json")).json["worker"]
+        lines = (await outrider("jobs", "show", job)).out.splitlines()
+        return said, next((line for line in lines if line.startswith("worker ")), None)
+
+    ended = await dead(conn)
+    mine = await worker(conn)
+    job = (await started(conn, mine)).job.id
+    said, line = await shown()
+    assert said == {"id": mine, "name": "w", "live": True}
+    assert line is not None
+    assert line.split(maxsplit=1)[1].strip() == f"w ({mine})"
+    await conn.execute("DELETE FROM workers")
+    said, line = await shown()
+    assert said == {"id": mine, "name": None, "live": False}
+    assert f"{mine}, which is gone" in str(line)
+    job = ended
+    assert await shown() == (None, None)
+
+
 async def test_an_unknown_job_fails_and_a_malformed_id_is_wrong_usage(outrider: Outrider) -> None:
     missing = uuid4()
     for arguments in (("jobs", "show"), ("jobs", "cancel"), ("jobs", "retry"), ("explain",)):
@@ -98,47 +120,6 @@ async def test_explain_gives_summary_facts_and_estimate(conn: Conn, outrider: Ou
     assert said["facts"][0] == {"code": "due_later", "detail": said["summary"]}
     assert 3500 < said["estimate_seconds"] <= 3600
     assert (await outrider("explain", job)).out.startswith(f"pending: {said['summary']}\n  ")
-
-
-async def test_the_outbox_is_counted_by_preset_and_status_and_events_by_topic(
-    conn: Conn, outrider: Outrider
-) -> None:
-    assert (await outrider("outbox", "status")).out == "no unfinished jobs\n\nno events to publish\n"
-    for _ in range(2):
-        await enqueue(conn, new())
-    later = datetime.now(UTC) + timedelta(hours=1)
-    await enqueue(conn, new(run_at=later))
-    await conn.execute(
-        "INSERT INTO outbox_events (topic, payload, attributes, quarantined_at)"
-        " VALUES ('results', '', '{}', NULL), ('results', '', '{}', now())"
-    )
-    counted = (await outrider("outbox", "status", "--json")).json
-    assert [(each["preset"], each["status"], each["jobs"]) for each in counted["jobs"]] == [
-        ("p", "waiting", 1),
-        ("p", "ready", 2),
-    ]
-    assert counted["jobs"][0]["oldest"].startswith(later.strftime("%Y-%m-%dT%H:%M"))
-    assert [(each["topic"], each["events"], each["quarantined"]) for each in counted["events"]] == [
-        ("results", 1, 1)
-    ]
-
-
-async def test_quarantined_events_are_shown_with_their_reasons_the_latest_first(
-    conn: Conn, outrider: Outrider
-) -> None:
-    for name, reason in (("first", "too large"), ("second", "no data")):
-        await conn.execute(
-            "INSERT INTO outbox_events (topic, payload, attributes, quarantined_at, reason)"
-            " VALUES ('results', '', jsonb_build_object('message_id', %s::text, 'job_id', 'j'), now(), %s)",
-            [name, reason],
-        )
-    shown = (await outrider("outbox", "status", "--json")).json["quarantined"]
-    assert [(each["message_id"], each["job_id"], each["reason"]) for each in shown] == [
-        ("second", "j", "no data"),
-        ("first", "j", "too large"),
-    ]
-    lines = (await outrider("outbox", "status")).out.splitlines()
-    assert [line.split()[-2:] for line in lines[-2:]] == [["no", "data"], ["too", "large"]]
 
 
 async def test_dead_letters_are_filtered_and_a_dry_run_leaves_them(conn: Conn, outrider: Outrider) -> None:

@@ -1,4 +1,4 @@
-"""migrate, token, healthcheck, doctor, and what every command has in common."""
+"""migrate, token, healthcheck, and what every command has in common."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import psycopg
 import pytest
 import typer
 from joserfc import jwt
@@ -22,9 +21,11 @@ from engine.errors import DatabaseUnavailable
 from engine.settings import load
 from ops.cli.app import app
 from ops.cli.context import dev_secret
+from ops.cli.jobs import Status
+from ops.cli.tokens import Scope
 from tests.cli.conftest import SECRET, Outrider
-from tests.cli.pooler import transaction_pooler
-from tests.helpers import Conn, fetchone, new
+from tests.helpers import Conn, new
+from web import auth, shown
 
 Set = Callable[..., None]
 
@@ -46,6 +47,12 @@ def test_help_imports_nothing_heavy() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert HEAVY & set(loaded.stdout.split()) == set()
+
+
+def test_statuses_and_scopes_are_those_of_the_api() -> None:
+    """They are written down again, for what has them imports what is heavy."""
+    assert [*Status] == [*get_args(shown.Status)]
+    assert [*Scope] == [auth.READ, auth.WRITE, auth.ADMIN]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -149,93 +156,6 @@ async def test_healthcheck_tells_ready_from_unready_from_absent(outrider: Outrid
         assert said.json["processes"][f"127.0.0.1:{port}"]["detail"] == "database: gone"
     absent = await outrider("healthcheck")
     assert (absent.code, absent.out) == (3, f"127.0.0.1:{port}: no answer\n")
-
-
-def verdicts(document: Any) -> dict[str, bool]:
-    return {each["check"]: each["good"] for each in document["checks"]}
-
-
-@pytest.mark.usefixtures("configured")
-async def test_doctor_finds_nothing_wrong_with_a_sound_installation(outrider: Outrider, conn: Conn) -> None:
-    await enqueue(conn, new())
-    said = await outrider("doctor", "--json", "--invariants")
-    assert said.code == 0
-    assert set(verdicts(said.json).values()) == {True}
-    assert said.json["invariants"]["jobs"] == 1
-    assert len(verdicts(said.json)) == 8
-    text = (await outrider("doctor", "--invariants")).out
-    assert "1 jobs checked" in text
-    assert "FAIL" not in text
-
-
-@pytest.mark.usefixtures("configured")
-async def test_doctor_shows_broken_invariants_and_fails(outrider: Outrider, conn: Conn) -> None:
-    job = await enqueue(conn, new())
-    await conn.execute("DELETE FROM outbox")
-    assert (await outrider("doctor")).code == 0
-    said = await outrider("doctor", "--invariants")
-    assert said.code == 1
-    assert "FAIL  I1: every job has" in said.out
-    assert f"      {job.id}: neither an outbox row nor a result\n      1 jobs in all" in said.out
-    document = (await outrider("doctor", "--invariants", "--json")).json["invariants"]
-    assert [each["invariant"] for each in document["checks"] if each["offending_jobs"]] == ["I1"]
-
-
-@pytest.mark.usefixtures("configured")
-@pytest.mark.parametrize(
-    ("given", "check"),
-    [
-        ({"retention_dais": 1}, "configuration"),
-        ({"pipelines": "no.such.module"}, "pipelines"),
-        ({"jwt_secret": "", "jwks_file": "/nowhere"}, "keys"),
-        ({"jwt_secret": ""}, "keys"),
-        ({"database_url": "postgresql://127.0.0.1:1/x"}, "database"),
-    ],
-    ids=["configuration", "pipelines", "jwks", "no key", "database"],
-)
-async def test_doctor_names_what_is_wrong_and_the_mend(
-    outrider: Outrider, settings: Set, given: dict[str, object], check: str
-) -> None:
-    settings(**given)
-    said = await outrider("doctor", "--json", "--invariants")
-    assert said.code == 1
-    assert [name for name, good in verdicts(said.json).items() if not good] == [check]
-    assert all(each["mend"] for each in said.json["checks"] if not each["good"])
-    text = (await outrider("doctor")).out
-    assert f"FAIL  {check}: " in text
-    assert "mend: " in text
-
-
-@pytest.mark.usefixtures("configured")
-@pytest.mark.parametrize(
-    ("planted", "mend"),
-    [
-        ("DELETE FROM _yoyo_migration", "run `outrider migrate up`"),
-        ("UPDATE _migration_checksum SET sha256 = 'x'", "restore the file as it was applied"),
-        ("UPDATE _yoyo_migration SET migration_id = '9999.future'", "newer code"),
-    ],
-    ids=["behind", "changed", "ahead"],
-)
-async def test_doctor_knows_a_schema_that_is_not_this_codes(
-    outrider: Outrider, conn: Conn, planted: str, mend: str
-) -> None:
-    await conn.execute(planted.encode())
-    said = await outrider("doctor", "--json")
-    assert verdicts(said.json)["schema"] is False
-    [found] = [each["mend"] for each in said.json["checks"] if not each["good"]]
-    assert mend in found
-
-
-@pytest.mark.usefixtures("configured")
-async def test_doctor_refuses_a_transaction_pooler(
-    outrider: Outrider, settings: Set, database_url: str
-) -> None:
-    async with transaction_pooler(database_url) as url:
-        async with await psycopg.AsyncConnection.connect(url) as through:
-            assert await fetchone(through, "SELECT 1") == (1,)
-        settings(database_url=url)
-        said = await outrider("doctor", "--json")
-    assert (said.code, verdicts(said.json)["connection"]) == (1, False)
 
 
 @pytest.mark.usefixtures("configured")

@@ -131,7 +131,7 @@ async def test_a_refusal_is_one_line_with_every_fault(outrider: Outrider) -> Non
     said = await outrider("submit", "nope", "--content", "x")
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("outrider: 422 ")
-    assert "/preset" in said.err
+    assert ": The request is well-formed but invalid: /preset: " in said.err
     assert len(said.err.splitlines()) == 1
     said = await outrider("submit", "echo", "--content", "x", "--token", "bad")
     assert said.code == 1

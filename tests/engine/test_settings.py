@@ -113,4 +113,18 @@ def test_settings_do_not_change_and_a_database_must_be_named() -> None:
 def test_a_variable_in_small_letters_is_no_setting() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load({"OUTRIDER_http_port": "1"})
-    assert caught.value.problems == ("OUTRIDER_http_port: no such setting",)
+    assert caught.value.problems == ("OUTRIDER_http_port: no such setting; did you mean OUTRIDER_HTTP_PORT?",)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("OUTRIDER_PIPELINE", "; did you mean OUTRIDER_PIPELINES?"),
+        ("OUTRIDER_LEASE_SECNODS", "; did you mean OUTRIDER_LEASE_SECONDS?"),
+        ("OUTRIDER_COLOUR", ""),
+    ],
+)
+def test_a_setting_that_there_is_not_suggests_the_one_it_looks_like(given: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load({given: "1"})
+    assert caught.value.problems == (f"{given}: no such setting{said}",)

@@ -74,6 +74,19 @@ def test_every_version_has_a_rollback_that_leaves_no_trace(empty_database_url: s
     assert picture(empty_database_url) == pictures[0] != bare
 
 
+def test_what_relays_have_told_stands_in_the_way_of_no_rollback(empty_database_url: str) -> None:
+    migrations.up(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        tell = "INSERT INTO relay_facts (relay, topic, state, since) VALUES ('h:1', %s, %s, now())"
+        for fact in (("jobs", "publishing"), ("maintenance", "maintaining"), ("maintenance", "failing")):
+            conn.execute(f"{tell} ON CONFLICT DO NOTHING".encode(), fact)
+        while "0003.widen-facts" not in migrations.down(empty_database_url):
+            pass
+        assert conn.execute("SELECT topic FROM relay_facts").fetchall() == [("jobs",)]
+        with pytest.raises(psycopg.errors.CheckViolation):
+            conn.execute(tell.encode(), ("maintenance", "maintaining"))
+
+
 def test_down_takes_back_the_latest_first(empty_database_url: str, tmp_path: Path) -> None:
     for n in (1, 2, 3):
         write(tmp_path, f"000{n}.t{n}", f"CREATE TABLE t{n} ()", f"DROP TABLE t{n}")

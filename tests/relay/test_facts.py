@@ -20,7 +20,7 @@ def metric(name: str, **labels: str) -> float:
 async def test_a_job_is_explained_by_the_breaker_that_stands_before_it(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.relay.TELL_SECONDS", 0.02)
+    monkeypatch.setattr("engine.relays.TELL_SECONDS", 0.02)
 
     async def said(code: str) -> bool:
         explained = await explain(post.conn, Registry([]), job_id, None)

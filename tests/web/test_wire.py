@@ -223,12 +223,12 @@ async def test_draining_says_so_and_asks_clients_to_leave(database_url: str) -> 
             assert response.status == 200
             assert await response.json() == {
                 "status": "ok",
-                "checks": {"schema": "ok", "draining": "ok"},
+                "checks": {"schema": "ok", "accepting": "ok"},
             }
         site.api.draining.set()
         async with client.get("/readyz") as response:
             body = await response.json()
-            assert (response.status, body["status"], body["checks"]["draining"]) == (
+            assert (response.status, body["status"], body["checks"]["accepting"]) == (
                 503,
                 "unavailable",
                 "stopping",
