@@ -20,6 +20,7 @@ from engine.metrics import (
     ATTEMPTS,
     DEAD_LETTERS,
     JOBS_FINISHED,
+    MAINTENANCE_CYCLED_AT,
     MAINTENANCE_ERRORS,
     MAINTENANCE_ROWS,
 )
@@ -34,6 +35,7 @@ BATCH: Final = 1000
 DEAD_ROWS: Final = 10_000
 PLANNED: Final = ["jobs", "outbox", "outbox_events", "job_results", "job_state_records", "job_progress"]
 PROMOTE_SECONDS: Final = 0.2
+LAPSE_SECONDS: Final = 10.0
 SAMPLE_SECONDS: Final = 5.0
 CHORE_SECONDS: Final = 60.0
 SHOWN: Final = 10
@@ -147,7 +149,9 @@ class Maintenance:
                 telling = group.create_task(tell_forever(self._url, lambda: [self._faults.standing]))
                 async with asyncio.TaskGroup() as chores:
                     chores.create_task(self._every(stop, "promote", PROMOTE_SECONDS, self._promote))
-                    chores.create_task(self._every(stop, "lapse", self._lease_seconds / 6, self._lapse))
+                    chores.create_task(
+                        self._every(stop, "lapse", min(self._lease_seconds / 6, LAPSE_SECONDS), self._lapse)
+                    )
                     chores.create_task(self._every(stop, "sample", SAMPLE_SECONDS, self.sampler.sample))
                     for chore in self.chores:
                         chores.create_task(self._every(stop, chore.name, chore.period, self._lent(chore)))
@@ -172,6 +176,7 @@ class Maintenance:
                 rows = 0
             else:
                 self._faults.did(name)
+                MAINTENANCE_CYCLED_AT.labels(name).set_to_current_time()
             MAINTENANCE_ROWS.labels(name).inc(rows)
             if rows < BATCH:
                 await pause(stop, period)
@@ -236,6 +241,7 @@ class Maintenance:
 def _show_nothing_yet(presets: Iterable[str], chores: Iterable[str]) -> None:
     """Every counter of maintenance, at 0 before its first event."""
     for chore in chores:
+        MAINTENANCE_CYCLED_AT.labels(chore).set_to_current_time()
         MAINTENANCE_ERRORS.labels(chore)
         MAINTENANCE_ROWS.labels(chore)
     for preset in presets:

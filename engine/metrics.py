@@ -131,6 +131,11 @@ EVENTS_QUARANTINED = Counter(
 
 # Maintenance: the relay's, and its sampler's view of the database. Every relay shows the same figures.
 MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed by maintenance", ["chore"])
+MAINTENANCE_CYCLED_AT = Moment(
+    "outrider_maintenance_cycled_timestamp_seconds",
+    "When a chore was last done without a fault, or the process began",
+    ["chore"],
+)
 MAINTENANCE_ERRORS = Counter(
     "outrider_maintenance_errors", "Chores that failed and will run again", ["chore"]
 )

@@ -6,8 +6,6 @@ Those read it who are asked why a job has not started, or whether anything runs 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from psycopg.rows import class_row
 
 from engine.db import HotConnection, array
 from engine.errors import DatabaseUnavailable
+from engine.process import process_name
 
 TELL_SECONDS: Final = 5.0
 SILENT_SECONDS: Final = 20.0
@@ -70,11 +69,6 @@ class Told:
     live: bool
 
 
-def own_name() -> str:
-    """What this process calls itself: the host and the process there."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 async def tell(conn: AsyncConnection[Any], relay: str, standings: Sequence[Standing]) -> None:
     """Write how `relay` fares. Its rows stay when it is gone: their age says since when."""
     await conn.execute(
@@ -96,7 +90,7 @@ async def tell_forever(url: str, standings: Callable[[], Sequence[Standing]]) ->
         while True:
             with suppress(DatabaseUnavailable, Error):  # the next round tells it
                 async with telling.use() as conn:
-                    await tell(conn, own_name(), standings())
+                    await tell(conn, process_name(), standings())
             await asyncio.sleep(TELL_SECONDS)
     finally:
         await telling.aclose()

@@ -7,7 +7,6 @@ import asyncio
 from aiohttp import web
 
 from engine import admin
-from engine.errors import OutriderError
 from web.operations import Answer, Call, operation
 from web.shown import Health
 
@@ -39,9 +38,4 @@ async def ready(call: Call) -> web.Response:
 
 def checks(schema: admin.Check, draining: asyncio.Event) -> admin.Checks:
     """What readiness depends on: the database with its schema's version, and that we are not about to stop."""
-
-    async def accepting() -> None:
-        if draining.is_set():
-            raise OutriderError("stopping")
-
-    return {"schema": schema, "accepting": accepting}
+    return {"schema": schema, "accepting": admin.accepting(draining)}

@@ -160,6 +160,13 @@ MAINTENANCE = Row(
             unit=PER_SECOND,
         ),
         graph(
+            "Last done",
+            "How long ago a chore was last done by any relay; some are done once a minute.",
+            {"{{chore}}": age("outrider_maintenance_cycled_timestamp_seconds", "chore")},
+            unit=SECONDS,
+            alerts=["OutriderUpkeepStopped"],
+        ),
+        graph(
             "Failures",
             "Chores a second that failed; each runs again.",
             {"{{chore}}": rate("outrider_maintenance_errors_total", "chore")},

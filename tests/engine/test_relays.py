@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.relays import Standing, Told, own_name, tell, told
+from engine.process import process_name
+from engine.relays import Standing, Told, tell, told
 from tests.engine.scene import Scene, until
 from tests.helpers import Conn
 
@@ -29,7 +30,7 @@ async def test_maintenance_tells_that_it_runs_and_goes_on_telling(scene: Scene) 
             return (await told(scene.conn))[0].heard_at > first.heard_at
 
         await until(again)
-    assert (first.relay, first.topic, first.detail, first.live) == (own_name(), "maintenance", None, True)
+    assert (first.relay, first.topic, first.detail, first.live) == (process_name(), "maintenance", None, True)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,14 @@ async def broker_killed(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
+async def workers_locked(site: Site) -> AsyncIterator[None]:
+    """As by a change of the schema that somebody has begun and not ended."""
+    async with await site.connect() as conn, conn.transaction():
+        await conn.execute("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+@asynccontextmanager
 async def preset_without_worker(site: Site) -> AsyncIterator[None]:
     """As when a job comes of a preset whose worker is not deployed yet."""
     async with await site.connect() as conn:
@@ -163,6 +171,7 @@ NIGHTS: Final = [
     ),
     Night("preset without worker", preset_without_worker, ["OutriderNoWorkerForPreset"]),
     Night("broker killed", broker_killed, ["OutriderOutboxStalled", "OutriderOutboxBurnsFast"]),
+    Night("workers locked", workers_locked, ["OutriderUpkeepStopped"]),
     Night("relay stopped", stopping("relay"), ["OutriderNoRelay"]),
     Night(
         "database paused",
