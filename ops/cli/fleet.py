@@ -52,7 +52,7 @@ async def _relay(conn: Connection) -> str:
         return f"{len(live)} heard of within {SILENT_SECONDS:.0f} s: {', '.join(live)}"
     heard = max((each.heard_at for each in told), default=None)
     if not heard and await fetchall(conn, ANY_JOB) == [(False,)]:
-        return "none has been heard of, and there has been no job yet"
+        return "none has been heard of, and there are no jobs"
     raise Ill(
         f"none has been heard of{f' since {cell(heard)}' if heard else ''}",
         "run `outrider relay`: without one nothing is promoted or taken back",

@@ -126,7 +126,7 @@ async def test_a_fresh_database_is_no_cause_for_alarm(outrider: Outrider) -> Non
     said = await outrider("doctor", "--json")
     assert said.code == 0
     shown = {each["check"]: each["found"] for each in said.json["checks"]}
-    assert shown["relay"] == "none has been heard of, and there has been no job yet"
+    assert shown["relay"] == "none has been heard of, and there are no jobs"
     assert shown["workers"] == "none alive, and no job is due"
     assert shown["flow"] == "no job is due"
 
