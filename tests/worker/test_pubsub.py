@@ -16,13 +16,20 @@ from structlog.testing import capture_logs
 
 from tests.conftest import Connect
 from tests.engine.cutter import cutter
-from tests.engine.scene import preset
+from tests.engine.scene import Worker, preset
 from tests.fakes.clients import eventually
 from tests.fakes.pubsub import Delay, DropAcks, Duplicate, Fail
 from tests.helpers import fetchone
 from tests.worker.site import SUB, Site, counted, ids, ledger, messages, source_of
 
 LEASED = "SELECT 1 FROM outbox WHERE status = 'leased' HAVING count(*) = %s"
+
+
+async def failing(worker: Worker, claims: int) -> None:
+    """Wait until so many more claims have ended."""
+    seen = worker.consumer._strays
+    ended = seen.ended
+    await eventually(lambda: seen.ended >= ended + claims)
 
 
 def delivered(site: Site, messages: int) -> bool:
@@ -149,7 +156,8 @@ async def test_while_the_database_is_away_nothing_is_settled_and_no_more_is_read
                 wake_ups += await site.published()
                 if not heeds_flow_control:  # each in an answer of its own
                     await eventually(partial(delivered, site, number))
-            await eventually(lambda: sum(line["event"] == "claim.failed" for line in logs) >= 3)
+            await failing(worker, 3)
+        assert [line["event"] for line in logs].count("claim.failed") == 1
         assert 0 < len(source_of(worker)._at_hand) <= 4
         assert len(site.subscription.outstanding) <= (4 if heeds_flow_control else 10)
         assert site.fake.calls["Acknowledge"] == site.fake.calls["ModifyAckDeadline"] == 0
@@ -165,13 +173,13 @@ async def test_what_cannot_be_read_is_kept_while_the_database_is_away(
 ) -> None:
     monkeypatch.setattr("worker.pubsub.DATABASE_PAUSE_SECONDS", 0.05)
     _, work = ledger()
-    async with cutter(site.scene.url) as database, site.worker(work, url=database.url):
+    async with cutter(site.scene.url) as database, site.worker(work, url=database.url) as worker:
         await site.scene.row("SELECT 1 FROM workers")
         database.down = True
         message_id = site.send(b"?")
         with capture_logs() as logs:
             await eventually(lambda: any(line["event"] == "message.undecodable" for line in logs))
-            await eventually(lambda: sum(line["event"] == "claim.failed" for line in logs) >= 2)
+            await failing(worker, 2)
         assert site.fake.calls["Acknowledge"] == 0
         database.down = False
         await eventually(lambda: site.fake.acked(SUB) == [message_id])
