@@ -16,20 +16,13 @@ from structlog.testing import capture_logs
 
 from tests.conftest import Connect
 from tests.engine.cutter import cutter
-from tests.engine.scene import Worker, preset
+from tests.engine.scene import preset
 from tests.fakes.clients import eventually
 from tests.fakes.pubsub import Delay, DropAcks, Duplicate, Fail
 from tests.helpers import fetchone
 from tests.worker.site import SUB, Site, counted, ids, ledger, messages, source_of
 
 LEASED = "SELECT 1 FROM outbox WHERE status = 'leased' HAVING count(*) = %s"
-
-
-async def failing(worker: Worker, claims: int) -> None:
-    """Wait until so many more claims have ended."""
-    seen = worker.consumer._strays
-    ended = seen.ended
-    await eventually(lambda: seen.ended >= ended + claims)
 
 
 def delivered(site: Site, messages: int) -> bool:
@@ -149,14 +142,16 @@ async def test_while_the_database_is_away_nothing_is_settled_and_no_more_is_read
         if not heeds_flow_control:
             for receiver in site.subscription.receivers:
                 receiver.max_messages = math.inf
-        database.down = True
+        claims = worker.consumer._strays
+        ended = claims.ended
         with capture_logs() as logs:
+            database.down = True
             wake_ups = []
             for number in range(1, 11):
                 wake_ups += await site.published()
                 if not heeds_flow_control:  # each in an answer of its own
                     await eventually(partial(delivered, site, number))
-            await failing(worker, 3)
+            await eventually(lambda: claims.ended >= ended + 3)
         assert [line["event"] for line in logs].count("claim.failed") == 1
         assert 0 < len(source_of(worker)._at_hand) <= 4
         assert len(site.subscription.outstanding) <= (4 if heeds_flow_control else 10)
@@ -175,11 +170,13 @@ async def test_what_cannot_be_read_is_kept_while_the_database_is_away(
     _, work = ledger()
     async with cutter(site.scene.url) as database, site.worker(work, url=database.url) as worker:
         await site.scene.row("SELECT 1 FROM workers")
+        claims = worker.consumer._strays
+        ended = claims.ended
         database.down = True
         message_id = site.send(b"?")
         with capture_logs() as logs:
             await eventually(lambda: any(line["event"] == "message.undecodable" for line in logs))
-            await failing(worker, 2)
+            await eventually(lambda: claims.ended >= ended + 2)
         assert site.fake.calls["Acknowledge"] == 0
         database.down = False
         await eventually(lambda: site.fake.acked(SUB) == [message_id])
