@@ -6,10 +6,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 from uuid import UUID
 
 import orjson
@@ -25,9 +25,8 @@ CREDENTIALS: Final = re.compile(
     r"|((?:password|passwd|secret|token|api[-_]?key)\s{0,8}[=:]\s{0,8})[^\s&;,\"']+"
     r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
 )
-MARKS: Final = re.compile("[ =:]")
-"""What stands beside credentials in text: ids and names, which most fields are, have none of it."""
 HIDDEN: Final = "[redacted]"
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 MAX_TEXT: Final = 16_384
 """Characters of a field, beyond which its middle is left out."""
 
@@ -38,12 +37,12 @@ def configure(settings: Settings, role: str) -> None:
     """Log to standard error: for people on a terminal, else JSON lines (OUTRIDER_LOG_FORMAT decides if set)."""
     form = settings.log_format or ("console" if sys.stderr.isatty() else "json")
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    sink: Any = _Sink(sys.stderr.buffer if form == "json" else sys.stderr)
     if form == "json":
+        lines = _Lines(sys.stderr.buffer)
         structlog.configure(
             processors=[_Line(role)],
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=structlog.BytesLoggerFactory(sink),
+            wrapper_class=_direct(level),
+            logger_factory=lambda *_: lines,
             cache_logger_on_first_use=True,
         )
     else:
@@ -57,10 +56,29 @@ def configure(settings: Settings, role: str) -> None:
                 structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=structlog.PrintLoggerFactory(sink),
+            logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Sink(sys.stderr))),
             cache_logger_on_first_use=True,
         )
     _adopt_foreign(level)
+
+
+def _direct(level: int) -> type[structlog.typing.FilteringBoundLogger]:
+    """structlog's filtering logger with a shorter way from a call to its line: what lies between cost half of it."""
+
+    def method(name: str) -> Callable[..., None]:
+        def tell(self: Any, event: str, **fields: Any) -> None:
+            told: Any = {**self._context, **fields, "event": event}
+            try:
+                for process in self._processors:
+                    told = process(self._logger, name, told)
+            except structlog.DropEvent:
+                return  # as processors do that capture events
+            self._logger.msg(told)
+
+        return tell
+
+    methods = {name: method(name) for name, number in LEVELS.items() if number >= level}
+    return type("Direct", (structlog.make_filtering_bound_logger(level),), methods)
 
 
 class _Named:
@@ -89,10 +107,11 @@ class _Line(_Named):
 
 def redact(_logger: Any, _method: str, event: Event) -> Event:
     """Hide fields that are named like secrets, and credentials inside text."""
+    for name in _secret(tuple(event)):
+        event[name] = HIDDEN
     for name, value in event.items():
-        if _secret(name):
-            event[name] = HIDDEN
-        elif isinstance(value, str) and MARKS.search(value):
+        # What stands beside credentials in text: ids and names, which most fields are, have none of it.
+        if isinstance(value, str) and (" " in value or "=" in value or ":" in value):
             event[name] = CREDENTIALS.sub(_hidden, _short(value))
     return event
 
@@ -107,9 +126,9 @@ def _short(text: str) -> str:
     return f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 
-@cache  # finite: the names that events are logged with
-def _secret(name: str) -> bool:
-    return SECRET.search(name) is not None
+@cache  # finite: each call that logs has its names
+def _secret(names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if SECRET.search(name)]
 
 
 class _Foreign(logging.Handler):
@@ -144,6 +163,15 @@ class _Sink:
             pass  # as said above; `suppress` would cost as much as the write
 
     def flush(self) -> None: ...
+
+
+class _Lines(_Sink):
+    """What takes finished lines."""
+
+    def msg(self, line: bytes) -> None:
+        self.write(line + b"\n")  # one write, which no other thread's can divide
+
+    debug = info = warning = error = critical = msg
 
 
 def _adopt_foreign(level: int) -> None:
