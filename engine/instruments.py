@@ -60,6 +60,24 @@ class Histogram(prometheus_client.Histogram):
         return super()._child_samples()
 
 
+class Counter(prometheus_client.Counter):
+    """Counts in 0.1 µs instead of 0.4, for the event loop's thread alone: nothing guards it against others."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._loose = 0.0
+
+    def inc(self, amount: float = 1, exemplar: Mapping[str, str] | None = None) -> None:
+        """Without exemplars: histograms have them."""
+        assert exemplar is None
+        self._loose += amount
+
+    def _child_samples(self) -> Iterable[Sample]:
+        loose, self._loose = self._loose, 0.0
+        self._value.inc(loose)
+        return super()._child_samples()
+
+
 class Moment(Gauge):
     """A time, in seconds since 1970. Not shown before it is known: 0 would say that it is long ago."""
 

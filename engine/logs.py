@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from functools import cache
@@ -73,7 +76,7 @@ def _direct(level: int) -> type[structlog.typing.FilteringBoundLogger]:
                     told = process(self._logger, name, told)
             except structlog.DropEvent:
                 return  # as processors do that capture events
-            self._logger.msg(told)
+            getattr(self._logger, name)(told)
 
         return tell
 
@@ -166,12 +169,41 @@ class _Sink:
 
 
 class _Lines(_Sink):
-    """What takes finished lines."""
+    """Takes finished lines. Those of one turn of the event loop are one write, at its end; a warning does not wait.
 
-    def msg(self, line: bytes) -> None:
-        self.write(line + b"\n")  # one write, which no other thread's can divide
+    What another thread says is written at once, with what waits: the loop may never turn again.
+    """
 
-    debug = info = warning = error = critical = msg
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._waiting: deque[bytes] = deque()
+        self._writing = threading.Lock()
+
+    def debug(self, line: bytes) -> None:
+        self._waiting.append(line)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._written()
+            return
+        if len(self._waiting) == 1:
+            loop.call_soon(self._written)
+
+    info = debug
+
+    def warning(self, line: bytes) -> None:
+        self._waiting.append(line)
+        self._written()
+
+    error = critical = warning
+
+    def _written(self) -> None:
+        with self._writing:
+            lines = []
+            while self._waiting:  # asked again after each: a line that comes meanwhile has nobody else
+                lines.append(self._waiting.popleft())
+            if lines:
+                self.write(b"\n".join(lines) + b"\n")
 
 
 def _adopt_foreign(level: int) -> None:
@@ -181,6 +213,10 @@ def _adopt_foreign(level: int) -> None:
 
 
 def _dumps(event: Event) -> bytes:
+    try:
+        return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z)
+    except TypeError:  # perhaps for keys that are no strings, which cost every line something
+        pass
     try:
         return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
     except (TypeError, ValueError):  # a lone surrogate, an integer beyond 64 bits

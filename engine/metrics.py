@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Info
 
+from engine import instruments
 from engine.instruments import Histogram, Moment
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
@@ -22,7 +23,7 @@ HTTP_SECONDS = Histogram(
     ["route", "method", "status"],
     buckets=SECONDS,
 )
-HTTP_ANSWERS = Counter(
+HTTP_ANSWERS = instruments.Counter(
     "outrider_http_answers", "Answers by the class of their status, 2xx to 5xx; probes aside", ["class"]
 )
 HTTP_IN_FLIGHT = Gauge("outrider_http_requests_in_flight", "Requests being answered")
@@ -40,8 +41,8 @@ JWKS_FETCHED_AT = Moment(
 )
 
 # Jobs: whoever makes the move.
-JOBS_ENQUEUED = Counter("outrider_jobs_enqueued", "Jobs accepted over HTTP", ["preset"])
-JOBS_FINISHED = Counter(
+JOBS_ENQUEUED = instruments.Counter("outrider_jobs_enqueued", "Jobs accepted over HTTP", ["preset"])
+JOBS_FINISHED = instruments.Counter(
     "outrider_jobs_finished", "Results written, by state; not those of commands", ["preset", "state"]
 )
 JOBS_REDRIVEN = Counter(
@@ -52,7 +53,7 @@ DEAD_LETTERS = Counter(
     "Jobs that failed for good, by reason: failed, timeout, lapsed",
     ["preset", "reason"],
 )
-ATTEMPTS = Counter(
+ATTEMPTS = instruments.Counter(
     "outrider_attempts",
     "Attempts ended, by outcome: completed, retry, failed, timeout, cancelled, snoozed, released, or lost to a lapse",
     ["preset", "outcome"],

@@ -8,6 +8,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge
 
+from engine import instruments
 from engine.instruments import Histogram
 
 
@@ -17,6 +18,7 @@ def _nothing(*_: Any, **__: Any) -> None: ...
 # Before the module is imported: from then on it keeps the methods of labelled children.
 for _metric, _methods in (
     (Counter, ("inc",)),
+    (instruments.Counter, ("inc",)),
     (Gauge, ("inc", "dec", "set", "set_to_current_time")),
     (Histogram, ("observe", "traced")),
 ):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -81,6 +83,50 @@ HOSTILE = "from engine.logs import redact; redact(None, '', {'error': ' ' + %r *
 def test_no_text_keeps_the_redaction_busy(text: str) -> None:
     """In a process of its own: a search that does not end would hold this one, and any thread of it."""
     subprocess.run([sys.executable, "-c", HOSTILE % text], check=True, timeout=WAIT)
+
+
+async def test_lines_of_one_turn_of_the_loop_are_written_at_its_end_and_warnings_and_other_threads_at_once(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def said() -> list[str]:
+        return [line["event"] for line in lines(capfd)]
+
+    log = configured()
+    log.info("a.said")
+    log.info("b.said")
+    assert said() == []
+    await asyncio.sleep(0)
+    assert said() == ["a.said", "b.said"]
+    log.info("c.said")
+    log.warning("d.said")
+    assert said() == ["c.said", "d.said"]
+    log.info("e.said")
+    thread = threading.Thread(target=log.info, args=["f.said"])
+    thread.start()
+    thread.join()
+    assert said() == ["e.said", "f.said"]
+
+
+def test_no_line_is_lost_between_threads(capfd: pytest.CaptureFixture[str]) -> None:
+    log = configured()
+
+    async def looped() -> None:
+        for number in range(2000):
+            log.info("x.said", number=number)
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+
+    def other() -> None:
+        for number in range(2000):
+            log.info("y.said", number=number)
+
+    threads = [threading.Thread(target=other), threading.Thread(target=lambda: asyncio.run(looped()))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    said = [(line["event"], line["number"]) for line in lines(capfd)]
+    assert sorted(said) == sorted((event, n) for event in ("x.said", "y.said") for n in range(2000))
 
 
 def test_the_middle_of_a_long_text_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
