@@ -120,10 +120,10 @@ async def broker_killed(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def workers_locked(site: Site) -> AsyncIterator[None]:
-    """As by a change of the schema that somebody has begun and not ended."""
+async def outbox_locked(site: Site) -> AsyncIterator[None]:
+    """Everybody may read and nobody write: as by a change of the schema that somebody has begun and not ended."""
     async with await site.connect() as conn, conn.transaction():
-        await conn.execute("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE")
+        await conn.execute("LOCK TABLE outbox IN EXCLUSIVE MODE")
         yield
 
 
@@ -171,7 +171,7 @@ NIGHTS: Final = [
     ),
     Night("preset without worker", preset_without_worker, ["OutriderNoWorkerForPreset"]),
     Night("broker killed", broker_killed, ["OutriderOutboxStalled", "OutriderOutboxBurnsFast"]),
-    Night("workers locked", workers_locked, ["OutriderUpkeepStopped"]),
+    Night("outbox locked", outbox_locked, ["OutriderUpkeepStopped"]),
     Night("relay stopped", stopping("relay"), ["OutriderNoRelay"]),
     Night(
         "database paused",
