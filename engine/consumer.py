@@ -209,7 +209,9 @@ class Consumer:
         if unknown := self._strays.unknown(leased.keys() - self._held.keys()):
             self._returns.give_back(self._lease.worker_id, unknown, "unknown to its worker")
         for holder, keys in self._forsaken.items():
-            self._returns.give_back(holder, keys, "lease lost")
+            self._returns.give_back(
+                holder, keys, "lease lost"
+            )  # which engine/moves/record.py takes for no outcome
         self._forsaken.clear()
         self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
 

@@ -177,9 +177,8 @@ class Recorder:
 
         # Under a lease that was lost meanwhile it only remains to be learnt whether the last try has committed.
         while (leased := self._worker_id() == attempt.worker_id) or tries:
-            limit: asyncio.Timeout | None = (
-                None  # begins with a connection: waiting for one is not the effects' time
-            )
+            # It begins with a connection: waiting for one is not the effects' time.
+            limit: asyncio.Timeout | None = None
             try:
                 async with (
                     lent(self._lending, seconds + GRACE_SECONDS) as conn,

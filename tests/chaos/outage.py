@@ -78,7 +78,7 @@ class Clients:
                 while sent < (time.monotonic() - began) * self._rate:
                     group.create_task(self._post(session, body, headers))
                     sent += 1
-                await asyncio.sleep(1 / self._rate)
+                await asyncio.sleep(1 / self._rate)  # the pace that clients keep
 
     async def _post(self, session: aiohttp.ClientSession, body: bytes, headers: dict[str, str]) -> None:
         try:

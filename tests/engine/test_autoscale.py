@@ -19,8 +19,6 @@ from engine.settings import load
 from tests.engine.scene import until
 from tests.helpers import Conn, new, worker
 
-OUTCOMES = ("completed", "retry", "failed", "timeout", "cancelled", "lost", "released", "snoozed")
-
 
 async def get(port: int, path: str, **headers: str) -> tuple[int, Any]:
     async with (
