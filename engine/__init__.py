@@ -1,1 +1,26 @@
-"""The job engine: vocabulary, SQL and loops shared by web, relay and worker. Imports none of them."""
+"""Outrider's engine: what pipelines and applications import. Only the names listed here are promised.
+
+A pipeline is a function `(job: Job, run: Run)` declared with `@pipeline`; it returns JSON-able data, or one of
+`Completed`, `Retry`, `Failed` and `Snoozed`, or raises. `Metadata` is the base of a preset's metadata model. An
+application adds jobs in its own transaction: `await enqueue(conn, NewJob(…))`.
+"""
+
+from engine.errors import PermanentError
+from engine.model import Completed, Failed, Job, NewJob, Retry, Snoozed
+from engine.moves.enqueue import enqueue
+from engine.pipeline import Metadata, Pipeline, Run, pipeline
+
+__all__ = [
+    "Completed",
+    "Failed",
+    "Job",
+    "Metadata",
+    "NewJob",
+    "PermanentError",
+    "Pipeline",
+    "Retry",
+    "Run",
+    "Snoozed",
+    "enqueue",
+    "pipeline",
+]

@@ -11,6 +11,7 @@ OutriderError
 ├── LeaseLost              the attempt is no longer the current one; its outcome must be dropped
 ├── DatabaseUnavailable    PostgreSQL did not answer in time, or the connection broke
 ├── BrokerUnavailable      Pub/Sub delivers nothing
+├── KeysUnavailable        the keys of the token issuer cannot be had
 └── PermanentError         raised by a pipeline: fail the job at once, no retry
 """
 
@@ -88,6 +89,10 @@ class DatabaseUnavailable(OutriderError):
 
 class BrokerUnavailable(OutriderError):
     """Pub/Sub delivers nothing; jobs come by the outbox meanwhile."""
+
+
+class KeysUnavailable(OutriderError):
+    """The keys of the token issuer cannot be had at present, and none are remembered."""
 
 
 class PermanentError(OutriderError):

@@ -11,10 +11,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from psycopg import AsyncConnection
-
 MAX_CRASHES = 3
-"""Lapses a job survives since its last redrive; the third one fails it."""
+"""Lapses since the last redrive; the third one fails the job."""
 
 DEFAULT_PRIORITY = 2
 
@@ -44,6 +42,41 @@ TRANSITIONS: Mapping[JobState | None, frozenset[JobState]] = {
     JobState.CANCELLED: frozenset({JobState.PENDING}),
 }
 """Every legal edge; None is "not yet there". FAILED | CANCELLED → PENDING is a redrive."""
+
+
+class Reason(StrEnum):
+    """Why a job changed its state, as the audit row of the change says."""
+
+    ENQUEUED = "enqueued"
+    CLAIMED = "claimed"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ERROR = "error"
+    """An error or a time-out; the job is tried again."""
+    SNOOZED = "snoozed"
+    CANCELLED = "cancelled"
+    SHUTDOWN = "shutdown"
+    UNKNOWN = "unknown to its worker"
+    """The reply to the claim was lost: the worker has never run the attempt."""
+    LEASE_LOST = "lease lost"
+    """The worker's lease ran out while the database was away; the worker stopped the attempt."""
+    LAPSED = "lapsed"
+    """The worker is gone, and its lease has run out: a crash."""
+    REDRIVEN = "redriven"
+
+    @property
+    def ends_attempt(self) -> bool:
+        """Whether an outcome of the attempt's own worker stands behind it."""
+        return self in _OUTCOMES
+
+
+_OUTCOMES = frozenset(Reason) - {
+    Reason.ENQUEUED,
+    Reason.CLAIMED,
+    Reason.LEASE_LOST,
+    Reason.LAPSED,
+    Reason.REDRIVEN,
+}
 
 
 _last_tick = 0
@@ -135,7 +168,8 @@ class JobError:
     message: str
 
 
-Effects = Callable[[AsyncConnection[Any]], Awaitable[None]]
+Effects = Callable[[Any], Awaitable[None]]
+"""`effects(conn)`, on a psycopg AsyncConnection in an open transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +190,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """An error that another attempt would not mend."""
+    """An error that another attempt would not fix."""
 
     error: BaseException | JobError | str
 
@@ -175,9 +209,9 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """Given back unfinished, at shutdown or because it was never run. Spends no budget."""
+    """Not finished here, and nobody's error: at shutdown, or because the lease is lost. Spends no budget."""
 
-    reason: str
+    reason: Reason
 
 
 Outcome = Completed | Retry | Failed | Snoozed | Cancelled | Released

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,9 +13,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from engine.errors import ConfigurationError
+from engine.limits import BACKOFF_SECONDS, MAX_ATTEMPTS, PRESET, TIMEOUT_SECONDS
 from engine.model import Job
-
-PRESET = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 
 
 class Run(Protocol):
@@ -65,17 +63,13 @@ class Pipeline:
         call = getattr(self.function, "__call__", None)  # noqa: B004 - of an object that is called like a function
         is_async = inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
         object.__setattr__(self, "is_async", is_async)
-        faults = [
-            message
-            for message, wrong in (
-                (f"preset {self.preset!r} is not {PRESET.pattern}", not PRESET.fullmatch(self.preset)),
-                ("timeout must be 1..86400 seconds", not 1 <= self.timeout <= 86_400),
-                ("max_attempts must be 1..25", not 1 <= self.max_attempts <= 25),
-                ("backoff must be 0..600 seconds", not 0 <= self.backoff <= 600),
-            )
-            if wrong
-        ]
-        if faults:
+        bounded = (
+            ("preset", self.preset in PRESET, PRESET.fault),
+            ("timeout", self.timeout in TIMEOUT_SECONDS, TIMEOUT_SECONDS.fault),
+            ("max_attempts", self.max_attempts in MAX_ATTEMPTS, MAX_ATTEMPTS.fault),
+            ("backoff", self.backoff in BACKOFF_SECONDS, BACKOFF_SECONDS.fault),
+        )
+        if faults := [f"{name}: {fault}" for name, good, fault in bounded if not good]:
             raise ConfigurationError([f"pipeline {self.preset!r}: {fault}" for fault in faults])
 
 
@@ -124,7 +118,7 @@ class Registry(Mapping[str, Pipeline]):
         return len(self._pipelines)
 
 
-def load(modules: Sequence[str]) -> Registry:
+def load_pipelines(modules: Sequence[str]) -> Registry:
     """The built-in pipelines and those of `modules` (dotted paths), each of which lists its own in `pipelines`."""
     found: list[Pipeline] = []
     for path in ("engine.pipelines", *modules):

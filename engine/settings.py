@@ -129,7 +129,7 @@ class Settings(BaseModel):
         return self.jwt_algorithms or (("HS256",) if self.jwt_secret else ("RS256", "ES256"))
 
     @property
-    def announce(self) -> bool:
+    def publish_results(self) -> bool:
         """Whether results and dead letters are announced: whether anything publishes them."""
         return self.transport == "pubsub"
 

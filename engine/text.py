@@ -12,7 +12,7 @@ from engine.errors import Problem
 
 MAX_DEPTH = 64
 MAX_PROBLEMS = 20
-"""Faults looked for in one input: whoever mends these asks again, and a hostile one has millions."""
+"""Faults looked for in one input: whoever fixes these asks again, and a hostile one has millions."""
 INT64_MIN, UINT64_MAX = -(2**63), 2**64 - 1
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 

@@ -20,8 +20,8 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from yoyo import read_migrations
 
-from engine.db import HotConnection
 from engine.errors import SchemaMismatch
+from engine.storage.connections import PinnedConnection
 from migrations.backend import Backend, checksum, connection, session
 
 SQL = Path(__file__).with_name("sql")
@@ -107,7 +107,7 @@ async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
 
     Raises SchemaMismatch or DatabaseUnavailable at once.
     """
-    conn = HotConnection(url, name="readiness")
+    conn = PinnedConnection(url, name="readiness")
     busy = asyncio.Lock()
 
     async def checked() -> None:

@@ -10,23 +10,22 @@ from typing import Final, Protocol
 
 import structlog
 
-from engine import pipeline
-from engine.admin import accepting, admin_server
-from engine.consumer import open_consumer
-from engine.db import open_pool
-from engine.maintenance import Maintenance
-from engine.notify import Notifier
-from engine.pipeline import Registry
-from engine.process import run
+from engine.pipeline import Registry, load_pipelines
+from engine.process.admin import accepting, admin_server
+from engine.process.run import run
 from engine.settings import Settings
-from engine.source import PostgresSource
+from engine.storage.connections import open_pool
+from engine.storage.notify import Notifier
 from migrations import open_check
+from relay.maintenance.loop import Maintenance
+from worker.consumer import open_consumer
+from worker.source import PostgresSource
 
 log = structlog.get_logger()
 
-CHORE_CONNECTIONS: Final = 4
-CHORE_SECONDS: Final = 2.0
-"""How long a chore that runs at the stop may take to end."""
+MAINTENANCE_CONNECTIONS: Final = 4
+MAINTENANCE_SECONDS: Final = 2.0
+"""How long a task of maintenance that runs at the stop may take to end."""
 
 
 class Work(Protocol):
@@ -53,12 +52,12 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
-    registry = pipeline.load(settings.pipelines)
+    registry = load_pipelines(settings.pipelines)
     url = settings.database()
     notifier = Notifier(url)
     async with (
         open_check(url) as schema,
-        open_pool(url, name="chores", size=CHORE_CONNECTIONS) as pool,
+        open_pool(url, name="maintenance", size=MAINTENANCE_CONNECTIONS) as pool,
         _open_work(settings, url, registry) as work,
     ):
         maintenance = Maintenance(
@@ -66,9 +65,9 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             pool,
             lease_seconds=settings.lease_seconds,
             retention_days=settings.retention_days,
-            on_ready=notifier.poke,
+            on_ready=notifier.notify,
             presets=registry,
-            announce=settings.announce,
+            publish_results=settings.publish_results,
         )
         checks = {
             "schema": schema,
@@ -82,7 +81,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             maintaining = group.create_task(maintenance.run(stop))
             code = await work.run(stop)
             stop.set()
-            await asyncio.wait([maintaining], timeout=CHORE_SECONDS)
+            await asyncio.wait([maintaining], timeout=MAINTENANCE_SECONDS)
             maintaining.cancel()  # a VACUUM may take longer, and begins anew elsewhere
             notifying.cancel()
         return code

@@ -1,4 +1,4 @@
-"""The relay of a process: jobs, results and dead letters, each drained to its topic by a loop of its own."""
+"""The relay of a process: jobs, results and dead letters, each published to its topic by a loop of its own."""
 
 from __future__ import annotations
 
@@ -8,62 +8,63 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from engine.errors import DatabaseUnavailable
-from engine.notify import READY, listen
-from engine.pubsub import names
-from engine.relays import Kind, Standing, tell_forever
+from engine.pubsub.client import names
 from engine.settings import Settings
-from relay.drain import Drain
-from relay.outgoing import Events, WakeUps
-from relay.publisher import Publisher, connected
+from engine.storage.notify import READY, listen
+from engine.tables.relay_status import RelayStatus, Subject
+from relay.publishing.outbox_sources import Events, WakeUps
+from relay.publishing.publish_loop import PublishLoop
+from relay.publishing.publisher import Publisher, connected
+from relay.status import report_forever
 
 STALE_SECONDS: Final = 10.0
 
 
 class Relay:
-    """Drains the outbox until stopped. Several may run: row locks and reservations share the work."""
+    """Publishes the outbox until stopped. Several may run: row locks and reservations share the work."""
 
     def __init__(self, settings: Settings, url: str, presets: Iterable[str], publisher: Publisher) -> None:
         topics = names(settings)
         self._url = url
         self._jobs = WakeUps(url, presets)
-        self._waking = Drain("jobs", topics.jobs, self._jobs, publisher)
-        self._drains: dict[Kind, Drain[Any]] = {
-            "jobs": self._waking,
-            "results": Drain("results", topics.results, Events(url, "results"), publisher),
-            "dead-letters": Drain(
+        self._wake_ups = PublishLoop("jobs", topics.jobs, self._jobs, publisher)
+        self._loops: dict[Subject, PublishLoop[Any]] = {
+            "jobs": self._wake_ups,
+            "results": PublishLoop("results", topics.results, Events(url, "results"), publisher),
+            "dead-letters": PublishLoop(
                 "dead-letters", topics.dead_letters, Events(url, "dead-letters"), publisher
             ),
         }
 
     async def ready(self) -> None:
         """A readiness check: raises while the outbox is not looked at. A broker that is down is not our fault."""
-        behind = max(drain.behind_seconds for drain in self._drains.values())
+        behind = max(loop.behind_seconds for loop in self._loops.values())
         if behind > STALE_SECONDS:
             raise DatabaseUnavailable(f"the outbox was not looked at for {behind:.0f} s")
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Drain until `stop`, then finish what is on its way. Returns 0."""
+        """Publish until `stop`, then finish what is on its way. Returns 0."""
         async with asyncio.TaskGroup() as group:
             beside = [
                 group.create_task(each)
-                for each in (listen(self._url, self._heard), tell_forever(self._url, self._standings))
+                for each in (listen(self._url, self._on_hint), report_forever(self._url, self._statuses))
             ]
             try:
-                async with asyncio.TaskGroup() as drains:
-                    for drain in self._drains.values():
-                        drains.create_task(drain.run(stop))
+                async with asyncio.TaskGroup() as loops:
+                    for loop in self._loops.values():
+                        loops.create_task(loop.run(stop))
             finally:
                 for task in beside:
                     task.cancel()
         return 0
 
-    def _standings(self) -> list[Standing]:
-        return [Standing(kind, *drain.standing) for kind, drain in self._drains.items()]
+    def _statuses(self) -> list[RelayStatus]:
+        return [loop.status for loop in self._loops.values()]
 
-    def _heard(self, channel: str, payload: str) -> None:
+    def _on_hint(self, channel: str, payload: str) -> None:
         if channel == READY:
             self._jobs.learn(payload.split())
-            self._waking.wake()
+            self._wake_ups.wake()
 
 
 @asynccontextmanager

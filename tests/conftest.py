@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager, nullcontext
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import AsyncExitStack, nullcontext
 from typing import Any
-from urllib.parse import quote, urlencode
 
-import psycopg
 import pytest
-from psycopg import AsyncConnection, Connection, sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 import migrations
-from ops.local import local_postgres
+from engine.storage.connections import open_pool
+from ops.harness.postgres import Databases, temporary_server
+from tests.support.pubsub_brokers import broker, emulator, fake
+from tests.support.worker_harness import WorkerHarness
+
+__all__ = ["broker", "emulator", "fake"]
 
 Connect = Callable[..., Awaitable[AsyncConnection[TupleRow]]]
 
@@ -29,58 +27,13 @@ GIVEN_URL = os.environ.get("OUTRIDER_DATABASE_URL")
 for variable in [name for name in os.environ if name.startswith(("OUTRIDER_", "PUBSUB_"))]:
     del os.environ[variable]
 
-
-class Databases:
-    """Makes and drops databases beside the one `url` names, which itself is only connected to."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._admin: Connection[TupleRow] = psycopg.connect(url, autocommit=True)
-        self._dropper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drop-database")
-        self._prefix = f"outrider_test_{secrets.token_hex(4)}"
-        self._made = 0
-        self._drops: list[Future[None]] = []
-
-    def create(self, template: str = "template0") -> str:
-        """A new database's name. The copy by files takes half the time of the default, through the WAL."""
-        self._made += 1
-        name = f"{self._prefix}_{self._made}"
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
-        self._admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        return name
-
-    def url(self, name: str) -> str:
-        options = {key: value for key, value in conninfo_to_dict(self._url).items() if value is not None}
-        options.pop("dbname", None)
-        return f"postgresql:///{name}?{urlencode(options, quote_via=quote)}"
-
-    def drop(self, name: str) -> None:
-        """In the background: it takes up to 0.1 s. `close` waits for it and raises its error."""
-        self._drops.append(self._dropper.submit(self._drop, name))
-
-    def _drop(self, name: str) -> None:
-        with psycopg.connect(self._url, autocommit=True) as conn:
-            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-    def close(self) -> None:
-        self._admin.close()
-        self._dropper.shutdown()
-        for drop in self._drops:
-            drop.result()
-
-
-@contextmanager
-def _own_server() -> Iterator[str]:
-    """Nothing of it outlives the session, so it need not reach the disk."""
-    with TemporaryDirectory(prefix="outrider-test-") as folder:
-        Path(folder).chmod(0o755)  # run by root, the server is another user's process
-        with local_postgres(Path(folder), {"fsync": "off", "full_page_writes": "off"}) as url:
-            yield url
+# Nothing of the server outlives the session, so it need not reach the disk.
+QUICK = {"fsync": "off", "full_page_writes": "off"}
 
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
-    with nullcontext(GIVEN_URL) if GIVEN_URL else _own_server() as url:
+    with nullcontext(GIVEN_URL) if GIVEN_URL else temporary_server(QUICK) as url:
         made = Databases(url)
         try:
             yield made
@@ -94,7 +47,7 @@ def template(databases: Databases) -> Iterator[str]:
     name = databases.create()
     migrations.up(databases.url(name))
     yield name
-    databases.drop(name)
+    databases.drop_later(name)
 
 
 @pytest.fixture
@@ -102,7 +55,7 @@ def empty_database_url(databases: Databases) -> Iterator[str]:
     """A database of the test's own, without a schema."""
     name = databases.create()
     yield databases.url(name)
-    databases.drop(name)
+    databases.drop_later(name)
 
 
 @pytest.fixture
@@ -110,7 +63,7 @@ def database_url(databases: Databases, template: str) -> Iterator[str]:
     """A database of the test's own, migrated."""
     name = databases.create(template)
     yield databases.url(name)
-    databases.drop(name)
+    databases.drop_later(name)
 
 
 @pytest.fixture
@@ -129,3 +82,15 @@ async def connect(database_url: str) -> AsyncIterator[Connect]:
 @pytest.fixture
 async def conn(connect: Connect) -> AsyncConnection[TupleRow]:
     return await connect()
+
+
+@pytest.fixture
+async def harness(database_url: str, conn: AsyncConnection[TupleRow]) -> AsyncIterator[WorkerHarness]:
+    """Runs jobs on the test's database; whatever the test does there, the invariants hold at its end."""
+    async with (
+        open_pool(database_url, name="test", size=10) as pool,
+        open_pool(database_url, name="effects", size=10, reset_on_return=True) as effects,
+    ):
+        harness = WorkerHarness(database_url, conn, pool, effects)
+        yield harness
+        assert await harness.broken() == []

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from engine import jobs, pipeline
 from engine.model import TRANSITIONS, JobState
-from tests.fakes.fixtures import fake
-from tests.fakes.pubsub import FakePubSub
-from tests.helpers import Conn, fetchone
+from engine.pipeline import load_pipelines
+from engine.queries import jobs
+from ops.harness.process import ROOT
+from ops.harness.pubsub_fake import FakePubSub
+from tests.support.database import Conn, fetchone
 
-__all__ = ["fake"]
-
-ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 FIRST = BLOCKS[0][1].strip()
 UP_SECONDS = 240.0
@@ -119,7 +117,7 @@ async def test_the_library_call_of_the_readme_enqueues(conn: Conn) -> None:
     job_id = UUID(await scope["place_order"](conn, "ann"))
     [view] = await jobs.read(conn, [(job_id, "ann")])
     assert view is not None
-    assert view.preset in pipeline.load([])
+    assert view.preset in load_pipelines([])
 
 
 async def test_the_sql_of_the_readme_enqueues(conn: Conn) -> None:

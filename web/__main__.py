@@ -10,16 +10,17 @@ from typing import Final
 
 import structlog
 
-from engine import pipeline, process
-from engine.admin import admin_server
-from engine.notify import Notifier, Poke
+from engine.pipeline import load_pipelines
+from engine.process.admin import admin_server
+from engine.process.run import DONE, FAILED, run
 from engine.settings import Settings
+from engine.storage.notify import Notifier, WakeHint
 from migrations import open_check
-from web import health
+from web.api import health
 from web.app import create_app
-from web.auth import Authenticator
+from web.auth.keys import open_keys
+from web.auth.tokens import Authenticator
 from web.background import running
-from web.keys import open_keys
 from web.operations import Api
 from web.server import serving
 from web.store import Store, open_store
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 NOTICE_SECONDS: Final = 1.0
 """From "not ready" to the end of listening: a load balancer has to notice, and clients to leave."""
 
-OpenStore = Callable[[str, Poke], AbstractAsyncContextManager[Store]]
+OpenStore = Callable[[str, WakeHint], AbstractAsyncContextManager[Store]]
 
 
 async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = open_store) -> int:
@@ -37,14 +38,14 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
-    registry = pipeline.load(settings.pipelines)
+    registry = load_pipelines(settings.pipelines)
     url = settings.database()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         schema = await enter(open_check(url))
         notifier = Notifier(url)
         notifying = await enter(running(notifier.run(), stop))
-        store = await enter(open_store(url, notifier.poke))
+        store = await enter(open_store(url, notifier.notify))
         watching = await enter(running(store.watcher.run(), stop))
         draining = asyncio.Event()
         api = Api(
@@ -53,7 +54,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
             store=store,
             checks=health.checks(schema, draining),
             draining=draining,
-            announce=settings.announce,
+            publish_results=settings.publish_results,
         )
         admin_port = await enter(admin_server(settings, "web", api.checks))
         served = serving(
@@ -66,8 +67,8 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
         died = notifying.done() or watching.done()
         await asyncio.sleep(min(NOTICE_SECONDS, settings.drain_seconds))
     log.info("web.stopped")
-    return process.FAILED if died else process.DONE
+    return FAILED if died else DONE
 
 
 if __name__ == "__main__":
-    sys.exit(process.run("web", main))
+    sys.exit(run("web", main))

@@ -8,17 +8,17 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from web import boundary, counters, docs, openapi
-from web.handlers import OPERATIONS
+from web import docs, metrics, middleware, openapi
+from web.api import OPERATIONS
 from web.operations import Api, Handler
 from web.problems import Refused
 
 
 def create_app(api: Api) -> web.Application:
     """The application over `api`, which outlives it. Serve it with `web.server.serving`."""
-    counters.show(api.registry)
-    app = web.Application(middlewares=[boundary.traced, boundary.boundary(api)])
-    app.on_response_prepare.append(boundary.finish_headers)
+    metrics.show(api.registry)
+    app = web.Application(middlewares=[middleware.traced, middleware.boundary(api)])
+    app.on_response_prepare.append(middleware.finish_headers)
     paths: defaultdict[str, dict[str, Handler]] = defaultdict(dict)
     for operation in OPERATIONS:
         paths[operation.path][operation.method] = operation.bind(api)

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from engine import version
 from engine.pipeline import Pipeline, Registry
-from web import schemas, shown
 from web.operations import Answer, Operation
-from web.problems import CONTENT_TYPE
+from web.problems import CONTENT_TYPE, ProblemDetails
+from web.wire import request_models
 
 Json = dict[str, Any]
 
+ASKED: Final[JsonSchemaMode] = "validation"
+ANSWERED: Final[JsonSchemaMode] = "serialization"
 REF: Final = "#/components/schemas/{model}"
 BEARER: Final = "bearer"
 HEADERS: Final = {
@@ -138,7 +140,7 @@ def _refusals(each: Operation) -> dict[int, Json]:
         status: {
             "description": HTTPStatus(status).phrase,
             "headers": _headers(HEADERS.get(status, {})),
-            "content": {CONTENT_TYPE: {"schema": _ref(shown.ProblemDetails)}},
+            "content": {CONTENT_TYPE: {"schema": _ref(ProblemDetails)}},
         }
         for status in statuses - each.answers.keys()
     }
@@ -150,22 +152,25 @@ def _headers(described: Mapping[str, str]) -> Json:
 
 
 def _schemas(operations: Sequence[Operation], registry: Registry) -> Json:
-    asked = [each.body for each in operations if each.body is not None]
-    answered: list[type[BaseModel]] = [shown.ProblemDetails]
+    asked: list[Any] = [each.body for each in operations if each.body is not None]
+    answered: list[Any] = [ProblemDetails]
     answered += [
         answer.model for each in operations for answer in each.answers.values() if answer.model is not None
     ]
-    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in asked]
-    modes += [(model, "serialization") for model in answered]
-    _, generated = models_json_schema(modes, ref_template=REF)
+    modes: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
+        (model.__name__, mode, TypeAdapter(model))
+        for models, mode in ((asked, ASKED), (answered, ANSWERED))
+        for model in models
+    ]
+    _, generated = TypeAdapter.json_schemas(modes, ref_template=REF)
     found: Json = generated["$defs"]
-    base = found[schemas.JobToRun.__name__]
+    base = found[request_models.JobToRun.__name__]
     variants = {f"JobToRun.{each.preset}": each for each in registry.values()}
     for name, each in variants.items():
         found[name], definitions = _variant(base, name, each)
         found |= definitions
     if variants:
-        found[schemas.JobToRun.__name__] = {
+        found[request_models.JobToRun.__name__] = {
             "title": "JobToRun",
             "anyOf": [{"$ref": REF.format(model=name)} for name in variants],
         }
@@ -196,5 +201,5 @@ def _variant(base: Json, name: str, each: Pipeline) -> tuple[Json, Json]:
     }, definitions
 
 
-def _ref(model: type[BaseModel]) -> Json:
+def _ref(model: Any) -> Json:
     return {"$ref": REF.format(model=model.__name__)}

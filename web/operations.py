@@ -11,14 +11,14 @@ from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 from aiohttp import web
 from pydantic import BaseModel
 
-from engine.admin import Checks
-from engine.jobs import JobView
 from engine.pipeline import Registry
-from web import requests
-from web.aside import LARGE_BYTES, Aside
-from web.auth import ANYONE, Authenticator, Caller
+from engine.process.admin import Checks
+from engine.queries.jobs import JobView
+from web.auth.tokens import ANYONE, Authenticator, Caller
+from web.offload import LARGE_BYTES, Offload
 from web.store import Store
 from web.watcher import Watch
+from web.wire import parsing
 
 MIB: Final = 1 << 20
 PATIENCE_SECONDS: Final = 5.0
@@ -42,8 +42,8 @@ class Api:
     store: Store
     checks: Checks
     draining: asyncio.Event
-    announce: bool = False
-    aside: Aside = field(default_factory=Aside)
+    publish_results: bool = False
+    offload: Offload = field(default_factory=Offload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class Call:
     caller: Caller
     document: bytes = b""
 
-    async def aside(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `work` on what the document holds, in a thread where that is much."""
         size = len(self.document)
         if size <= LARGE_BYTES:
             return work(*args, **kwargs)
-        return await self.api.aside.run(size, work, *args, **kwargs)
+        return await self.api.offload.run(size, work, *args, **kwargs)
 
     async def changed(self, watch: Watch, view: JobView, seconds: float = math.inf) -> bool:
         """Wait for news of the job since `view`; False when the time is up, the process stops or the client left."""
@@ -88,10 +88,10 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A success. `headers` maps names to descriptions."""
+    """A success. `model` is one of the types in web/wire/responses.py; `headers` maps names to descriptions."""
 
     description: str
-    model: type[BaseModel] | None = None
+    model: Any = None
     media: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -136,14 +136,14 @@ class Operation:
                 caller = await api.auth.caller(request.headers.getall("Authorization", ()))
                 caller.require(self.scope)
             given: dict[str, Any] = {}
-            if (query := requests.query(request, query_model)) is not None:
+            if (query := parsing.query(request, query_model)) is not None:
                 given["query"] = query
             if takes_id:
-                given["job_id"] = requests.job_id(request)
+                given["job_id"] = parsing.job_id(request)
             if body_model is None:
                 return await function(Call(request, api, caller), **given)
-            call = Call(request, api, caller, await requests.body(request, self.max_body))
-            body = await call.aside(requests.parsed, body_model, call.document)
+            call = Call(request, api, caller, await parsing.body(request, self.max_body))
+            body = await call.offload(parsing.parsed, body_model, call.document)
             return await function(call, body=body, **given)
 
         return handle

@@ -4,29 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final, NotRequired
 
 import orjson
 import psycopg
 from aiohttp import web
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
 
 from engine.errors import (
     DatabaseUnavailable,
     IdempotencyMismatch,
     InvalidJob,
     JobNotFound,
+    KeysUnavailable,
     OutriderError,
     Overloaded,
     Problem,
     StateConflict,
 )
 from engine.text import MAX_PROBLEMS
-from web.keys import KeysUnavailable
 
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = "1"
 MAX_TEXT: Final = 300
 """Characters of a pointer or detail: both may quote names that the client made up, of any length."""
+
+closed = with_config(ConfigDict(extra="forbid"))
+
+
+@closed
+class Fault(TypedDict):
+    pointer: str
+    detail: str
+
+
+@closed
+class ProblemDetails(TypedDict):
+    """RFC 9457. `errors` is there when the status is 422."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: NotRequired[list[Fault]]
 
 
 class Refused(OutriderError):
@@ -99,7 +122,7 @@ def refusal(error: Exception) -> Refused:
 
 def render(refused: Refused, *, instance: str, request_id: str) -> web.Response:
     """The response. Bytes, because the media type has no charset."""
-    body: dict[str, Any] = {
+    body: ProblemDetails = {
         "type": "about:blank",
         "title": HTTPStatus(refused.status).phrase,
         "status": int(refused.status),

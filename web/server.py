@@ -13,7 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from engine.errors import ConfigurationError
 from web import problems
-from web.boundary import REQUEST_ID, new_request_id
+from web.middleware import REQUEST_ID, new_request_id
 from web.problems import Refused
 
 KEEPALIVE_SECONDS: Final = 620.0

@@ -11,14 +11,15 @@ from uuid import UUID
 
 import orjson
 
-from engine import jobs, metrics
-from engine.batcher import Batcher
-from engine.db import Connection, HotConnection, Pool, lent, open_pool
-from engine.enqueue import Accepted, Submission, enqueue_group
 from engine.errors import DatabaseUnavailable, JobNotFound
-from engine.jobs import JobView, Pulse
-from engine.notify import Poke
-from web import counters
+from engine.moves.enqueue import Accepted, Submission, enqueue_group
+from engine.queries import jobs
+from engine.queries.jobs import JobVersion, JobView
+from engine.storage.batcher import Batcher
+from engine.storage.connections import Connection, PinnedConnection, Pool, borrow, open_pool
+from engine.storage.notify import WakeHint
+from engine.telemetry.metrics import BATCH_ROWS, BATCH_SECONDS, WAITING
+from web import metrics
 from web.watcher import Watcher
 
 POOL_SIZE: Final = 10
@@ -37,7 +38,7 @@ class Store(Protocol):
     """The seam between HTTP and the database: the benchmark puts a stub here."""
 
     watcher: Watcher
-    poke: Poke
+    notify: WakeHint
 
     async def submit(self, submission: Submission) -> Accepted:
         """Commit the submission, or replay the one that had its key. Raises IdempotencyMismatch, Overloaded."""
@@ -52,23 +53,23 @@ class Store(Protocol):
 class PostgresStore:
     """The store on PostgreSQL: a connection each for writing, reading and watching, and a pool for the rest."""
 
-    def __init__(self, url: str, pool: Pool, poke: Poke) -> None:
+    def __init__(self, url: str, pool: Pool, notify: WakeHint) -> None:
         self._pool = pool
-        self.poke = poke
-        self._writing = HotConnection(url, name="web writing")
-        self._reading = HotConnection(url, name="web reading")
-        self._watching = HotConnection(url, name="web watching")
+        self.notify = notify
+        self._writing = PinnedConnection(url, name="web writing")
+        self._reading = PinnedConnection(url, name="web reading")
+        self._watching = PinnedConnection(url, name="web watching")
         self._submissions = Batcher(self._write, weigh=_weight, max_waiting_weight=MAX_WAITING_BYTES)
         self._reads = Batcher(self._read, max_group=MAX_READS)
-        self.watcher = Watcher(self._pulse)
-        self._rows = metrics.BATCH_ROWS.labels("submissions")
-        self._seconds = metrics.BATCH_SECONDS.labels("submissions")
+        self.watcher = Watcher(self._versions)
+        self._rows = BATCH_ROWS.labels("submissions")
+        self._seconds = BATCH_SECONDS.labels("submissions")
         for what, line in (
             ("submissions", self._submissions),
             ("reads", self._reads),
             ("watches", self.watcher),
         ):
-            metrics.WAITING.labels(what).set_function(partial(len, line))
+            WAITING.labels(what).set_function(partial(len, line))
 
     async def submit(self, submission: Submission) -> Accepted:
         return await _bounded(self._submissions.submit(submission))
@@ -80,7 +81,7 @@ class PostgresStore:
         return view
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
-        return lent(self._pool)
+        return borrow(self._pool)
 
     async def aclose(self) -> None:
         """Answer what was submitted, then let go of the connections."""
@@ -95,7 +96,7 @@ class PostgresStore:
                 answers = await enqueue_group(conn, group)
         self._rows.observe(len(group))
         self._count(group, answers)
-        self.poke({new.preset for submission in group for new in submission.jobs})
+        self.notify({new.preset for submission in group for new in submission.jobs})
         return answers
 
     def _count(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
@@ -103,22 +104,22 @@ class PostgresStore:
         for submission, answer in zip(group, answers, strict=True):
             if isinstance(answer, Accepted) and not answer.replayed:
                 for new in submission.jobs:
-                    counters.enqueued(new.preset)
+                    metrics.enqueued(new.preset)
 
     async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
         async with self._reading.use() as conn:
             return await jobs.read(conn, asks)
 
-    async def _pulse(self, ids: Sequence[UUID]) -> Mapping[UUID, Pulse]:
+    async def _versions(self, ids: Sequence[UUID]) -> Mapping[UUID, JobVersion]:
         async with self._watching.use() as conn:
-            return await jobs.pulse(conn, ids)
+            return await jobs.versions(conn, ids)
 
 
 @asynccontextmanager
-async def open_store(url: str, poke: Poke) -> AsyncIterator[PostgresStore]:
+async def open_store(url: str, notify: WakeHint) -> AsyncIterator[PostgresStore]:
     """The store. `poke` is called after each commit that added jobs; its watcher is the caller's to run."""
     async with open_pool(url, name="web", size=POOL_SIZE) as pool:
-        store = PostgresStore(url, pool, poke)
+        store = PostgresStore(url, pool, notify)
         try:
             yield store
         finally:

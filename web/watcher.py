@@ -12,7 +12,7 @@ import structlog
 from psycopg import Error
 
 from engine.errors import DatabaseUnavailable, Overloaded
-from engine.jobs import Pulse
+from engine.queries.jobs import JobVersion
 
 log = structlog.get_logger()
 
@@ -58,16 +58,19 @@ class Watch:
 
 
 class Watcher:
-    """Wakes the watches whose jobs changed. `pulse` gives what is known of each id; an unknown id is a change."""
+    """Wakes the watches whose jobs changed.
+
+    `versions` gives the version of each id that exists; an unknown id is a change.
+    """
 
     def __init__(
         self,
-        pulse: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, Pulse]]],
+        versions: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, JobVersion]]],
         *,
         look_seconds: float = LOOK_SECONDS,
         max_watches: int = MAX_WATCHES,
     ) -> None:
-        self._pulse = pulse
+        self._versions = versions
         self._look_seconds = look_seconds
         self._max_watches = max_watches
         self._watches: set[Watch] = set()
@@ -117,8 +120,8 @@ class Watcher:
             if not self._watches:
                 self._watched.clear()
             return
-        pulses = await self._pulse(list({watch.job_id for watch in waiting}))
+        versions = await self._versions(list({watch.job_id for watch in waiting}))
         for watch in waiting:
-            pulse = pulses.get(watch.job_id)
-            if pulse is None or (pulse.version, pulse.progress_n) != watch.seen:
+            version = versions.get(watch.job_id)
+            if version is None or (version.version, version.progress_n) != watch.seen:
                 watch.changed.set()

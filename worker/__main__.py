@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from engine import pipeline
-from engine.admin import accepting, admin_server
-from engine.consumer import open_consumer
-from engine.pipeline import Registry
-from engine.process import run
+from engine.pipeline import Registry, load_pipelines
+from engine.process.admin import accepting, admin_server
+from engine.process.run import run
 from engine.settings import Settings
-from engine.source import PostgresSource, Source
 from migrations import open_check
+from worker.consumer import open_consumer
+from worker.source import PostgresSource, Source
 
 log = structlog.get_logger()
 
@@ -24,7 +23,7 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def _open_source(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Source]:
     if settings.transport == "pubsub":
-        from worker.pubsub import open_source  # here, for Google's client takes half a second to import
+        from worker.subscription import open_source  # here, for Google's client takes half a second to import
 
         async with open_source(settings, url, tuple(registry)) as source:
             yield source
@@ -37,7 +36,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
-    registry = pipeline.load(settings.pipelines)
+    registry = load_pipelines(settings.pipelines)
     url = settings.database()
     async with (
         open_check(url) as schema,

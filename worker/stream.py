@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import grpc
 from google.pubsub_v1.types import StreamingPullRequest, StreamingPullResponse
 
-from engine.pubsub import routed
+from engine.pubsub.client import routed
 
 ACK_SECONDS: Final = 300
 KEEP_ALIVE_SECONDS: Final = 25.0

@@ -1,38 +1,43 @@
-"""The moves: every way a job changes hands or state after it was enqueued.
+"""The moves: every way a job changes hands or state. One move a file.
 
-| move                  | from → to                                   | who         | where     |
-|-----------------------|---------------------------------------------|-------------|-----------|
-| publish               | ready → published                           | relay       | publish.py|
-| claim                 | ready, published → leased                   | worker      | claim.py  |
-| finish                | leased → gone, with a result                | worker      | record.py |
-| put_back              | leased → waiting or ready                   | worker      | record.py |
-| promote               | waiting → ready                             | maintenance | upkeep.py |
-| lapse                 | leased → ready, or FAILED past the limit    | maintenance | upkeep.py |
-| cancel                | waiting, ready, published → gone, CANCELLED | web         | owner.py  |
-| redrive               | FAILED, CANCELLED → ready                   | web, CLI    | owner.py  |
+| move    | from → to                                    | who         | file        |
+|---------|----------------------------------------------|-------------|-------------|
+| enqueue | new → waiting or ready                        | web, you    | enqueue.py  |
+| publish | ready → published                            | relay       | publish.py  |
+| claim   | ready, published → leased                    | worker      | claim.py    |
+| finish  | leased → gone, with a result                 | worker      | finish.py   |
+| release | leased → waiting (retry, snooze) or ready    | worker      | release.py  |
+| promote | waiting → ready                              | maintenance | promote.py  |
+| lapse   | leased → ready, or FAILED past the limit     | maintenance | lapse.py    |
+| cancel  | waiting, ready, published → gone, CANCELLED  | web, CLI    | cancel.py   |
+| redrive | FAILED, CANCELLED → ready                    | web, CLI    | redrive.py  |
 
-Each is one statement where it can be, and safe in a caller's transaction. A change of state writes its audit row
-in the statement that makes it, with `seq` = the row's new `version`.
+Each move is one statement where it can be, and safe in a caller's transaction. A change of state writes its audit
+row in the statement that makes it, with `seq` = the row's new `version`.
 """
 
-from engine.moves.claim import Lane, claim, claim_named, claim_published, lanes_of
-from engine.moves.owner import cancel, redrive
-from engine.moves.record import Ending, PutBack, finish, put_back, recorded
-from engine.moves.upkeep import lapse, promote
+from engine.moves.cancel import cancel
+from engine.moves.claim import claim, claim_named, claim_published
+from engine.moves.enqueue import enqueue, enqueue_group
+from engine.moves.finish import Ending, finish, recorded
+from engine.moves.lapse import lapse
+from engine.moves.promote import promote
+from engine.moves.redrive import redrive
+from engine.moves.release import Release, release
 
 __all__ = [
     "Ending",
-    "Lane",
-    "PutBack",
+    "Release",
     "cancel",
     "claim",
     "claim_named",
     "claim_published",
+    "enqueue",
+    "enqueue_group",
     "finish",
-    "lanes_of",
     "lapse",
     "promote",
-    "put_back",
     "recorded",
     "redrive",
+    "release",
 ]

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, LiteralString, NamedTuple
+from collections.abc import Sequence
+from typing import Any, LiteralString
 from uuid import UUID
 
 import orjson
 from psycopg import AsyncConnection
 
-from engine import tracing
-from engine.db import array, bare_array, fetchall, timed
 from engine.errors import LeaseLost
-from engine.model import Attempt, Job
-
-PRIORITIES: Final = (1, 2, 3, 4)
-
-
-class Lane(NamedTuple):
-    """One queue of jobs in order of `position`; the scan starts above `low`."""
-
-    preset: str
-    priority: int
-    low: int = 0
-
-
-def lanes_of(presets: Sequence[str], marks: Mapping[Any, int]) -> list[Lane]:
-    """Every lane of these presets, the most urgent first, each above its mark by (preset, priority)."""
-    return [
-        Lane(preset, priority, marks.get((preset, priority), 0))
-        for priority in PRIORITIES
-        for preset in presets
-    ]
-
+from engine.model import Attempt, Job, Reason
+from engine.storage.literals import array, bare_array
+from engine.storage.statements import fetchall, timed
+from engine.tables.outbox import Lane
+from engine.telemetry.traceparent import kept
 
 # `= ANY(ARRAY(…))` fixes the plan to one index look-up an id. A worker without a live row claims nothing.
 _LEASE: LiteralString = """
@@ -49,7 +31,7 @@ _LEASED: LiteralString = """))
               coalesce(greatest(ready_at, published_at), claimed_at) AS ready_at
 ), audit AS (
     INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason, metadata)
-    SELECT job_id, version, 'PENDING', 'PROCESSING', attempt, 'claimed', %(metadata)s::jsonb FROM claimed
+    SELECT job_id, version, 'PENDING', 'PROCESSING', attempt, %(reason)s, %(metadata)s::jsonb FROM claimed
 )
 SELECT c.job_id, c.attempt, c.errors, c.crashes, c.position, c.run_at, c.claimed_at, c.ready_at,
        j.user_id, j.preset, j.content, j.metadata::text, j.priority, j.max_attempts, j.timeout_seconds,
@@ -145,7 +127,11 @@ async def claim_named(
 
 
 def _claiming(worker_id: int) -> dict[str, object]:
-    return {"worker_id": worker_id, "metadata": f'{{"worker": {worker_id}}}'}
+    return {
+        "worker_id": worker_id,
+        "reason": Reason.CLAIMED,
+        "metadata": f'{{"worker": {worker_id}}}',
+    }
 
 
 def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
@@ -155,7 +141,7 @@ def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
     )
     parsed, fault = ({}, None) if metadata == "{}" else _parsed(metadata)
     return Attempt(
-        Job(job_id, user_id, preset, content, parsed, priority, created_at, tracing.kept(traceparent)),
+        Job(job_id, user_id, preset, content, parsed, priority, created_at, kept(traceparent)),
         number,
         worker_id,
         errors,

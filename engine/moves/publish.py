@@ -8,9 +8,10 @@ from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
 
-from engine.db import array, bare_array, fetchall, timed
-from engine.messages import WakeUp
-from engine.moves.claim import Lane
+from engine.pubsub.messages import WakeUp
+from engine.storage.literals import array, bare_array
+from engine.storage.statements import fetchall, timed
+from engine.tables.outbox import Lane
 
 # As CLAIM scans its lanes, and for the same reasons. The row stays ready: workers may claim it all the while.
 RESERVE: LiteralString = """
@@ -49,18 +50,7 @@ PUBLISHED: LiteralString = (
     "UPDATE outbox SET status = 'published', published_at = clock_timestamp(), publish_until = NULL"  # noqa: S608
     + _TURNS
 )
-UNRESERVE: LiteralString = "UPDATE outbox SET publish_until = NULL" + _TURNS  # noqa: S608 - constants alone
-
-# A loose scan of the index: one step a preset, however many rows it has.
-KNOWN: LiteralString = """
-known(preset) AS (
-    (SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)
-    UNION ALL
-    SELECT (SELECT o.preset FROM outbox o WHERE o.status = 'ready' AND o.preset > k.preset ORDER BY o.preset LIMIT 1)
-    FROM known k
-    WHERE k.preset IS NOT NULL
-)"""
-PRESETS: LiteralString = "WITH RECURSIVE" + KNOWN + "SELECT preset FROM known WHERE preset IS NOT NULL"  # noqa: S608
+RELEASE: LiteralString = "UPDATE outbox SET publish_until = NULL" + _TURNS  # noqa: S608 - constants alone
 
 
 @timed("reserve")
@@ -90,15 +80,10 @@ async def published(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> i
     return (await conn.execute(PUBLISHED, _turns(wake_ups))).rowcount
 
 
-@timed("unreserve")
-async def unreserve(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> None:
-    """Give back what could not be published, to be tried again."""
-    await conn.execute(UNRESERVE, _turns(wake_ups))
-
-
-async def presets(conn: AsyncConnection[Any]) -> list[str]:
-    """The presets that have ready jobs."""
-    return [preset for (preset,) in await fetchall(conn, PRESETS)]
+@timed("release reserved")
+async def release(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> None:
+    """End the reservation of what could not be published, so that it is tried again."""
+    await conn.execute(RELEASE, _turns(wake_ups))
 
 
 def _turns(wake_ups: Sequence[WakeUp]) -> dict[str, object]:

@@ -1,6 +1,6 @@
-"""The built-in pipelines, registered by listing."""
+"""The built-in pipelines, registered by listing. They are written as an author's are: against the public API."""
 
-from engine.pipeline import Pipeline
+from engine import Pipeline
 from engine.pipelines import storyboard
 
 pipelines: list[Pipeline] = [storyboard.storyboard]

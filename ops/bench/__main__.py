@@ -18,10 +18,12 @@ from typing import Any, Final
 from rich.console import Console
 
 from engine.errors import ConfigurationError
-from engine.process import USAGE
+from engine.process.run import USAGE
 from ops.bench.plan import FULL, QUICK, Plan
-from ops.bench.server import SETTINGS, Server, bench_server
+from ops.bench.processes import Checkout
+from ops.bench.server import SETTINGS, bench_server
 from ops.bench.table import console, show
+from ops.harness.postgres import Databases
 
 SECTIONS: Final[Mapping[str, str]] = {
     "submissions": "submissions",
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = QUICK if asked.quick else FULL
     if asked.repeat:
         plan = replace(plan, repeat=asked.repeat)
+    if asked.against:
+        plan = replace(plan, against=Checkout.at(asked.against))
     # As Ctrl-C does: unwinding ends every process and the server.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -73,7 +77,7 @@ def measure(sections: Sequence[str], plan: Plan, shown: Console) -> dict[str, An
     return report
 
 
-def _machine(server: Server) -> dict[str, Any]:
+def _machine(server: Databases) -> dict[str, Any]:
     return {
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
@@ -97,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="smaller and once: under a minute")
     parser.add_argument(
         "--repeat", type=_positive, metavar="N", help="measurements a figure (3; with --quick 1)"
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="compare the CPU of drain and submissions with the code of another clone, in turn",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, ALL], default=ALL, help="all by default")

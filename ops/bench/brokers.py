@@ -1,4 +1,4 @@
-"""The brokers that a benchmark publishes to: the tests' own, and Google's emulator where it is installed."""
+"""The brokers that a benchmark publishes to: a fake, and Google's emulator where it is installed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from ops.bench.processes import ROOT, STOP_SECONDS
-from ops.local.emulator import Emulator, find, require
+from ops.harness.emulator import Emulator, find, require
+from ops.harness.process import ROOT, STOP_SECONDS
 from ops.local.supervisor import dying_with_parent
 
-FAKE: Final = "tests.fakes.pubsub"
+FAKE: Final = "ops.harness.pubsub_fake"
 
 
 @contextmanager
 def fake() -> Iterator[str]:
-    """The tests' Pub/Sub in a process of its own; gives its host. It keeps no history of what was published."""
+    """The fake in a process of its own; gives its host. It keeps no history of what was published."""
     command = [sys.executable, "-m", FAKE, "--no-history"]
     process = subprocess.Popen(
         command,
@@ -53,10 +53,8 @@ def emulator() -> Iterator[str]:
 
 
 def found() -> Mapping[str, Callable[[], AbstractContextManager[str]]]:
-    """Those that can be had here, by what a table calls them. The tests' own is part of a checkout only."""
-    brokers: dict[str, Callable[[], AbstractContextManager[str]]] = {}
-    if (ROOT / FAKE.replace(".", "/")).is_dir():
-        brokers["the tests' broker"] = fake
+    """Those that can be had here, by what a table calls them."""
+    brokers: dict[str, Callable[[], AbstractContextManager[str]]] = {"the fake": fake}
     if find():
         brokers["Google's emulator"] = emulator
     return brokers

@@ -10,12 +10,16 @@ from typing import Any, Final, LiteralString, NamedTuple
 import psycopg
 from psycopg import sql
 
-from engine import workers
-from engine.db import array, connect
-from engine.moves.claim import CLAIM, PRIORITIES
+from engine.model import Reason
+from engine.moves.claim import CLAIM
+from engine.storage.connections import connect
+from engine.storage.literals import array
+from engine.tables import workers
+from engine.tables.outbox import PRIORITIES
 from ops.bench.figures import Row, number, ratio
 from ops.bench.plan import Plan
-from ops.bench.server import Server, fill, settle
+from ops.bench.server import fill, settle
+from ops.harness.postgres import Databases
 
 TITLE = "Claim, 500 rows at a time: cost of one row"
 PRESET: Final = "noop"
@@ -49,17 +53,17 @@ class Cost(NamedTuple):
     buffers: Sequence[float]
 
 
-def run(server: Server, plan: Plan) -> Iterator[Row]:
+def run(server: Databases, plan: Plan) -> Iterator[Row]:
     small, middle, large = plan.small_rows, plan.middle_rows, plan.large_rows
     base, half_way = f"{number(small)} ready", f"{number(middle)} ready"
-    with server.database() as url:
+    with server.migrated() as url:
         costs = {
             base: _cost(url, lambda conn: fill(conn, PRESET, small)),
             half_way: _cost(url, lambda conn: fill(conn, PRESET, middle - small)),
             f"{number(large)} ready": _cost(url, lambda conn: fill(conn, PRESET, large - middle)),
             f"{base}, {number(large)} finished": _cost(url, lambda conn: _finished(conn, small)),
         }
-    with server.database() as url:
+    with server.migrated() as url:
         costs[f"{base}, {number(large)} scheduled"] = _cost(url, lambda conn: _scheduled(conn, small, large))
     times = {name: Row(f"{name}: time", cost.microseconds, "µs") for name, cost in costs.items()}
     buffers = {name: Row(f"{name}: shared buffers", cost.buffers, "") for name, cost in costs.items()}
@@ -95,7 +99,7 @@ async def _claimed(url: str, worker_id: int) -> Cost:
     microseconds: list[float] = []
     buffers: list[float] = []
     prepare, explain = _prepared(), _explained(worker_id)
-    async with await connect(url, name="bench", hot=True) as conn:
+    async with await connect(url, name="bench", pinned=True) as conn:
         for _ in range(1 + TRIES):
             async with conn.transaction(force_rollback=True):
                 await conn.execute(prepare)  # psycopg deallocates everything at a rollback
@@ -124,6 +128,7 @@ def _explained(worker_id: int) -> sql.Composed:
         "age": 0.0,
         "limit": BATCH,
         "metadata": "{}",
+        "reason": Reason.CLAIMED,
     }
     arguments = sql.SQL(", ").join(sql.Literal(values[name]) for name in _names())
     return sql.SQL("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE bench ({})").format(arguments)

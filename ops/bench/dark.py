@@ -8,8 +8,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from engine import instruments
-from engine.instruments import Histogram
+from engine.telemetry import instruments
+from engine.telemetry.instruments import Histogram
 
 
 def _nothing(*_: Any, **__: Any) -> None: ...

@@ -10,9 +10,11 @@ from typing import Final, LiteralString
 import psycopg
 
 from ops.bench import floor, processes
-from ops.bench.figures import Row, ratio, repeated
+from ops.bench.cpu import spent
+from ops.bench.figures import Row, cpu_rows, ratio, repeated
 from ops.bench.plan import Plan
-from ops.bench.server import Server, empty, fill
+from ops.bench.server import empty, fill
+from ops.harness.postgres import Databases
 
 TITLE = "No-op jobs drained, audit rows and results written (jobs/s)"
 PRESET: Final = "noop"
@@ -26,9 +28,9 @@ SELECT count(*), extract(epoch FROM max(finished_at) - min(started_at))::float8 
 """
 
 
-def run(server: Server, plan: Plan) -> Iterator[Row]:
+def run(server: Databases, plan: Plan) -> Iterator[Row]:
     jobs = plan.drain_rows
-    with server.database() as url, processes.relay(url):
+    with server.migrated() as url, processes.relay(url):
 
         def measured() -> dict[str, float]:
             return {
@@ -44,6 +46,25 @@ def run(server: Server, plan: Plan) -> Iterator[Row]:
     yield ratio("1 worker / bare SQL, 1 connection", one, alternate, 0.6)
     yield ratio("1 worker / bare SQL, 2 connections", one, overlap)
     yield ratio("2 workers / 1 worker", two, one)
+    with server.migrated() as url, processes.relay(url):
+        figures = repeated(plan.repeat, lambda: _cpu(url, plan), "µs")
+    yield from cpu_rows("CPU a no-op job", figures)
+
+
+def _cpu(url: str, plan: Plan) -> dict[str, float]:
+    """CPU a job of one worker and of its server, of each checkout in turn."""
+    figures: dict[str, float] = {}
+    for name, code in plan.code.items():
+        with (
+            backlog(url, plan.drain_rows) as commit,
+            processes.worker(url, SLOTS, code=code) as worker,
+            spent(worker.pid, url) as cpu,
+        ):
+            commit()
+            rate(url, plan.drain_rows)
+        figures[f"worker, {name}"] = cpu.process / plan.drain_rows
+        figures[f"server, {name}"] = cpu.server / plan.drain_rows
+    return figures
 
 
 def _by_workers(url: str, workers: int, rows: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -61,10 +61,14 @@ def repeated(times: int, measure: Callable[[], Mapping[str, float]], unit: str) 
     return {name: Row(name, [run[name] for run in runs], unit) for name in runs[0]}
 
 
-def percentile(samples: Sequence[float], share: float) -> float:
-    """The smallest sample that `share` of them do not exceed."""
-    ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+def cpu_rows(name: str, figures: Mapping[str, Row]) -> Iterator[Row]:
+    """Figures called "what, here" and perhaps "what, there": each, and the ratio of the two where there are both."""
+    for key, row in figures.items():
+        yield Row(f"{name}, {key}", row.samples, row.unit)
+    for key, there in figures.items():
+        if key.endswith(", there"):
+            what = key.removesuffix(", there")
+            yield ratio(f"{name}, {what}, here / there", figures[f"{what}, here"], there)
 
 
 def number(value: float) -> str:

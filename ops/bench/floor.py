@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from engine.db import PINNED
+from engine.storage.connections import PINNED
 
 BATCH: Final = 500
 IN_FLIGHT: Final = 2

@@ -11,17 +11,17 @@ from typing import Final, NamedTuple
 import psycopg
 from psycopg import IsolationLevel
 
-from engine import workers
-from engine.cursor import Marks
-from engine.db import Connection, connect
-from engine.enqueue import Submission, enqueue_group
-from engine.model import Attempt, JobState, NewJob
+from engine.model import Attempt, JobState, NewJob, Reason
 from engine.moves import Ending, finish
-from engine.source import PostgresSource
+from engine.moves.enqueue import Submission, enqueue_group
+from engine.storage.connections import Connection, connect
+from engine.storage.scan_cursor import Marks
+from engine.tables import workers
 from ops.bench import processes
 from ops.bench.figures import Row, repeated
 from ops.bench.plan import Plan
-from ops.bench.server import Server
+from ops.harness.postgres import Databases
+from worker.source import PostgresSource
 
 TITLE = "Claim of 500 while a snapshot is held, jobs coming and going at full speed"
 PRESET: Final = "noop"
@@ -62,7 +62,7 @@ class WatchedSource(PostgresSource):
         return found
 
 
-def run(server: Server, plan: Plan) -> Iterator[Row]:
+def run(server: Databases, plan: Plan) -> Iterator[Row]:
     rows = repeated(plan.repeat, lambda: _measured(server, plan), "ms")
     window = f"{plan.held_window:g} s"
     ends = f"last {window} / first {window}"
@@ -75,8 +75,8 @@ def run(server: Server, plan: Plan) -> Iterator[Row]:
     yield Row(f"jobs in {plan.held_seconds:g} s", rows["jobs"].samples, "")
 
 
-def _measured(server: Server, plan: Plan) -> dict[str, float]:
-    with server.database() as url, processes.relay(url), psycopg.connect(url) as holder:
+def _measured(server: Databases, plan: Plan) -> dict[str, float]:
+    with server.migrated() as url, processes.relay(url), psycopg.connect(url) as holder:
         holder.isolation_level = IsolationLevel.REPEATABLE_READ
         holder.execute("SELECT count(*) FROM outbox")
         began = time.perf_counter()
@@ -106,7 +106,7 @@ def _ends(timed: list[tuple[float, float]], head: float, tail: float) -> tuple[f
 async def _work(url: str, seconds: float) -> Log:
     source = WatchedSource(url)
     enqueues: list[tuple[float, float]] = []
-    async with await connect(url, name="bench", hot=True) as conn:
+    async with await connect(url, name="bench", pinned=True) as conn:
         worker_id = await asyncio.to_thread(_register, url)
         for _ in range(AHEAD):
             await _enqueue(conn)
@@ -116,7 +116,9 @@ async def _work(url: str, seconds: float) -> Log:
             enqueued = time.perf_counter()
             enqueues.append((enqueued, enqueued - began))
             attempts = await source.claim(worker_id, BATCH)
-            endings = [Ending(*attempt.key, JobState.COMPLETED, "completed", "null") for attempt in attempts]
+            endings = [
+                Ending(*attempt.key, JobState.COMPLETED, Reason.COMPLETED, "null") for attempt in attempts
+            ]
             await finish(conn, worker_id, endings)
     await source.aclose()
     return Log(source.claims, enqueues)

@@ -11,9 +11,9 @@ from typing import Any, Final
 from ops.bench import processes, requests
 from ops.bench.drain import SLOTS, backlog, rate
 from ops.bench.figures import Row, ratio, repeated
-from ops.bench.load import drive
 from ops.bench.plan import Plan
-from ops.bench.server import Server
+from ops.harness.load import drive
+from ops.harness.postgres import Databases
 
 TITLE = "Metrics and a log at INFO in a file, against neither (jobs/s)"
 CONNECTIONS: Final = 64
@@ -24,10 +24,10 @@ SHORT_SHARE: Final = 8
 Observed = dict[str, Any]
 
 
-def run(server: Server, plan: Plan) -> Iterator[Row]:
+def run(server: Databases, plan: Plan) -> Iterator[Row]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="outrider-bench-")))
-        url = stack.enter_context(server.database())
+        url = stack.enter_context(server.migrated())
         stack.enter_context(processes.relay(url))
         how: dict[str, Observed] = {
             "observed": {"log": folder / "log", "OUTRIDER_LOG_LEVEL": "info"},
@@ -35,8 +35,8 @@ def run(server: Server, plan: Plan) -> Iterator[Row]:
         }
 
         def submissions(observed: Observed) -> float:
-            with processes.web(url, "group", **observed) as port:
-                return drive(port, CONNECTIONS, plan.submission_seconds, requests.submission("noop")).rate
+            with processes.web(url, "group", **observed) as web:
+                return drive(web.port, CONNECTIONS, plan.submission_seconds, requests.submission("noop")).rate
 
         def noop(observed: Observed) -> float:
             return _drained(url, "noop", plan.drain_rows, processes.worker(url, SLOTS, **observed))
@@ -58,7 +58,7 @@ def _compared(
     yield ratio(f"{name}, observed / dark", rates["observed"], rates["dark"], goal)
 
 
-def _drained(url: str, preset: str, rows: int, worker: AbstractContextManager[None]) -> float:
+def _drained(url: str, preset: str, rows: int, worker: AbstractContextManager[object]) -> float:
     with backlog(url, rows, preset) as commit, worker:
         commit()
         return rate(url, rows)

@@ -11,9 +11,11 @@ from typing import Final, LiteralString
 import psycopg
 
 from ops.bench import processes, requests
-from ops.bench.figures import Row, percentile, repeated
+from ops.bench.figures import Row, repeated
 from ops.bench.plan import Plan
-from ops.bench.server import Server
+from ops.harness.load import percentile
+from ops.harness.ports import HOST
+from ops.harness.postgres import Databases
 
 TITLE = "Pick-up on an idle system: web, relay and worker in processes of their own"
 PRESET: Final = "clock"
@@ -32,7 +34,7 @@ ORDER BY c.committed
 """
 
 
-def run(server: Server, plan: Plan) -> Iterator[Row]:
+def run(server: Databases, plan: Plan) -> Iterator[Row]:
     rows = repeated(plan.repeat, lambda: _measured(server, plan.pickups), "ms")
     yield Row("commit to start, p50", rows["p50"].samples, "ms", at_most=3.0)
     yield Row("commit to start, p99", rows["p99"].samples, "ms", at_most=15.0)
@@ -40,10 +42,10 @@ def run(server: Server, plan: Plan) -> Iterator[Row]:
     yield Row("with the flush of that commit, p99", rows["flushed p99"].samples, "ms")
 
 
-def _measured(server: Server, count: int) -> dict[str, float]:
-    with server.database() as url:
-        with processes.relay(url), processes.worker(url, SLOTS), processes.web(url, "timed") as port:
-            _submit(port, WARM + count)
+def _measured(server: Databases, count: int) -> dict[str, float]:
+    with server.migrated() as url:
+        with processes.relay(url), processes.worker(url, SLOTS), processes.web(url, "timed") as web:
+            _submit(web.port, WARM + count)
         with psycopg.connect(url) as conn:
             latencies = conn.execute(LATENCIES).fetchall()
     if len(latencies) < WARM + count:
@@ -59,7 +61,7 @@ def _measured(server: Server, count: int) -> dict[str, float]:
 
 def _submit(port: int, count: int) -> None:
     """One request at a time, at uneven intervals: an even one could fall in step with something else's period."""
-    connection = HTTPConnection(processes.HOST, port, timeout=ANSWER_SECONDS)
+    connection = HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
     headers, body = requests.headers(), requests.body(PRESET)
     for _ in range(count):
         connection.request("POST", "/pipeline/run", body, headers)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from engine.model import Job
-from engine.pipeline import Run, pipeline
+from engine import Job, Run, pipeline
 
 
 @pipeline("noop")

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from ops.bench.processes import HERE, Checkout
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`repeat` is how often each section is measured, for the median of its figures. Times are in seconds."""
+    """`repeat` is how often each section is measured, for the median of its figures. Times are in seconds.
+
+    `against` is other code, which some sections measure in turn with this one.
+    """
 
     repeat: int = 3
+    against: Checkout | None = None
     submission_seconds: float = 2.0
     connections: tuple[int, ...] = (1, 16, 64, 256)
     drain_rows: int = 120_000
@@ -21,6 +27,11 @@ class Plan:
     large_rows: int = 1_000_000
     held_seconds: float = 60.0
     held_window: float = 10.0
+
+    @property
+    def code(self) -> dict[str, Checkout]:
+        """The checkouts to be measured, by what a table calls them."""
+        return {"here": HERE} if self.against is None else {"here": HERE, "there": self.against}
 
 
 FULL: Final = Plan()

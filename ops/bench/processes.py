@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from http.client import HTTPConnection
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
-from ops.local.supervisor import dying_with_parent
+from ops.harness import process
+from ops.harness.ports import free_port
+from ops.harness.process import ROOT
 
-ROOT: Final = Path(__file__).parents[2]
-HOST: Final = "127.0.0.1"
-START_SECONDS: Final = 30.0
-STOP_SECONDS: Final = 30.0
 PIPELINES: Final = "ops.bench.pipelines"
-POLL_SECONDS: Final = 0.02
 
 SECRET: Final = "the benchmark signs its own tokens with this"  # noqa: S105  # it guards a server that lives for minutes
 ENVIRON: Final[Mapping[str, str]] = {
@@ -30,22 +24,45 @@ ENVIRON: Final[Mapping[str, str]] = {
     "OUTRIDER_DRAIN_SECONDS": "0",
 }
 
+Child = subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkout:
+    """The code that is measured: a folder with our packages, and the interpreter that has what they need."""
+
+    folder: Path
+    python: str
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """A clone with its virtual environment, as `./ops/check` makes it."""
+        return cls(folder.resolve(), str(folder.resolve() / ".venv" / "bin" / "python"))
+
+
+HERE: Final = Checkout(ROOT, sys.executable)
+
+
+class Web(NamedTuple):
+    port: int
+    child: Child
+
 
 @contextmanager
-def web(url: str, store: str, pipelines: str = PIPELINES, **given: Any) -> Iterator[int]:
-    """A web process over one of the stores of ops.bench.web; gives its port. `given` is as of `_process`."""
-    port = _free_port()
+def web(url: str, store: str, pipelines: str = PIPELINES, **given: Any) -> Iterator[Web]:
+    """A web process over one of the stores of ops.bench.web. `given` is as of `_process`."""
+    port = free_port()
     keys = {"OUTRIDER_JWT_SECRET": SECRET, "OUTRIDER_PIPELINES": pipelines, "OUTRIDER_HTTP_PORT": str(port)}
-    with _process("ops.bench.web", store, url=url, **(given | keys)):
-        yield port
+    with _process("ops.bench.web", store, url=url, **(given | keys)) as child:
+        yield Web(port, child)
 
 
 @contextmanager
-def worker(url: str, slots: int, **settings: Any) -> Iterator[None]:
+def worker(url: str, slots: int, **settings: Any) -> Iterator[Child]:
     """A worker process with the benchmark's pipelines, unless its `settings` say otherwise."""
     own = {"OUTRIDER_WORKER_CONCURRENCY": str(slots), "OUTRIDER_PIPELINES": PIPELINES}
-    with _process("worker", url=url, **{**own, **settings}):
-        yield
+    with _process("worker", url=url, **{**own, **settings}) as child:
+        yield child
 
 
 @contextmanager
@@ -57,56 +74,22 @@ def relay(url: str, **settings: Any) -> Iterator[None]:
 
 @contextmanager
 def _process(
-    module: str, *arguments: str, url: str, dark: bool = False, log: Path | None = None, **settings: str
-) -> Iterator[None]:
-    """`python -m module`, from its readiness to its end; `dark` without metrics, with its log in a file.
-
-    In a session of its own, or the terminal's Ctrl-C would reach it beside our SIGTERM, and two mean "at once".
-    """
-    port = _free_port()
+    module: str,
+    *arguments: str,
+    url: str,
+    code: Checkout = HERE,
+    dark: bool = False,
+    log: Path | None = None,
+    **settings: str,
+) -> Iterator[Child]:
+    """`python -m module` of a checkout, from its readiness to its end; `dark` without metrics, its log in a file."""
+    port = free_port()
     own = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_ADMIN_PORT": str(port)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTRIDER_")}
+    command = [code.python, "-m", *(["ops.bench.dark"] if dark else []), module, *arguments]
     with ExitStack() as opened:
-        stderr = opened.enter_context(log.open("ab")) if log else None
-        process = subprocess.Popen(
-            [sys.executable, "-m", *(["ops.bench.dark"] if dark else []), module, *arguments],
-            cwd=ROOT,
-            env={**kept, **ENVIRON, **own, **settings},
-            stdin=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-            preexec_fn=dying_with_parent(signal.SIGKILL),
+        errors = opened.enter_context(log.open("ab")) if log else None
+        environ = {**kept, **ENVIRON, **own, **settings}
+        yield opened.enter_context(
+            process.running(command, environ, admin_port=port, errors=errors, cwd=code.folder)
         )
-    try:
-        _until_ready(process, port)
-        yield
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        process.kill()
-        process.wait()
-
-
-def _until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not _ready(port):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise ChildProcessError(f"{process.args!r} does not get ready; exit code {process.poll()}")
-        time.sleep(POLL_SECONDS)  # another process gets ready: only asking tells
-
-
-def _ready(port: int) -> bool:
-    connection = HTTPConnection(HOST, port, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False  # it does not listen yet
-    finally:
-        connection.close()
-
-
-def _free_port() -> int:
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])

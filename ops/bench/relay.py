@@ -12,18 +12,19 @@ from typing import Final, LiteralString
 
 import psycopg
 
-from engine.messages import Message, WakeUp
 from engine.model import uuid7
-from engine.pubsub import EMULATOR, Names, names
+from engine.pubsub.client import EMULATOR, Names, names
+from engine.pubsub.messages import Message, WakeUp
 from engine.settings import load
 from ops.bench import brokers, processes
 from ops.bench.figures import Row, ratio, repeated
 from ops.bench.plan import Plan
-from ops.bench.server import Server, empty, fill
-from relay.drain import IN_FLIGHT
-from relay.outgoing import MAX_ROWS
-from relay.provision import open_clients, provision
-from relay.publisher import connected
+from ops.bench.server import empty, fill
+from ops.harness.postgres import Databases
+from relay.provision.apply import open_clients, provision
+from relay.publishing.outbox_sources import MAX_ROWS
+from relay.publishing.publish_loop import IN_FLIGHT
+from relay.publishing.publisher import connected
 
 TITLE = "Rows drained from the outbox to Pub/Sub by one relay (rows/s)"
 PRESET: Final = "noop"
@@ -41,10 +42,10 @@ SELECT count(*), extract(epoch FROM max(published_at))::float8 FROM outbox WHERE
 NOW: LiteralString = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
 
-def run(server: Server, plan: Plan) -> Iterator[Row]:
+def run(server: Databases, plan: Plan) -> Iterator[Row]:
     rows = plan.relay_rows
     for name, broker in brokers.found().items():
-        with broker() as host, _at(host), server.database() as url:
+        with broker() as host, _at(host), server.migrated() as url:
             topics = asyncio.run(_provisioned())
             with processes.relay(url, PUBSUB_EMULATOR_HOST=host, **_settings()):
 

@@ -6,15 +6,15 @@ import time
 from typing import Any
 
 import orjson
-from joserfc import jwt
-from joserfc.jwk import OctKey
 
-from ops.bench.processes import HOST, SECRET
+from ops.bench.processes import SECRET
+from ops.harness.ports import HOST
+from ops.harness.tokens import sign
 
 
 def headers() -> dict[str, str]:
     claims: dict[str, Any] = {"sub": "bench", "exp": int(time.time()) + 3600}
-    token = jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(SECRET))
+    token = sign(claims, SECRET)
     return {"Host": HOST, "Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final, LiteralString
-from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
-import migrations
-from ops.local import local_postgres
+from engine.model import Reason
+from ops.harness.postgres import Databases, temporary_server
 
 SETTINGS: Final = {
     "fsync": "on",
@@ -46,56 +42,24 @@ WITH job AS (
     FROM job
 )
 INSERT INTO job_state_records (job_id, seq, to_state, attempt, reason)
-SELECT id, 0, 'PENDING', 0, 'enqueued' FROM job
+SELECT id, 0, 'PENDING', 0, %(reason)s FROM job
 """
 
 
-class Server:
-    """Makes databases on the server that `url` names."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._made = 0
-
-    @contextmanager
-    def database(self) -> Iterator[str]:
-        """The URL of a new, migrated database; it is dropped at the end."""
-        self._made += 1
-        name = f"bench_{self._made}"
-        self._admin(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            url = self._named(name)
-            migrations.up(url)
-            yield url
-        finally:
-            self._admin(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-    def version(self) -> str:
-        with psycopg.connect(self._url) as conn:
-            return conn.info.parameter_status("server_version") or ""
-
-    def _admin(self, statement: sql.Composed) -> None:
-        with psycopg.connect(self._url, autocommit=True) as conn:
-            conn.execute(statement)
-
-    def _named(self, name: str) -> str:
-        options = {key: value for key, value in conninfo_to_dict(self._url).items() if value is not None}
-        options.pop("dbname", None)
-        return f"postgresql:///{name}?{urlencode(options, quote_via=quote)}"
-
-
 @contextmanager
-def bench_server() -> Iterator[Server]:
+def bench_server() -> Iterator[Databases]:
     """A server of our own; nothing of it is left afterwards."""
-    with TemporaryDirectory(prefix="outrider-bench-") as folder:
-        Path(folder).chmod(0o755)  # run by root, the server is another user's process
-        with local_postgres(Path(folder), SETTINGS) as url:
-            yield Server(url)
+    with temporary_server(SETTINGS) as url:
+        databases = Databases(url)
+        try:
+            yield databases
+        finally:
+            databases.close()
 
 
 def fill(conn: psycopg.Connection, preset: str, rows: int, due: str | None = None) -> None:
     """Add `rows` jobs, due now or at `due`, in the caller's transaction."""
-    conn.execute(FILL, {"preset": preset, "rows": rows, "due": due})
+    conn.execute(FILL, {"preset": preset, "rows": rows, "due": due, "reason": Reason.ENQUEUED})
 
 
 def empty(url: str) -> None:

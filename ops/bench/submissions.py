@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from ops.bench import processes, requests
-from ops.bench.figures import Row, ratio, repeated
-from ops.bench.load import drive
+from ops.bench.cpu import spent
+from ops.bench.figures import Row, cpu_rows, ratio, repeated
 from ops.bench.plan import Plan
-from ops.bench.server import Server
+from ops.harness.load import drive
+from ops.harness.postgres import Databases
 
 TITLE = "Submissions over HTTP, answered once committed (jobs/s)"
 STORES = {"group": "group commit", "single": "a transaction a request", "stub": "no store"}
@@ -17,13 +18,39 @@ COMPARED = 64
 """The number of connections at which the goals hold."""
 
 
-def run(server: Server, plan: Plan) -> Iterator[Row]:
+def run(server: Databases, plan: Plan) -> Iterator[Row]:
     with ExitStack() as stack:
-        url = stack.enter_context(server.database())
-        ports = {store: stack.enter_context(processes.web(url, store)) for store in STORES}
+        url = stack.enter_context(server.migrated())
+        webs = {store: stack.enter_context(processes.web(url, store)) for store in STORES}
+        ports = {store: web.port for store, web in webs.items()}
         request = requests.submission("noop")
         for connections in plan.connections:
             yield from _compared(ports, connections, plan, request)
+    with server.migrated() as url:
+        yield from _cpu(url, plan, request)
+
+
+def _cpu(url: str, plan: Plan, request: bytes) -> Iterator[Row]:
+    """CPU a submission, of each checkout in turn."""
+    with ExitStack() as stack:
+        webs = {
+            name: stack.enter_context(processes.web(url, "group", code=code))
+            for name, code in plan.code.items()
+        }
+
+        def measured() -> dict[str, float]:
+            figures: dict[str, float] = {}
+            for name, web in webs.items():
+                with spent(web.child.pid, url) as cpu:
+                    load = drive(web.port, COMPARED, plan.submission_seconds, request)
+                figures |= {
+                    f"web, {name}": cpu.process / load.answers,
+                    f"server, {name}": cpu.server / load.answers,
+                }
+            return figures
+
+        figures = repeated(plan.repeat, measured, "µs")
+    yield from cpu_rows("CPU a submission", figures)
 
 
 def _compared(ports: dict[str, int], connections: int, plan: Plan, request: bytes) -> Iterator[Row]:

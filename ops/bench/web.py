@@ -10,10 +10,10 @@ from functools import partial
 from typing import Final, LiteralString
 from uuid import UUID
 
-from engine import process
-from engine.db import Pool, open_pool
-from engine.enqueue import Accepted, Submission, enqueue_group
-from engine.notify import Poke
+from engine.moves.enqueue import Accepted, Submission, enqueue_group
+from engine.process.run import run
+from engine.storage.connections import Pool, open_pool
+from engine.storage.notify import WakeHint
 from web.__main__ import OpenStore, main
 from web.store import PostgresStore, open_store
 
@@ -33,7 +33,7 @@ class SingleStore(PostgresStore):
             [accepted] = await enqueue_group(conn, [submission])
         if isinstance(accepted, Exception):
             raise accepted
-        self.poke()
+        self.notify()
         return accepted
 
 
@@ -47,8 +47,8 @@ class StubStore(PostgresStore):
 class TimedStore(PostgresStore):
     """Group commit that remembers when each commit was acknowledged, and leaves it in the database at its end."""
 
-    def __init__(self, url: str, pool: Pool, poke: Poke) -> None:
-        super().__init__(url, pool, poke)
+    def __init__(self, url: str, pool: Pool, notify: WakeHint) -> None:
+        super().__init__(url, pool, notify)
         self._commits: dict[UUID, float] = {}
 
     async def _write(self, group: Sequence[Submission]) -> Sequence[Accepted | Exception]:
@@ -64,9 +64,9 @@ class TimedStore(PostgresStore):
 
 
 @asynccontextmanager
-async def _opened(kind: type[PostgresStore], url: str, poke: Poke) -> AsyncIterator[PostgresStore]:
+async def _opened(kind: type[PostgresStore], url: str, notify: WakeHint) -> AsyncIterator[PostgresStore]:
     async with open_pool(url, name="bench", size=POOL_SIZE) as pool:
-        store = kind(url, pool, poke)
+        store = kind(url, pool, notify)
         yield store
         await store.aclose()
 
@@ -79,4 +79,4 @@ STORES: Final[Mapping[str, OpenStore]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(process.run("web", partial(main, open_store=STORES[sys.argv[1]])))
+    sys.exit(run("web", partial(main, open_store=STORES[sys.argv[1]])))

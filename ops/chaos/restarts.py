@@ -17,10 +17,11 @@ from typing import Any, Final, LiteralString
 
 import aiohttp
 
-from engine import invariants
-from engine.db import Connection, connect
+from engine.queries import invariants
+from engine.storage.connections import Connection, connect
 from ops.bench import processes, requests
 from ops.bench.server import bench_server
+from ops.harness.ports import HOST
 
 PIPELINES: Final = "ops.chaos.pipelines"
 PRESET: Final = "pause"
@@ -71,7 +72,7 @@ async def hand_in(port: int, jobs: int, connections: int) -> list[str]:
                 promised.append((await answer.json())["job_id"])
 
     connector = aiohttp.TCPConnector(limit=connections)
-    address = f"http://{processes.HOST}:{port}"
+    address = f"http://{HOST}:{port}"
     async with aiohttp.ClientSession(address, connector=connector) as session, asyncio.TaskGroup() as group:
         for _ in range(connections):
             group.create_task(client(session))
@@ -107,7 +108,7 @@ async def run(url: str, jobs: int, connections: int, restarts: int, drain_second
     async with AsyncExitStack() as stack:
         conn = await stack.enter_async_context(await connect(url, name="chaos"))
         stack.enter_context(processes.relay(url))
-        port = stack.enter_context(processes.web(url, "group", PIPELINES))
+        port = stack.enter_context(processes.web(url, "group", PIPELINES)).port
         workers = Workers(url, drain_seconds)
         stack.push_async_callback(workers.stop)
         await workers.start()
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--drain", type=float, default=2.0, help="seconds a running job may finish; 0: released"
     )
     asked = parser.parse_args(arguments)
-    with bench_server() as server, server.database() as url:
+    with bench_server() as server, server.migrated() as url:
         wrong = asyncio.run(run(url, asked.jobs, asked.connections, asked.restarts, asked.drain))
     for line in wrong:
         print(f"WRONG: {line}")

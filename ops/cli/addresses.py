@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from engine.admin import PORTS
 from engine.errors import OutriderError
+from engine.process.admin import PORTS
 from engine.settings import Settings
 
 ANY = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # what is listened on, not by us

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import typer
 
-from ops.cli import (
+from ops.cli.commands import (
     dead_letters,
-    doctor,
-    health,
+    healthcheck,
     jobs,
+    migrate,
     outbox,
     processes,
     provision,
-    schema,
     submit,
-    tokens,
-    up,
+    token,
 )
+from ops.cli.doctor.command import doctor
+from ops.cli.up.command import up
 
 app = typer.Typer(
     help="Outrider: a job engine on PostgreSQL. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 unhealthy.",
@@ -29,19 +29,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command("up")(up.up)
+app.command("up")(up)
 for process in (processes.web, processes.relay, processes.worker):
     app.command(process.__name__)(process)
-app.add_typer(schema.app, name="migrate")
+app.add_typer(migrate.app, name="migrate")
 app.command("provision")(provision.provision)
 app.command("submit")(submit.submit)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command("explain")(jobs.explain)
-app.command("healthcheck")(health.healthcheck)
-app.command("token")(tokens.token)
-app.command("doctor")(doctor.doctor)
+app.command("healthcheck")(healthcheck.healthcheck)
+app.command("token")(token.token)
+app.command("doctor")(doctor)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         app(arguments, prog_name="outrider")
     except Exception as error:
         from engine.errors import ConfigurationError, OutriderError
-        from engine.process import FAILED, USAGE
+        from engine.process.run import FAILED, USAGE
 
         if not isinstance(error, OutriderError):
             raise

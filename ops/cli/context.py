@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from psycopg import AsyncConnection, Error, errors
 
 import migrations
-from engine import db
 from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
 from engine.settings import Settings
+from engine.storage import connections as db
 from ops.local.place import SOCKET, choose
 
 T = TypeVar("T")
@@ -113,8 +113,7 @@ def sign(settings: Settings, secret: str, *, sub: str, seconds: float, scopes: S
     """A token that a web process with these settings accepts. No scopes: the claim is left out."""
     import time
 
-    from joserfc import jwt
-    from joserfc.jwk import OctKey
+    from ops.harness import tokens
 
     now = int(time.time())
     claims: dict[str, Any] = {"sub": sub, "iat": now, "exp": now + int(seconds)}
@@ -124,4 +123,4 @@ def sign(settings: Settings, secret: str, *, sub: str, seconds: float, scopes: S
         claims["iss"] = settings.jwt_issuer
     if settings.jwt_audience:
         claims["aud"] = settings.jwt_audience
-    return jwt.encode({"alg": "HS256"}, claims, OctKey.import_key(secret))
+    return tokens.sign(claims, secret)

@@ -155,21 +155,21 @@ MAINTENANCE = Row(
     [
         graph(
             "Rows",
-            "Rows a second that each chore moved or removed.",
-            {"{{chore}}": rate("outrider_maintenance_rows_total", "chore")},
+            "Rows a second that each task moved or removed.",
+            {"{{task}}": rate("outrider_maintenance_rows_total", "task")},
             unit=PER_SECOND,
         ),
         graph(
             "Last done",
-            "How long ago a chore was last done by any relay; some are done once a minute.",
-            {"{{chore}}": age("outrider_maintenance_cycled_timestamp_seconds", "chore")},
+            "How long ago a task was last done by any relay; some are done once a minute.",
+            {"{{task}}": age("outrider_maintenance_cycled_timestamp_seconds", "task")},
             unit=SECONDS,
-            alerts=["OutriderUpkeepStopped"],
+            alerts=["OutriderMaintenanceStopped"],
         ),
         graph(
             "Failures",
-            "Chores a second that failed; each runs again.",
-            {"{{chore}}": rate("outrider_maintenance_errors_total", "chore")},
+            "Tasks a second that failed; each runs again.",
+            {"{{task}}": rate("outrider_maintenance_errors_total", "task")},
             unit=PER_SECOND,
             alerts=["OutriderMaintenanceFails"],
         ),

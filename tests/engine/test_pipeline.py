@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.errors import ConfigurationError
-from engine.pipeline import Pipeline, Registry, load, pipeline
+from engine.pipeline import Pipeline, Registry, load_pipelines, pipeline
 
 
 async def on_the_loop(_job: Any, _run: Any) -> None: ...
@@ -82,7 +82,7 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> str:
 
 def test_a_module_adds_its_pipelines_to_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = Pipeline(preset="mine", function=in_a_thread)
-    found = load([module("some_pipelines", monkeypatch, pipelines=[mine])])
+    found = load_pipelines([module("some_pipelines", monkeypatch, pipelines=[mine])])
     assert found["mine"] is mine
     assert "storyboard" in found
 
@@ -94,9 +94,9 @@ def test_a_module_that_does_not_list_pipelines_is_refused(
     monkeypatch: pytest.MonkeyPatch, members: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigurationError, match="some_pipelines"):
-        load([module("some_pipelines", monkeypatch, **members)])
+        load_pipelines([module("some_pipelines", monkeypatch, **members)])
 
 
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"no\.such\.module"):
-        load(["no.such.module"])
+        load_pipelines(["no.such.module"])

@@ -12,26 +12,37 @@ from typing import Any
 import pytest
 
 import engine
-from engine import events
-from engine.db import PINNED, array, bare_array
-from engine.maintenance import PRUNE_JOBS, PRUNE_KEYS
+import relay
+import worker as worker_package
 from engine.model import first_id_of
 from engine.moves import publish
 from engine.moves.claim import CLAIM, CLAIM_NAMED, CLAIM_PUBLISHED
-from engine.moves.record import FINISH, PUT_BACK
-from engine.moves.upkeep import PROMOTE
+from engine.moves.finish import FINISH
+from engine.moves.promote import PROMOTE
+from engine.moves.release import RELEASE
+from engine.storage.connections import PINNED
+from engine.storage.literals import array, bare_array
+from engine.tables import events
+from engine.tables.outbox import PRESETS
+from relay.maintenance.prune import PRUNE_JOBS, PRUNE_KEYS
 from tests.conftest import Connect
-from tests.helpers import Conn, fetchone, worker
+from tests.support.database import Conn, fetchone, worker
 
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 
 
+def modules() -> Iterator[str]:
+    for package in (engine, worker_package, relay):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            yield module.name
+
+
 def statements() -> Iterator[Any]:
-    for module in pkgutil.walk_packages(engine.__path__, "engine."):
-        for name, value in vars(importlib.import_module(module.name)).items():
+    for module in modules():
+        for name, value in vars(importlib.import_module(module)).items():
             whole = name.isupper() and isinstance(value, str) and value.lstrip().startswith(VERBS)
             if whole and not name.startswith("_"):
-                yield pytest.param(value, id=f"{module.name}.{name}")
+                yield pytest.param(value, id=f"{module}.{name}")
 
 
 def prepared(statement: str) -> str:
@@ -100,6 +111,7 @@ def claiming(worker_id: int, limit: int = 100) -> dict[str, object]:
         "limit": limit,
         "age": 0,
         "metadata": "{}",
+        "reason": "claimed",
     }
 
 
@@ -134,7 +146,7 @@ async def test_the_cost_of_a_hand_over_does_not_grow_with_what_is_not_handed_ove
     await fill(conn, "published", 1000)
     await conn.execute("VACUUM ANALYZE")
     parameters = claiming(me) | await marking(conn) | {"seconds": 10}
-    asked = (CLAIM_NAMED, CLAIM_PUBLISHED, publish.RESERVE, publish.PUBLISHED, publish.UNRESERVE)
+    asked = (CLAIM_NAMED, CLAIM_PUBLISHED, publish.RESERVE, publish.PUBLISHED, publish.RELEASE)
     before = {statement: await buffers(conn, statement, parameters) for statement in asked}
     for status, rows, finished in (
         ("ready", 20_000, 0),
@@ -171,10 +183,10 @@ HOT = {
     CLAIM_NAMED: "outbox_pkey",
     CLAIM_PUBLISHED: "outbox_published",
     FINISH: "outbox_pkey",
-    PUT_BACK: "outbox_pkey",
+    RELEASE: "outbox_pkey",
     publish.RESERVE: "outbox_ready",
     publish.PUBLISHED: "outbox_pkey",
-    publish.PRESETS: "outbox_ready",
+    PRESETS: "outbox_ready",
     events.RESERVE: "outbox_events_due",
     events.PUBLISHED: "outbox_events_pkey",
 }
@@ -226,7 +238,7 @@ async def test_upkeep_reads_no_row_that_is_not_due(connect: Connect) -> None:
 
 
 async def test_an_owners_pages_are_read_from_their_indexes(connect: Connect) -> None:
-    from engine import jobs
+    from engine.queries import jobs
 
     conn = await connect()
     await fill(conn, "ready", 20_000, 20_000)

@@ -7,29 +7,29 @@ import aiohttp
 import pytest
 from psycopg import AsyncConnection
 
-from tests.conftest import Databases
-from tests.web.site import Hands, Site, served
+from ops.harness.postgres import Databases
+from tests.support.web_harness import ManualWorker, WebHarness, served
 
 
 @pytest.fixture
-async def site(database_url: str) -> AsyncIterator[Site]:
-    async with served(database_url) as site:
-        yield site
+async def web_harness(database_url: str) -> AsyncIterator[WebHarness]:
+    async with served(database_url) as web_harness:
+        yield web_harness
 
 
 @pytest.fixture
-async def ann(site: Site) -> aiohttp.ClientSession:
-    return await site.client("ann")
+async def ann(web_harness: WebHarness) -> aiohttp.ClientSession:
+    return await web_harness.client("ann")
 
 
 @pytest.fixture
-async def bob(site: Site) -> aiohttp.ClientSession:
-    return await site.client("bob")
+async def bob(web_harness: WebHarness) -> aiohttp.ClientSession:
+    return await web_harness.client("bob")
 
 
 @pytest.fixture
-async def hands(conn: AsyncConnection[Any]) -> Hands:
-    return await Hands.register(conn)
+async def manual_worker(conn: AsyncConnection[Any]) -> ManualWorker:
+    return await ManualWorker.register(conn)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def shared_database_url(databases: Databases, template: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-async def shared_site(shared_database_url: str) -> AsyncIterator[Site]:
-    async with served(shared_database_url) as site:
-        yield site
+async def shared_harness(shared_database_url: str) -> AsyncIterator[WebHarness]:
+    async with served(shared_database_url) as web_harness:
+        yield web_harness
 
 
 @pytest.fixture(scope="module")
-async def anyone(shared_site: Site) -> aiohttp.ClientSession:
-    return await shared_site.client("anyone")
+async def anyone(shared_harness: WebHarness) -> aiohttp.ClientSession:
+    return await shared_harness.client("anyone")

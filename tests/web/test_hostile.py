@@ -12,9 +12,10 @@ import orjson
 import pytest
 
 from engine.errors import Overloaded
-from tests.web.site import JOB, Site, until
-from web import aside
-from web.aside import Aside
+from ops.waiting import until
+from tests.support.web_harness import JOB, WebHarness
+from web import offload as aside
+from web.offload import Offload
 
 MIB = 1 << 20
 PATIENT = aiohttp.ClientTimeout(total=120)
@@ -68,14 +69,14 @@ async def test_15_mib_of_faults_get_a_small_422(
 
 
 async def test_others_are_answered_while_a_large_body_is_checked(
-    shared_site: Site, anyone: aiohttp.ClientSession
+    shared_harness: WebHarness, anyone: aiohttp.ClientSession
 ) -> None:
     numbers = orjson.dumps([1] * 130_000)
     job = b'{"content":"x","preset":"echo","metadata":{"a":' + numbers + b"}}"
     raw = b'{"jobs":[' + b",".join([job] * 57) + b',{"content":"x","preset":"nobody"}]}'
     async with asyncio.timeout(120):
         hostile = asyncio.create_task(post(anyone, raw))
-        await until(lambda: shared_site.api.aside._waiting > 0)
+        await until(lambda: shared_harness.api.offload._waiting > 0)
         async with anyone.post("/pipeline/run", json=JOB, timeout=PATIENT) as response:
             assert response.status == 202
         assert not hostile.done(), "the other request had to wait for the large one"
@@ -95,7 +96,7 @@ async def test_large_documents_take_turns_and_only_so_many_bytes_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(aside, "MAX_WAITING_BYTES", 10)
-    desk, gate, order = Aside(), threading.Event(), list[int]()
+    desk, gate, order = Offload(), threading.Event(), list[int]()
 
     def work(n: int) -> int:
         assert gate.wait(10)

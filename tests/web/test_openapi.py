@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.web.site import JOB, REGISTRY, Hands, get, submit
-from web.handlers import OPERATIONS
+from tests.support.web_harness import JOB, REGISTRY, ManualWorker, get, submit
+from web.api import OPERATIONS
 from web.openapi import document
 
 SPEC = document(OPERATIONS, REGISTRY)
@@ -56,13 +56,13 @@ def test_a_job_to_run_is_described_with_its_presets_metadata() -> None:
         assert not fits(wrong, "JobToRun"), wrong
 
 
-async def test_what_is_answered_is_what_is_described(ann: Any, hands: Hands) -> None:
+async def test_what_is_answered_is_what_is_described(ann: Any, manual_worker: ManualWorker) -> None:
     job_id = await submit(ann, metadata={"a": 1})
     assert fits(await get(ann, job_id), "JobObject")
-    attempt = await hands.claim()
-    await hands.progress(attempt, 1, 0.5, "half")
+    attempt = await manual_worker.claim()
+    await manual_worker.progress(attempt, 1, 0.5, "half")
     assert fits(await get(ann, job_id), "JobObject")
-    await hands.fail(attempt)
+    await manual_worker.fail(attempt)
     assert fits(await get(ann, job_id), "JobObject")
     assert fits(await get(ann, job_id, "/history"), "History")
     assert fits(await get(ann, job_id, "/explain"), "ExplanationShown")

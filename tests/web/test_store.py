@@ -12,10 +12,12 @@ import pytest
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from engine import batcher, db
-from engine.jobs import Pulse
 from engine.model import JobState
-from tests.web.site import JOB, Site, get, served, submit, until
+from engine.queries.jobs import JobVersion
+from engine.storage import batcher
+from engine.storage import connections as db
+from ops.waiting import until
+from tests.support.web_harness import JOB, WebHarness, get, served, submit
 from web import store
 from web.background import running
 from web.watcher import Watcher
@@ -45,8 +47,8 @@ async def test_503_within_a_bounded_time_while_the_database_is_down(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(db, "CONNECT_SECONDS", 1)
-    async with served(database_url) as site:
-        client = await site.client()
+    async with served(database_url) as web_harness:
+        client = await web_harness.client()
         name = await closed_down(database_url)
 
         async def refused(method: str, path: str) -> None:
@@ -69,9 +71,9 @@ async def test_503_within_a_bounded_time_while_the_database_is_down(
 
 
 async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_doubled(
-    site: Site, conn: Conn
+    web_harness: WebHarness, conn: Conn
 ) -> None:
-    client = await site.client()
+    client = await web_harness.client()
     job_id = await submit(client)
     accepted = 1
     for _ in range(5):
@@ -94,10 +96,10 @@ async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_do
 
 
 async def test_a_group_that_waits_for_a_lock_is_answered_503_in_time(
-    site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch
+    web_harness: WebHarness, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "ANSWER_SECONDS", 0.3)
-    client = await site.client()
+    client = await web_harness.client()
     async with conn.transaction():
         await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         status, headers = await post(client)
@@ -107,15 +109,15 @@ async def test_a_group_that_waits_for_a_lock_is_answered_503_in_time(
 
 
 async def test_503_where_too_many_submissions_wait(
-    site: Site, conn: Conn, monkeypatch: pytest.MonkeyPatch
+    web_harness: WebHarness, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batcher, "MAX_WAITING", 5)
-    client = await site.client()
+    client = await web_harness.client()
     async with asyncio.timeout(10):
         async with conn.transaction():
             await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
             first = asyncio.create_task(post(client))
-            await until(lambda: site.store._submissions._writer is not None)
+            await until(lambda: web_harness.store._submissions._writer is not None)
             rest = [asyncio.create_task(post(client)) for _ in range(12)]
             refused = [await next(asyncio.as_completed(rest))]
             await until(lambda: sum(each.done() for each in rest) >= 7)
@@ -129,23 +131,25 @@ async def test_503_where_submissions_of_too_many_bytes_wait(
     database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MAX_WAITING_BYTES", 1000)
-    async with served(database_url) as site, asyncio.timeout(10):
-        client = await site.client()
+    async with served(database_url) as web_harness, asyncio.timeout(10):
+        client = await web_harness.client()
         body = JOB | {"metadata": {"a": "é" * 500}}
         async with conn.transaction():
             await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
             first = asyncio.create_task(post(client))
-            await until(lambda: site.store._submissions._writer is not None)
-            await until(lambda: len(site.store._submissions) == 0)
+            await until(lambda: web_harness.store._submissions._writer is not None)
+            await until(lambda: len(web_harness.store._submissions) == 0)
             second = asyncio.create_task(post(client, body))
-            await until(lambda: len(site.store._submissions) == 1)
+            await until(lambda: len(web_harness.store._submissions) == 1)
             status, headers = await post(client)
             assert (status, headers["Retry-After"]) == (503, "1")
         assert [(await each)[0] for each in (first, second)] == [202, 202]
 
 
-async def test_503_while_the_schema_is_not_what_this_code_expects(site: Site, conn: Conn) -> None:
-    client = await site.client()
+async def test_503_while_the_schema_is_not_what_this_code_expects(
+    web_harness: WebHarness, conn: Conn
+) -> None:
+    client = await web_harness.client()
     job_id = await submit(client)
     await conn.execute("ALTER TABLE jobs RENAME TO away")
     await conn.execute("ALTER VIEW job_status RENAME TO job_status_away")
@@ -158,9 +162,9 @@ async def test_503_while_the_schema_is_not_what_this_code_expects(site: Site, co
 
 
 async def test_cancelling_what_is_being_written_is_a_503_and_readiness_stays_green(
-    site: Site, conn: Conn
+    web_harness: WebHarness, conn: Conn
 ) -> None:
-    client = await site.client()
+    client = await web_harness.client()
     job_id = await submit(client)
 
     async def cancelled() -> tuple[int, str | None, str]:
@@ -171,7 +175,7 @@ async def test_cancelling_what_is_being_written_is_a_503_and_readiness_stays_gre
         async with conn.transaction():
             await conn.execute("SELECT FROM outbox WHERE job_id = %s FOR UPDATE", [job_id])
             waiting = [asyncio.create_task(cancelled()) for _ in range(store.POOL_SIZE + 5)]
-            await until(lambda: site.store._pool.get_stats()["requests_waiting"] > 0)
+            await until(lambda: web_harness.store._pool.get_stats()["requests_waiting"] > 0)
             async with client.get("/readyz") as response:
                 assert response.status == 200
             assert not any(each.done() for each in waiting)
@@ -182,11 +186,11 @@ async def test_cancelling_what_is_being_written_is_a_503_and_readiness_stays_gre
 
 
 async def test_what_the_door_let_through_and_postgresql_refuses_is_a_422_alone(
-    site: Site, conn: Conn
+    web_harness: WebHarness, conn: Conn
 ) -> None:
     """Should a check be missing, its neighbours in the group are still accepted."""
     await conn.execute("ALTER TABLE jobs ADD CHECK (content <> 'planted')")
-    client = await site.client()
+    client = await web_harness.client()
 
     async def status(content: str) -> int:
         async with client.post("/pipeline/run", json=JOB | {"content": content}) as response:
@@ -205,9 +209,9 @@ async def test_one_look_asks_once_for_each_job_and_wakes_only_what_changed() -> 
     looks: list[list[UUID]] = []
     versions: dict[UUID, int] = {}
 
-    async def pulse(ids: Sequence[UUID]) -> dict[UUID, Pulse]:
+    async def pulse(ids: Sequence[UUID]) -> dict[UUID, JobVersion]:
         looks.append(list(ids))
-        return {each: Pulse(versions[each], 0, JobState.PENDING) for each in ids if each in versions}
+        return {each: JobVersion(versions[each], 0, JobState.PENDING) for each in ids if each in versions}
 
     watcher = Watcher(pulse, look_seconds=0.01)
     quiet, busy, gone = uuid4(), uuid4(), uuid4()
@@ -232,7 +236,7 @@ async def test_one_look_asks_once_for_each_job_and_wakes_only_what_changed() -> 
 async def test_nothing_is_asked_while_nobody_watches_and_a_failed_look_is_only_late() -> None:
     looks = 0
 
-    async def pulse(_ids: Sequence[UUID]) -> dict[UUID, Pulse]:
+    async def pulse(_ids: Sequence[UUID]) -> dict[UUID, JobVersion]:
         nonlocal looks
         looks += 1
         if looks == 1:

@@ -5,19 +5,18 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engine.pubsub import EMULATOR
-from tests.engine.conftest import scene
-from tests.engine.scene import Scene
-from tests.fakes.fixtures import BrokerAt, fake
-from tests.fakes.pubsub import FakePubSub
-from tests.transports.stage import open_stage
-from tests.worker.site import Site
-
-__all__ = ["fake", "scene"]
+from engine.pubsub.client import EMULATOR
+from ops.harness.pubsub_fake import FakePubSub
+from tests.support.pubsub_brokers import BrokerAt
+from tests.support.transport_harness import open_system
+from tests.support.worker_harness import WorkerHarness
+from tests.worker.subscription_harness import SubscriptionHarness
 
 
 @pytest.fixture
-async def site(scene: Scene, fake: FakePubSub, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+async def subscription_harness(
+    harness: WorkerHarness, fake: FakePubSub, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[SubscriptionHarness]:
     monkeypatch.setenv(EMULATOR, fake.host)
-    async with open_stage(scene, BrokerAt(fake.host, f"test-{secrets.token_hex(4)}", "fake")) as stage:
-        yield Site(stage, fake)
+    async with open_system(harness, BrokerAt(fake.host, f"test-{secrets.token_hex(4)}", "fake")) as system:
+        yield SubscriptionHarness(system, fake)

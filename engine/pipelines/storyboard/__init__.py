@@ -9,9 +9,7 @@ from typing import Annotated, Literal, TypedDict
 
 from pydantic import BeforeValidator, Field
 
-from engine.errors import PermanentError
-from engine.model import Job
-from engine.pipeline import Metadata, Run, pipeline
+from engine import Job, Metadata, PermanentError, Run, pipeline
 from engine.pipelines.storyboard.captions import Cue, Subtitler, to_srt, to_webvtt
 from engine.pipelines.storyboard.script import Scene, read
 from engine.pipelines.storyboard.words import BEATS_PER_WORD

@@ -1,0 +1,116 @@
+"""The admin server of each process: /metrics, /healthz, /readyz and /autoscale, on a port that clients do not reach."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from prometheus_client.aiohttp import make_aiohttp_handler
+
+from engine import version
+from engine.errors import ConfigurationError, DatabaseUnavailable, OutriderError
+from engine.process.autoscale import Autoscale
+from engine.settings import Settings
+from engine.telemetry.metrics import BUILD, CONFIG, LOOP_LAG_SECONDS
+
+Check = Callable[[], Awaitable[None]]
+Checks = Mapping[str, Check]
+
+PORTS: Mapping[str, int] = {"web": 9191, "relay": 9192, "worker": 9193}
+CHECK_SECONDS = 3.0
+LAG_SECONDS = 0.25
+ALIKE = ("worker_concurrency", "lease_seconds", "drain_seconds", "retention_days", "log_level")
+RETRY_SECONDS = "1"
+
+
+async def verdict(checks: Checks) -> tuple[bool, dict[str, str]]:
+    """Whether all `checks` pass, and what each said; a check fails by raising."""
+    said = dict(zip(checks, await asyncio.gather(*map(_said, checks.values())), strict=True))
+    return all(answer == "ok" for answer in said.values()), said
+
+
+async def health(checks: Checks) -> web.Response:
+    """200, or 503 with Retry-After; `{"status", "checks"}`."""
+    good, said = await verdict(checks)
+    if good:
+        return web.json_response({"status": "ok", "checks": said})
+    body = {"status": "unavailable", "checks": said}
+    return web.json_response(body, status=503, headers={"Retry-After": RETRY_SECONDS})
+
+
+def accepting(stop: asyncio.Event) -> Check:
+    """A readiness check: raises from the moment that the process has been told to stop."""
+
+    async def check() -> None:
+        if stop.is_set():
+            raise OutriderError("stopping")
+
+    return check
+
+
+@asynccontextmanager
+async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIterator[int]:
+    """Serve until the block ends; gives the port. `checks` decide /readyz; answering at all is /healthz."""
+    BUILD.info({"version": version.installed(), "role": role, "transport": settings.transport})
+    CONFIG.info({name: str(getattr(settings, name)) for name in ALIKE})
+    autoscale = Autoscale(settings)
+
+    async def alive(_request: web.Request) -> web.Response:
+        return await health({})
+
+    async def ready(_request: web.Request) -> web.Response:
+        return await health(checks)
+
+    async def scaled(_request: web.Request) -> web.Response:
+        try:
+            return web.json_response(await autoscale.answer())
+        except DatabaseUnavailable as error:
+            body = {"status": "unavailable", "detail": str(error)}
+            return web.json_response(body, status=503, headers={"Retry-After": RETRY_SECONDS})
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/metrics", make_aiohttp_handler()),
+            web.get("/healthz", alive),
+            web.get("/readyz", ready),
+            web.get("/autoscale", scaled),
+        ]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    lag = asyncio.create_task(_observe_lag())
+    try:
+        port = PORTS[role] if settings.admin_port is None else settings.admin_port
+        site = web.TCPSite(runner, settings.admin_host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise ConfigurationError([f"OUTRIDER_ADMIN_PORT: {error.strerror or error}"]) from error
+        yield runner.addresses[0][1]
+    finally:
+        lag.cancel()
+        await runner.cleanup()
+        await autoscale.aclose()
+
+
+async def _observe_lag() -> None:
+    """How late the loop is for a timer: what everything that runs on it waits for, beside its own work."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        due = clock() + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        LOOP_LAG_SECONDS.observe(max(0.0, clock() - due))
+
+
+async def _said(check: Check) -> str:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await check()
+    except TimeoutError:
+        return f"no answer within {CHECK_SECONDS:g} s"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to "are you well?"
+        return str(error) or type(error).__name__
+    return "ok"

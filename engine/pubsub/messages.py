@@ -1,0 +1,104 @@
+"""The messages that leave through Pub/Sub, and their bytes: JSON, UTF-8, with attributes for those who only route.
+
+Result and dead-letter messages of jobs are built by the statement that writes the result (engine/tables/events.py); the
+others here.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import orjson
+
+SCHEMA_VERSION: Final = 1
+JOB: Final = "JobMessage"
+DEAD_LETTER: Final = "DeadLetterMessage"
+UNDECODABLE: Final = "undecodable message"
+
+ENCODING: Final = orjson.OPT_UTC_Z
+
+
+class Message(NamedTuple):
+    """One message to publish. Its `message_id` attribute is the same each time it is sent."""
+
+    data: bytes
+    attributes: Mapping[str, str]
+
+
+class WakeUp(NamedTuple):
+    """A ready job whose workers are to be told. `(job_id, position, attempt)` names this turn of it.
+
+    `ready` is since when it has been so, by the monotonic clock.
+    """
+
+    job_id: UUID
+    position: int
+    attempt: int
+    user_id: str
+    preset: str
+    priority: int
+    created_at: datetime
+    traceparent: str | None
+    ready: float = 0.0
+
+    @property
+    def lane(self) -> tuple[str, int]:
+        return self.preset, self.priority
+
+    @property
+    def message(self) -> Message:
+        """`attempt` in it is the number of the attempt that this turn will start; it informs only."""
+        body = {
+            "job_id": self.job_id,
+            "user_id": self.user_id,
+            "preset": self.preset,
+            "attempt": self.attempt + 1,
+            "created_at": self.created_at.astimezone(UTC),
+            "schema_version": SCHEMA_VERSION,
+        }
+        attributes = _attributes(f"{self.job_id}:{self.position}", JOB, str(self.job_id), self.traceparent)
+        return Message(orjson.dumps(body, option=ENCODING), attributes)
+
+
+class Undecodable(ValueError):
+    """These bytes are no JobMessage."""
+
+
+def job_id_of(data: bytes) -> UUID:
+    """The job that a JobMessage wakes for: all that a worker reads of it. Raises Undecodable."""
+    try:
+        body = orjson.loads(data)
+        return UUID(body["job_id"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+
+def undecodable(transport_id: str, data: bytes, error: Undecodable, failed_at: datetime) -> Message:
+    """The dead letter of a message that could not be read; `transport_id` is the broker's id of it."""
+    body: dict[str, Any] = {
+        "job_id": None,
+        "user_id": None,
+        "preset": None,
+        "reason": UNDECODABLE,
+        "error": {"type": type(error).__name__, "message": str(error), "attempt": 0},
+        "attempts": 0,
+        "failed_at": failed_at,
+        "raw": base64.b64encode(data).decode(),
+        "schema_version": SCHEMA_VERSION,
+    }
+    attributes = _attributes(f"{transport_id}:{DEAD_LETTER}", DEAD_LETTER, "", None)
+    return Message(orjson.dumps(body, option=ENCODING), attributes)
+
+
+def _attributes(message_id: str, kind: str, job_id: str, traceparent: str | None) -> dict[str, str]:
+    attributes = {
+        "message_id": message_id,
+        "type": kind,
+        "job_id": job_id,
+        "schema_version": str(SCHEMA_VERSION),
+    }
+    return attributes | ({"traceparent": traceparent} if traceparent else {})

@@ -1,0 +1,266 @@
+"""How much there is to do and who does it: unfinished jobs and events, counted here and nowhere else.
+
+`queue_stats` and `event_stats` look only as far as that is cheap, however many rows there are: they are asked every
+few seconds. The others serve an operator; `job_counts` and `event_counts` read every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, LiteralString, NamedTuple
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+
+from engine.storage.statements import fetchall, timed
+from engine.tables.events import TOPICS
+from engine.tables.outbox import READY_PRESETS
+
+COUNTED: Final = 50_000
+"""Rows counted of each status, of the ready ones in each lane, and of each topic's events; beyond that there are "at
+least so many"."""
+MAX_PRESETS: Final = 100
+"""Presets told apart: SQL may enqueue jobs of any name, and each would become a label."""
+OTHER: Final = "other"
+OVERDUE_SECONDS: Final = 5.0
+"""Maintenance looks for due jobs several times a second: one that waits for so long more is overdue."""
+OVERDUE_COUNTED: Final = 10_000
+
+# For a connection with pinned plans: each part reads the head of one partial index.
+_COUNTS: LiteralString = """, live AS MATERIALIZED (
+    SELECT presets, slots, throughput FROM workers WHERE expires_at > clock_timestamp()
+), asked(preset) AS (
+    SELECT unnest(presets) FROM live
+    UNION
+    (SELECT preset FROM known WHERE preset IS NOT NULL LIMIT %(presets)s)
+), counted(preset, status, jobs, due, since) AS (
+    SELECT asked.preset, 'ready', lane.jobs, lane.jobs, lane.since
+    FROM asked
+    CROSS JOIN generate_series(1, 4) AS urgency
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS jobs, min(ready_at) AS since
+        FROM (SELECT ready_at FROM outbox
+              WHERE status = 'ready' AND preset = asked.preset AND priority = urgency::smallint
+              ORDER BY position
+              LIMIT %(counted)s) head) lane
+    UNION ALL
+    SELECT preset, 'published', count(*), count(*), min(ready_at)
+    FROM (SELECT preset, ready_at FROM outbox WHERE status = 'published' ORDER BY published_at
+          LIMIT %(counted)s) published
+    GROUP BY preset
+    UNION ALL
+    SELECT preset, 'waiting', count(*), count(*) FILTER (WHERE run_at <= now()),
+           min(run_at) FILTER (WHERE run_at <= now())
+    FROM (SELECT preset, run_at FROM outbox WHERE status = 'waiting' ORDER BY run_at LIMIT %(counted)s) waiting
+    GROUP BY preset
+    UNION ALL
+    SELECT preset, 'leased', count(*), 0, NULL
+    FROM (SELECT preset FROM outbox WHERE status = 'leased' LIMIT %(counted)s) leased
+    GROUP BY preset
+)
+SELECT NULL, 'fleet', count(*), coalesce(sum(slots), 0), NULL::float8 FROM live
+UNION ALL
+SELECT preset, 'live', count(*), sum(slots), sum(coalesce((throughput ->> preset)::float8, 0))
+FROM live CROSS JOIN unnest(presets) AS preset
+GROUP BY preset
+UNION ALL
+SELECT preset, status, sum(jobs), sum(due), extract(epoch FROM clock_timestamp() - min(since))::float8
+FROM counted
+GROUP BY preset, status
+"""
+QUEUES: LiteralString = "WITH RECURSIVE" + READY_PRESETS + _COUNTS
+
+
+# The pending ones of each topic by their index, in the order in which they were written.
+EVENTS: LiteralString = """
+SELECT topic, pending.events, extract(epoch FROM clock_timestamp() - pending.oldest)::float8, quarantined.events
+FROM unnest(%(topics)s::text[]) AS topic
+CROSS JOIN LATERAL (
+    SELECT count(*) AS events, min(created_at) AS oldest
+    FROM (SELECT created_at FROM outbox_events e WHERE e.topic = topic.topic AND quarantined_at IS NULL
+          ORDER BY id LIMIT %(limit)s) head) pending
+CROSS JOIN LATERAL (
+    SELECT count(*) AS events
+    FROM (SELECT FROM outbox_events e WHERE e.topic = topic.topic AND quarantined_at IS NOT NULL
+          LIMIT %(limit)s) head) quarantined
+"""
+
+
+JOB_COUNTS: LiteralString = """
+SELECT preset, status, jobs, overdue, oldest, extract(epoch FROM now() - oldest)::float8 AS age_seconds
+FROM (
+    SELECT preset, status::text AS status, count(*) AS jobs,
+           count(*) FILTER (WHERE status = 'waiting' AND run_at < now() - %s * interval '1 second') AS overdue,
+           min(CASE status WHEN 'waiting' THEN run_at
+                           WHEN 'ready' THEN ready_at
+                           WHEN 'published' THEN published_at
+                           ELSE claimed_at END) AS oldest
+    FROM outbox
+    GROUP BY preset, outbox.status
+    ORDER BY preset, outbox.status
+) counted
+"""
+
+EVENT_COUNTS: LiteralString = """
+SELECT topic, count(*) FILTER (WHERE quarantined_at IS NULL) AS events, count(quarantined_at) AS quarantined,
+       min(created_at) FILTER (WHERE quarantined_at IS NULL) AS oldest
+FROM outbox_events
+GROUP BY topic
+ORDER BY topic
+"""
+
+OVERDUE: LiteralString = """
+SELECT count(*), coalesce(extract(epoch FROM now() - min(run_at)), 0)::float8
+FROM (SELECT run_at FROM outbox WHERE status = 'waiting' AND run_at < now() - %s * interval '1 second'
+      ORDER BY run_at LIMIT %s) head
+"""
+
+QUARANTINED: LiteralString = """
+SELECT id, topic, attributes ->> 'message_id' AS message_id, attributes ->> 'job_id' AS job_id, reason, quarantined_at
+FROM outbox_events
+WHERE quarantined_at IS NOT NULL
+ORDER BY quarantined_at DESC, id DESC
+LIMIT %s
+"""
+
+
+@dataclass(slots=True)
+class Queue:
+    """One preset: its unfinished jobs by status, those `due` and nobody's, the workers that would take them.
+
+    `age_seconds` is since when the oldest due job has been due; `per_second` how many attempts end.
+    """
+
+    jobs: dict[str, int] = field(default_factory=dict)
+    due: int = 0
+    age_seconds: float = 0.0
+    workers: int = 0
+    slots: int = 0
+    per_second: float = 0.0
+
+    @property
+    def leased(self) -> int:
+        return self.jobs.get("leased", 0)
+
+
+@dataclass(slots=True)
+class QueueStats:
+    """Every preset that has jobs or workers, and the live workers and their slots, each counted once."""
+
+    queues: dict[str, Queue]
+    workers: int
+    slots: int
+
+    @property
+    def saturated(self) -> bool:
+        """Whether there is hardly a slot left."""
+        return sum(queue.leased for queue in self.queues.values()) >= 0.9 * self.slots
+
+
+class EventStats(NamedTuple):
+    """Of one topic: the events that are pending, how long the oldest has been, and those that are quarantined."""
+
+    pending: int
+    age_seconds: float
+    quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobCount:
+    """The unfinished jobs of one preset in one status, and since when the oldest of them is in it.
+
+    Of waiting jobs `oldest` is the time when the first is due, so that its age is negative before; `overdue` are
+    those that should have been promoted long since.
+    """
+
+    preset: str
+    status: str
+    jobs: int
+    overdue: int
+    oldest: datetime
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EventCount:
+    """The events that have still to be published to one topic, since when the oldest has, and those set aside."""
+
+    topic: str
+    events: int
+    quarantined: int
+    oldest: datetime | None
+
+
+class Overdue(NamedTuple):
+    """Waiting jobs that maintenance should have promoted, counted up to OVERDUE_COUNTED, and by how much the first."""
+
+    jobs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An event that the broker will never take, and what it said of it."""
+
+    id: int
+    topic: str
+    message_id: str | None
+    job_id: str | None
+    reason: str | None
+    quarantined_at: datetime
+
+
+@timed("count jobs")
+async def queue_stats(conn: AsyncConnection[Any]) -> QueueStats:
+    """One statement. Beyond MAX_PRESETS, presets that no live worker has are shown as one, or, where all their jobs
+    are ready, not at all.
+    """
+    rows = await fetchall(conn, QUEUES, {"presets": MAX_PRESETS, "counted": COUNTED})
+    stats = QueueStats({}, 0, 0)
+    for preset, kind, first, second, figure in rows:
+        if kind == "fleet":
+            stats.workers, stats.slots = int(first), int(second)
+            continue
+        known = preset in stats.queues or kind == "live" or len(stats.queues) < MAX_PRESETS
+        queue = stats.queues.setdefault(preset if known else OTHER, Queue())
+        if kind == "live":
+            queue.workers, queue.slots, queue.per_second = int(first), int(second), figure
+        else:
+            queue.jobs[kind] = queue.jobs.get(kind, 0) + int(first)
+            queue.due += int(second)
+            queue.age_seconds = max(queue.age_seconds, figure or 0.0)
+    return stats
+
+
+@timed("count events")
+async def event_stats(conn: AsyncConnection[Any]) -> Mapping[str, EventStats]:
+    """Of every topic, whether or not it has events."""
+    rows = await fetchall(conn, EVENTS, {"topics": list(TOPICS), "limit": COUNTED})
+    return {topic: EventStats(pending, age or 0.0, quarantined) for topic, pending, age, quarantined in rows}
+
+
+async def job_counts(conn: AsyncConnection[Any]) -> list[JobCount]:
+    async with conn.cursor(row_factory=class_row(JobCount)) as cursor:
+        await cursor.execute(JOB_COUNTS, [OVERDUE_SECONDS])
+        return await cursor.fetchall()
+
+
+async def event_counts(conn: AsyncConnection[Any]) -> list[EventCount]:
+    async with conn.cursor(row_factory=class_row(EventCount)) as cursor:
+        await cursor.execute(EVENT_COUNTS)
+        return await cursor.fetchall()
+
+
+async def overdue(conn: AsyncConnection[Any]) -> Overdue:
+    """Reads the head of one index."""
+    [(jobs, seconds)] = await fetchall(conn, OVERDUE, [OVERDUE_SECONDS, OVERDUE_COUNTED])
+    return Overdue(jobs, seconds)
+
+
+async def quarantined(conn: AsyncConnection[Any], limit: int) -> list[Quarantined]:
+    """The latest of them."""
+    async with conn.cursor(row_factory=class_row(Quarantined)) as cursor:
+        await cursor.execute(QUARANTINED, [limit])
+        return await cursor.fetchall()

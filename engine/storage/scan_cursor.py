@@ -1,0 +1,59 @@
+"""Where the scans of a queue go on: dead index entries that they have passed are not read again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping
+from typing import Final, Generic, Protocol, TypeVar
+
+from engine.storage.throttle import Throttle
+
+SWEEP_SECONDS: Final = 2.0
+MAX_SWEEP_SECONDS: Final = 0.25
+"""What a sweep is taken to cost at most; behind a held snapshot one costs 0.15 s."""
+
+
+class Placed(Protocol):
+    """A row with its place: positions only grow within a lane, but for rows that are released."""
+
+    @property
+    def lane(self) -> Hashable: ...
+    @property
+    def position(self) -> int: ...
+
+
+Row = TypeVar("Row", bound=Placed)
+Marks = Mapping[Hashable, int]
+Scan = Callable[[Marks | None], Awaitable[list[Row]]]
+
+
+class ScanCursor(Generic[Row]):
+    """Remembers, lane by lane, how far the scans have come.
+
+    Rows below that mark (late commits, released rows) are found by a sweep of the whole index: when a scan comes
+    back empty, every 2 s while scans do not, and never for more than 1/20 of the time.
+    """
+
+    def __init__(self) -> None:
+        self._marks: dict[Hashable, int] = {}
+        self._sweeps = Throttle(SWEEP_SECONDS, most=MAX_SWEEP_SECONDS)
+
+    async def next(self, scan: Scan[Row]) -> list[Row]:
+        """The next rows. `scan(marks)` looks above the mark of each lane; None is a sweep, from the start."""
+        if self._sweeps.due:
+            return await self._sweep(scan)
+        found = self._passed(await scan(self._marks))
+        if not found and self._sweeps.allowed:
+            return await self._sweep(scan)
+        return found
+
+    async def _sweep(self, scan: Scan[Row]) -> list[Row]:
+        began = time.monotonic()
+        found = await scan(None)
+        self._sweeps.ended(began)
+        return self._passed(found)
+
+    def _passed(self, found: list[Row]) -> list[Row]:
+        for row in found:
+            self._marks[row.lane] = max(self._marks.get(row.lane, 0), row.position)
+        return found

@@ -1,0 +1,52 @@
+"""Running one statement: its rows as tuples, and its time in a histogram."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, LiteralString, ParamSpec, TypeVar
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, tuple_row
+
+from engine.telemetry.metrics import STATEMENT_SECONDS
+
+Rows = list[TupleRow]
+P = ParamSpec("P")
+R = TypeVar("R")
+Running = Coroutine[Any, Any, R]
+
+
+async def fetchall(conn: AsyncConnection[Any], statement: LiteralString, parameters: Any = None) -> Rows:
+    """The rows of a statement as tuples, whatever row factory the caller's connection has."""
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(statement, parameters)
+        return await cursor.fetchall()
+
+
+async def fetchone(
+    conn: AsyncConnection[Any], statement: LiteralString, parameters: Any = None
+) -> TupleRow | None:
+    """The row of a statement that gives one row at most, as a tuple."""
+    async with conn.cursor(row_factory=tuple_row) as cursor:
+        await cursor.execute(statement, parameters)
+        return await cursor.fetchone()
+
+
+def timed(statement: str) -> Callable[[Callable[P, Running[R]]], Callable[P, Running[R]]]:
+    """Decorate a function that runs one statement and little else: its seconds are observed under that name."""
+    observe = STATEMENT_SECONDS.labels(statement).observe
+
+    def around(run: Callable[P, Running[R]]) -> Callable[P, Running[R]]:
+        @wraps(run)
+        async def observed(*args: P.args, **kwargs: P.kwargs) -> R:
+            began = time.perf_counter()
+            try:
+                return await run(*args, **kwargs)
+            finally:
+                observe(time.perf_counter() - began)
+
+        return observed
+
+    return around

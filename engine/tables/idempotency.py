@@ -1,0 +1,56 @@
+"""The idempotency_keys table: what a submission with a key was answered, for a day.
+
+A key is inserted by the statement that enqueues its jobs (engine/moves/enqueue.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, LiteralString, NamedTuple
+from uuid import UUID
+
+import orjson
+from psycopg import AsyncConnection
+
+from engine.storage.literals import array
+from engine.storage.statements import fetchall
+
+KEY_HOURS: Final = 24
+
+KeyName = tuple[str, str, str]
+"""Owner, route and key."""
+Held = dict[KeyName, tuple[bytes, tuple[UUID, ...]]]
+"""A key that is held → the fingerprint of its body, and the ids of its jobs."""
+
+HELD: LiteralString = """
+SELECT held.fingerprint, held.answer::text
+FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS k(owner, route, key, no)
+LEFT JOIN idempotency_keys held USING (owner, route, key)
+ORDER BY k.no
+"""
+
+
+class IdempotencyKey(NamedTuple):
+    """What makes two submissions the same: `fingerprint` is the SHA-256 of the body as JSON, members sorted."""
+
+    owner: str
+    route: str
+    key: str
+    fingerprint: bytes
+
+    @property
+    def name(self) -> KeyName:
+        return (self.owner, self.route, self.key)
+
+
+async def held_answers(conn: AsyncConnection[Any], names: Sequence[KeyName]) -> Held:
+    """What those of `names` that are held were answered."""
+    if not names:
+        return {}
+    columns = [array(name[column] for name in names) for column in range(3)]
+    rows = await fetchall(conn, HELD, columns)
+    return {
+        name: (bytes(fingerprint), tuple(UUID(text) for text in orjson.loads(answer)))
+        for name, (fingerprint, answer) in zip(names, rows, strict=True)
+        if fingerprint is not None
+    }

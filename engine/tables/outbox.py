@@ -1,0 +1,74 @@
+"""The outbox table: one row for each unfinished job, whose status says where the job stands.
+
+| status    | the job                                                       | column that dates it |
+|-----------|---------------------------------------------------------------|----------------------|
+| waiting   | is due later: a delay, a retry or a snooze                    | `run_at`             |
+| ready     | may be claimed, in the order of `position` within its lane    | `ready_at`           |
+| published | may be claimed, and Pub/Sub has been told                     | `published_at`       |
+| leased    | is one worker's: `worker_id` is NULL in every other status    | `claimed_at`         |
+
+The statements that change a row are the moves (engine/moves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final, LiteralString, NamedTuple
+
+from psycopg import AsyncConnection
+
+from engine.limits import PRIORITY
+from engine.storage.statements import fetchall
+
+
+class OutboxStatus(StrEnum):
+    """As PostgreSQL's type outbox_status."""
+
+    WAITING = "waiting"
+    READY = "ready"
+    PUBLISHED = "published"
+    LEASED = "leased"
+
+
+PRIORITIES: Final = tuple(range(PRIORITY.low, PRIORITY.high + 1))
+
+STATE_OF: LiteralString = "(CASE WHEN o.status = 'leased' THEN 'PROCESSING' ELSE 'PENDING' END)::job_state"
+"""The state of the job whose outbox row is `o`."""
+
+# A loose scan of the index: one step a preset, however many rows it has.
+READY_PRESETS: LiteralString = """
+known(preset) AS (
+    (SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)
+    UNION ALL
+    SELECT (SELECT o.preset FROM outbox o WHERE o.status = 'ready' AND o.preset > k.preset ORDER BY o.preset LIMIT 1)
+    FROM known k
+    WHERE k.preset IS NOT NULL
+)"""
+"""A recursive CTE `known`: the presets of ready jobs, and at the end a NULL."""
+
+PRESETS: LiteralString = (
+    "WITH RECURSIVE" + READY_PRESETS + "SELECT preset FROM known WHERE preset IS NOT NULL"  # noqa: S608
+)
+
+
+class Lane(NamedTuple):
+    """The ready jobs of one preset and priority, in the order of `position`; a scan of it starts above `low`."""
+
+    preset: str
+    priority: int
+    low: int = 0
+
+
+def lanes_of(presets: Sequence[str], marks: Mapping[Any, int]) -> list[Lane]:
+    """Every lane of these presets, the most urgent first, each above its mark by (preset, priority)."""
+    return [
+        Lane(preset, priority, marks.get((preset, priority), 0))
+        for priority in PRIORITIES
+        for preset in presets
+    ]
+
+
+async def ready_presets(conn: AsyncConnection[Any]) -> list[str]:
+    """The presets that have ready jobs."""
+    return [preset for (preset,) in await fetchall(conn, PRESETS)]

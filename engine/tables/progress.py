@@ -1,0 +1,40 @@
+"""The job_progress table: what running attempts last said of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, LiteralString, NamedTuple
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from engine.storage.literals import array
+from engine.storage.statements import timed
+
+REPORT: LiteralString = """
+INSERT INTO job_progress AS known (job_id, attempt, n, fraction, message)
+SELECT id, attempt, n, fraction, message
+FROM unnest(%s::uuid[], %s::integer[], %s::integer[], %s::double precision[], %s::text[])
+     AS x(id, attempt, n, fraction, message)
+ORDER BY id
+ON CONFLICT (job_id) DO UPDATE
+SET attempt = excluded.attempt, n = excluded.n, fraction = excluded.fraction, message = excluded.message,
+    updated_at = clock_timestamp()
+WHERE (known.attempt, known.n) < (excluded.attempt, excluded.n)
+"""
+
+
+class Progress(NamedTuple):
+    """`n` counts the reports of one attempt; `fraction` is 0..1."""
+
+    job_id: UUID
+    attempt: int
+    n: int
+    fraction: float
+    message: str
+
+
+@timed("write progress")
+async def report(conn: AsyncConnection[Any], latest: Sequence[Progress]) -> None:
+    """Show `latest` to the jobs' owners, in one statement."""
+    await conn.execute(REPORT, [array(column) for column in zip(*latest, strict=True)])

@@ -1,0 +1,57 @@
+"""CPU time of a process of ours and of its PostgreSQL: what a job costs, however busy the machine is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from ops.harness.process import cpu_seconds
+
+MICROSECONDS: Final = 1e6
+
+
+class Spent:
+    """Microseconds, known once the block has ended."""
+
+    process: float
+    server: float
+
+
+@contextmanager
+def spent(pid: int, url: str) -> Iterator[Spent]:
+    """What the process `pid` and the server behind `url` spend while the block runs."""
+    with psycopg.connect(url) as conn:
+        postmaster = _parent(conn.info.backend_pid)
+    figures = Spent()
+    process, server = cpu_seconds(pid), _family(postmaster)
+    yield figures
+    figures.process = (cpu_seconds(pid) - process) * MICROSECONDS
+    figures.server = (_family(postmaster) - server) * MICROSECONDS
+
+
+def _family(postmaster: int) -> float:
+    """The seconds of a server: its own, with its ended children's, and its living children's."""
+    living = [pid for pid in _pids() if _parent(pid) == postmaster]
+    return cpu_seconds(postmaster) + sum(_seconds(pid) for pid in living)
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except FileNotFoundError:  # it has ended meanwhile
+        return 0
+
+
+def _seconds(pid: int) -> float:
+    try:
+        return cpu_seconds(pid)
+    except FileNotFoundError:
+        return 0.0

@@ -1,0 +1,201 @@
+"""`outrider jobs` and `explain`: jobs, straight from the database, whoever owns them."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from ops.cli.output import AsJson, as_json, card, cell, echo, table
+
+if TYPE_CHECKING:
+    from engine.queries.audit import AuditRow
+    from engine.queries.jobs import Holder, JobView
+
+app = typer.Typer(help="Look at jobs, cancel them or run them again: any owner's.", no_args_is_help=True)
+
+JobId = Annotated[UUID, typer.Argument(metavar="JOB", help="The job's id.")]
+
+
+class Status(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@app.command("list")
+def list_(
+    owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
+    status: Annotated[Status | None, typer.Option(help="Only jobs of this status.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Only jobs of this preset.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+    from engine.model import JobState
+    from engine.queries import jobs
+    from engine.settings import load
+    from ops.cli.context import Conn, ask
+
+    async def found(conn: Conn) -> list[JobView]:
+        state = JobState(status.upper()) if status else None
+        return await jobs.page(conn, owner=owner, state=state, preset=preset, limit=limit)
+
+    views = ask(load(), found)
+    if json:
+        as_json([_listed(view) for view in views])
+        return
+    table(
+        ["job", "owner", "preset", "status", "attempt", "created at", "updated at", "error"],
+        [
+            (v.job_id, v.user_id, v.preset, v.state.lower(), v.attempt, v.created_at, v.updated_at, _error(v))
+            for v in views
+        ],
+        empty="no jobs",
+    )
+
+
+@app.command()
+def show(job: JobId, json: AsJson = False) -> None:
+    """Show a job: what was asked, where it stands, who runs it, what came of it, and its history."""
+    from engine.errors import JobNotFound
+    from engine.queries import audit, jobs
+    from engine.settings import load
+    from ops.cli.context import Conn, ask
+
+    async def found(conn: Conn) -> tuple[JobView, Holder | None, list[AuditRow]]:
+        [view] = await jobs.read(conn, [(job, None)])
+        holder = await jobs.holder(conn, job)
+        history = await audit.history(conn, job, None)
+        if view is None or history is None:
+            raise JobNotFound(job)
+        return view, holder, history
+
+    view, holder, history = ask(load(), found)
+    worker = {"worker": holder and holder._asdict()}
+    shown = (
+        _listed(view)
+        | worker
+        | {"content": view.content, "result": view.output and jsonlib.loads(view.output)}
+    )
+    if json:
+        as_json(shown | {"history": [_step(row) for row in history]})
+        return
+    card(shown | {"worker": holder and _worker(holder)})
+    echo("")
+    table(
+        ["seq", "at", "from", "to", "attempt", "reason"],
+        [
+            (row.seq, row.timestamp, _lower(row.from_state), _lower(row.to_state), row.attempt, row.reason)
+            for row in history
+        ],
+        empty="no history",
+    )
+
+
+@app.command()
+def cancel(job: JobId, json: AsJson = False) -> None:
+    """Cancel a job; one that runs is asked to stop. Exit code 1 when it has completed or failed."""
+    from engine import moves
+    from engine.settings import load
+    from ops.cli.context import ask
+
+    settings = load()
+    state = ask(
+        settings, lambda conn: moves.cancel(conn, job, None, publish_results=settings.publish_results)
+    )
+    if json:
+        as_json({"job_id": job, "status": state.lower()})
+    else:
+        echo("cancelled" if state.terminal else "its running attempt has been asked to stop")
+
+
+@app.command()
+def retry(job: JobId, json: AsJson = False) -> None:
+    """Run a failed or cancelled job again, its budget new. Exit code 1 in any other state."""
+    from engine import moves
+    from engine.settings import load
+    from ops.cli.context import ask
+
+    ask(load(), lambda conn: moves.redrive(conn, job, None))
+    if json:
+        as_json({"job_id": job, "status": "pending"})
+    else:
+        echo("queued again")
+
+
+def explain(job: JobId, json: AsJson = False) -> None:
+    """Say why a job is where it is: due later, behind others, without a worker, running, ended."""
+    from engine.pipeline import load_pipelines
+    from engine.queries.explain import explain as explained
+    from engine.settings import load
+    from ops.cli.context import ask
+
+    settings = load()
+    registry = load_pipelines(settings.pipelines)
+    said = ask(settings, lambda conn: explained(conn, registry, job, None))
+    if json:
+        as_json(
+            {
+                "status": said.status.lower(),
+                "summary": said.summary,
+                "facts": [fact._asdict() for fact in said.facts],
+                "estimate_seconds": said.estimate_seconds,
+            }
+        )
+        return
+    echo(f"{said.status.lower()}: {cell(said.summary)}")
+    for fact in said.facts[1:]:
+        echo(f"  {cell(fact.detail)}")
+
+
+def _listed(view: JobView) -> dict[str, Any]:
+    """The job as the API shows it, without content and result."""
+    return {
+        "job_id": view.job_id,
+        "owner": view.user_id,
+        "status": view.state.lower(),
+        "preset": view.preset,
+        "metadata": jsonlib.loads(view.metadata),
+        "priority": view.priority,
+        "attempt": view.attempt,
+        "max_attempts": view.max_attempts,
+        "timeout_seconds": view.timeout_seconds,
+        "created_at": view.created_at,
+        "updated_at": view.updated_at,
+        "run_at": view.run_at,
+        "started_at": view.started_at,
+        "completed_at": view.completed_at,
+        "progress": None if view.fraction is None else {"fraction": view.fraction, "message": view.message},
+        "error": view.error,
+    }
+
+
+def _worker(holder: Holder) -> str:
+    name = f"{holder.name} ({holder.id})" if holder.name else str(holder.id)
+    return name if holder.live else f"{name}, which is gone"
+
+
+def _step(row: AuditRow) -> dict[str, Any]:
+    return {
+        "seq": row.seq,
+        "from_status": _lower(row.from_state),
+        "to_status": _lower(row.to_state),
+        "timestamp": row.timestamp,
+        "attempt": row.attempt,
+        "reason": row.reason,
+        "metadata": row.metadata,
+    }
+
+
+def _lower(text: str | None) -> str | None:
+    return text and text.lower()
+
+
+def _error(view: JobView) -> str | None:
+    return f"{view.error.get('type')}: {view.error.get('message')}"[:80] if view.error else None

@@ -1,0 +1,61 @@
+"""`outrider web`, `relay` and `worker`: one process of each kind, and the tie that ends a child with its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from typing import Annotated
+
+import typer
+
+PR_SET_PDEATHSIG = 1
+
+Tied = Annotated[
+    bool,
+    typer.Option("--tied", hidden=True, help="End at once when standard input does: a parent holds it open."),
+]
+
+
+def web(tied: Tied = False) -> None:
+    """Serve the HTTP API. SIGTERM drains, a second one stops at once."""
+    _run("web", tied)
+
+
+def relay(tied: Tied = False) -> None:
+    """Maintain, and publish to Pub/Sub or else run jobs. SIGTERM drains, a second one stops at once."""
+    _run("relay", tied)
+
+
+def worker(tied: Tied = False) -> None:
+    """Run jobs. SIGTERM drains, a second one stops at once."""
+    _run("worker", tied)
+
+
+def _run(role: str, tied: bool) -> None:
+    if tied:
+        _tie()
+    from importlib import import_module
+
+    from engine.process.run import run
+
+    raise typer.Exit(run(role, import_module(f"{role}.__main__").main))
+
+
+def _tie() -> None:
+    """Let this process end when its parent does, however that ends.
+
+    The kernel's signal is certain but Linux's alone, and says nothing of a parent that died before it was asked
+    for; the end of standard input does.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_end_with_standard_input, name="tie", daemon=True).start()
+
+
+def _end_with_standard_input() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)

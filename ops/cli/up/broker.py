@@ -1,0 +1,94 @@
+"""The broker of `outrider up --pubsub`: an emulator of its own, unless PUBSUB_EMULATOR_HOST names one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Final, Self
+
+import structlog
+
+from engine.errors import OutriderError
+from engine.pubsub.client import EMULATOR, names
+from engine.settings import PREFIX, Settings, load
+from ops.cli.up.children import exit_code
+from ops.harness.emulator import Emulator, require
+from relay.provision.apply import BrokerError, open_clients, provision
+from relay.provision.desired import Step
+
+LOCAL_PROJECT: Final = "outrider-local"
+
+log = structlog.get_logger()
+
+
+def pubsub_settings() -> Settings:
+    """The environment's, with Pub/Sub as the transport and a project. Raises ConfigurationError."""
+    given = {name: value for name, value in os.environ.items() if value}
+    return load({f"{PREFIX}PUBSUB_PROJECT": LOCAL_PROJECT} | given, transport="pubsub")
+
+
+class Broker:
+    """Entered, it runs and has its topics. An emulator of ours can be kept running as children are.
+
+    It forgets its topics when it ends, so each start provisions them.
+    """
+
+    role = "emulator"
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigurationError where an emulator is needed and there is none."""
+        self._settings = settings
+        self._emulator: Emulator | None = None
+        if not os.environ.get(EMULATOR):
+            self._emulator = Emulator(require(), settings.data_dir / "pubsub-emulator.log")
+            os.environ[EMULATOR] = self._emulator.host  # for our own clients, too
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """What its users' environment needs."""
+        return {
+            EMULATOR: os.environ[EMULATOR],
+            f"{PREFIX}TRANSPORT": "pubsub",
+            f"{PREFIX}PUBSUB_PROJECT": self._settings.pubsub_project or LOCAL_PROJECT,
+        }
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def start(self) -> None:
+        """It runs and has its topics afterwards, or has ended."""
+        try:
+            await self._start()
+        except OutriderError as error:
+            log.warning("emulator.start_failed", reason=str(error))
+            await self._stop()
+
+    async def ended(self) -> int:
+        if self._emulator:
+            return exit_code(await self._emulator.ended())
+        unheard_of: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        return await unheard_of  # it is somebody else's
+
+    async def _start(self) -> None:
+        if self._emulator:
+            self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+            await self._emulator.start()
+        async with open_clients() as clients:
+            changes = [change async for change in provision(clients, names(self._settings))]
+        for change in changes:
+            if change.step is Step.BY_HAND:
+                raise BrokerError(str(change), change.fix)
+        log.info("topics.provisioned", changes=len(changes))
+
+    async def _stop(self) -> None:
+        if self._emulator:
+            await self._emulator.stop()

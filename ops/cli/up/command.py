@@ -1,0 +1,185 @@
+"""`outrider up`: a database, its schema, and web, relay and worker, as one tree of processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from ops.cli.output import complain, echo
+
+if TYPE_CHECKING:
+    from engine.settings import Settings
+    from ops.cli.addresses import Ports
+    from ops.cli.up.broker import Broker
+    from ops.cli.up.children import Child, Kept
+    from ops.local.server import Server
+
+TOKEN_SECONDS: Final = 7 * 24 * 3600
+
+HURRY: Final = "stopping: Ctrl-C now ends it at once"
+GREETING: Final = """
+  address  {address}   (to read: {address}/docs)
+  metrics  {metrics}
+  database {database}
+{broker}  token    {token}
+
+A request to paste; the first line hands a script in, the second waits for its storyboard:
+
+TOKEN={token}
+JOB=$(curl -sS {address}/pipeline/run -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
+-d '{{"preset": "storyboard", "content": "The harbour was quiet. Then, one by one, the lamps went out."}}' \
+| sed 's/.*"job_id": *"\\([^"]*\\)".*/\\1/')
+curl -sS {address}/pipeline/job/$JOB -H "Authorization: Bearer $TOKEN" -H 'Prefer: wait=30'
+
+ready"""
+
+
+def up(
+    pubsub: Annotated[
+        bool,
+        typer.Option(
+            "--pubsub", help="Use Google's Pub/Sub emulator: its own, unless PUBSUB_EMULATOR_HOST names one."
+        ),
+    ] = False,
+) -> None:
+    """Run everything for local use: PostgreSQL, its schema, web, relay and worker.
+
+    PostgreSQL is an embedded one with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another.
+    Prints the address, a token and a request to paste. Ctrl-C stops all of it; a second one at once.
+    """
+    from engine.process.run import run
+
+    if not pubsub:
+        raise typer.Exit(run("up", _main))
+    from ops.cli.up.broker import Broker, pubsub_settings
+
+    settings = pubsub_settings()
+    raise typer.Exit(run("up", partial(_main, broker=Broker(settings)), settings))
+
+
+async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None = None) -> int:
+    import migrations
+    from ops.cli.addresses import Ports
+    from ops.cli.up.children import all_ready, unless
+
+    ports = Ports.choose(settings)
+    async with _database(settings) as (url, server), broker or nullcontext():
+        await asyncio.to_thread(migrations.up, url)
+        if stop.is_set():
+            return 0
+        settings = _with_secret(settings)
+        environ = broker.environ if broker else {}
+        async with _children(settings, url, ports, environ) as children:
+            failure = await unless(stop, all_ready(children))
+            if failure:
+                return failure
+            with _findable(ports, settings.data_dir):
+                if not stop.is_set():
+                    echo(_greeting(settings, ports, server, environ))
+                code = await _kept([*children, *([broker] if broker else [])], server, stop)
+            if sys.stderr.isatty():
+                complain(HURRY)
+    return code
+
+
+async def _kept(processes: Sequence[Kept], server: Server | None, stop: asyncio.Event) -> int:
+    """Keep all of it running until `stop`; the exit code."""
+    from ops.cli.up.children import keep, keep_server
+
+    async with asyncio.TaskGroup() as group:
+        for each in processes:
+            group.create_task(keep(each, stop))
+        served = group.create_task(keep_server(server, stop)) if server else None
+    return served.result() if served else 0
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[tuple[str, Server | None]]:
+    """The URL of the configured database; or of an embedded one, and that server, which runs as long as it is used."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value(), None
+        return
+    from ops.local.server import local_server
+
+    # In threads: it blocks for seconds, and a second signal must be heard meanwhile.
+    using = local_server(settings.data_dir)
+    server = await asyncio.to_thread(using.__enter__)
+    try:
+        yield server.url, server
+    finally:
+        await asyncio.to_thread(using.__exit__, None, None, None)
+
+
+@contextmanager
+def _findable(ports: Ports, data_dir: Path) -> Iterator[None]:
+    """Other commands find us by the data directory, where one can be written."""
+    import structlog
+
+    from ops.cli.addresses import published
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(published(ports, data_dir))
+        except OSError as error:
+            structlog.get_logger().warning("addresses.not_published", error=str(error))
+        yield
+
+
+def _with_secret(settings: Settings) -> Settings:
+    """`settings` with a key: where none is configured, the secret that local use has of its own."""
+    from pydantic import SecretStr
+
+    from ops.cli.context import dev_secret
+
+    if settings.jwt_secret or settings.jwks_file or settings.jwks_url:
+        return settings
+    return settings.model_copy(update={"jwt_secret": SecretStr(dev_secret(settings.data_dir))})
+
+
+@asynccontextmanager
+async def _children(
+    settings: Settings, url: str, ports: Ports, broker: Mapping[str, str]
+) -> AsyncIterator[list[Child]]:
+    """web, relay and worker. web is stopped first, so that nothing new comes in while the others drain."""
+    from ops.cli.up.children import KILL_SECONDS, Child
+
+    environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http), **broker}
+    if settings.jwt_secret:
+        environ["OUTRIDER_JWT_SECRET"] = settings.jwt_secret.get_secret_value()
+    children = [
+        Child(role, environ | {"OUTRIDER_ADMIN_PORT": str(port)}, ports.admin_url(role, "/readyz"))
+        for role, port in ports.admin.items()
+    ]
+    patience = settings.drain_seconds + KILL_SECONDS
+    try:
+        for child in children:
+            await child.start()
+        yield children
+    finally:
+        web, *others = children
+        await web.stop(patience)
+        await asyncio.gather(*(other.stop(patience) for other in others))
+
+
+def _greeting(settings: Settings, ports: Ports, server: Server | None, broker: Mapping[str, str]) -> str:
+    from ops.cli.context import LOCAL_OWNER, sign
+
+    token = "<one from your issuer>"  # noqa: S105  # what people read, no secret
+    if settings.jwt_secret:
+        secret = settings.jwt_secret.get_secret_value()
+        token = sign(settings, secret, sub=LOCAL_OWNER, seconds=TOKEN_SECONDS)
+    pubsub = " ".join(f"{name}={value}" for name, value in broker.items())
+    return GREETING.format(
+        address=ports.web,
+        metrics="  ".join(f"{role} {ports.admin_url(role, '/metrics')}" for role in ports.admin),
+        database=server.url if server else "<the one in OUTRIDER_DATABASE_URL>",  # which may hold a password
+        broker=f"  pubsub   {pubsub}\n" if broker else "",
+        token=token,
+    )

@@ -1,0 +1,121 @@
+"""The load: the same request over and over on many connections, from a process of its own.
+
+`python -m ops.harness.load PORT CONNECTIONS SECONDS`, the request on standard input. It must cost less than what
+it measures, so there is no HTTP client in it: a selector, sockets, and just enough of HTTP to see an answer end.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from ops.harness.ports import HOST
+from ops.harness.process import ROOT
+
+WARM_SECONDS: Final = 0.3
+SILENCE_SECONDS: Final = 15.0
+ACCEPTED: Final = b"HTTP/1.1 202 "
+LENGTH: Final = b"\r\nContent-Length: "
+
+
+class Load(NamedTuple):
+    """What was measured once the connections were warm: answers a second, and milliseconds from request to answer.
+
+    `answers` are all, with those from before that.
+    """
+
+    rate: float
+    p50: float
+    p99: float
+    answers: int
+
+
+class Unexpected(Exception):
+    """An answer that is not 202."""
+
+
+def drive(port: int, connections: int, seconds: float, request: bytes) -> Load:
+    """Run the load in a process of its own."""
+    arguments = [str(port), str(connections), str(seconds)]
+    ran = subprocess.run(
+        [sys.executable, "-m", "ops.harness.load", *arguments],
+        input=request,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        check=True,
+        start_new_session=True,
+        timeout=seconds + 2 * SILENCE_SECONDS,
+    )
+    return Load(*json.loads(ran.stdout))
+
+
+def percentile(samples: Sequence[float], share: float) -> float:
+    """The smallest sample that `share` of them do not exceed."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class _Client:
+    """One connection, in a closed loop: the next request leaves when the answer to the last has come."""
+
+    def __init__(self, port: int, request: bytes) -> None:
+        self.socket = socket.create_connection((HOST, port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._request = request
+        self._received = b""
+        self.sent = 0.0
+
+    def send(self) -> None:
+        self.sent = time.perf_counter()
+        self.socket.sendall(self._request)
+
+    def answered(self) -> bool:
+        """Read what has come; whether it is the whole answer. Raises Unexpected."""
+        self._received += self.socket.recv(65_536)
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not head.startswith(ACCEPTED):
+            raise Unexpected(self._received.decode(errors="replace"))
+        if not end:
+            return False
+        begin = head.index(LENGTH) + len(LENGTH)
+        stop = head.find(b"\r\n", begin)
+        if len(body) < int(head[begin : stop if stop >= 0 else None]):
+            return False
+        self._received = b""
+        return True
+
+
+def _loop(port: int, connections: int, seconds: float, request: bytes) -> Load:
+    selector = selectors.DefaultSelector()
+    for _ in range(connections):
+        client = _Client(port, request)
+        selector.register(client.socket, selectors.EVENT_READ, client)
+        client.send()
+    begin = time.perf_counter() + WARM_SECONDS
+    end = begin + seconds
+    taken: list[float] = []
+    answers = 0
+    while time.perf_counter() < end:
+        ready = selector.select(SILENCE_SECONDS)
+        if not ready:
+            raise Unexpected(f"no answer within {SILENCE_SECONDS:g} s")
+        for key, _ in ready:
+            client = key.data
+            if client.answered():
+                answers += 1
+                now = time.perf_counter()
+                if begin <= now < end:
+                    taken.append(now - client.sent)
+                client.send()
+    return Load(len(taken) / seconds, 1000 * percentile(taken, 0.5), 1000 * percentile(taken, 0.99), answers)
+
+
+if __name__ == "__main__":
+    port, connections, seconds = sys.argv[1:]
+    print(json.dumps(_loop(int(port), int(connections), float(seconds), sys.stdin.buffer.read())))

@@ -1,0 +1,81 @@
+"""Databases that are made, used and dropped again, and a server of their own."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import quote, urlencode
+
+import psycopg
+from psycopg import Connection, sql
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import TupleRow
+
+import migrations
+from ops.local.server import local_postgres
+
+
+@contextmanager
+def temporary_server(settings: Mapping[str, str]) -> Iterator[str]:
+    """The URL of a server of our own, with PostgreSQL's `settings`; nothing of it is left afterwards."""
+    with TemporaryDirectory(prefix="outrider-") as folder:
+        Path(folder).chmod(0o755)  # run by root, the server is another user's process
+        with local_postgres(Path(folder), settings) as url:
+            yield url
+
+
+class Databases:
+    """Makes and drops databases beside the one `url` names, which itself is only connected to."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._admin: Connection[TupleRow] = psycopg.connect(url, autocommit=True)
+        self._dropper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drop-database")
+        self._prefix = f"outrider_{secrets.token_hex(4)}"
+        self._made = 0
+        self._drops: list[Future[None]] = []
+
+    def create(self, template: str = "template0") -> str:
+        """A new database's name. The copy by files takes half the time of the default, through the WAL."""
+        self._made += 1
+        name = f"{self._prefix}_{self._made}"
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+        self._admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+        return name
+
+    def url(self, name: str) -> str:
+        options = {key: value for key, value in conninfo_to_dict(self._url).items() if value is not None}
+        options.pop("dbname", None)
+        return f"postgresql:///{name}?{urlencode(options, quote_via=quote)}"
+
+    def version(self) -> str:
+        """The server's."""
+        return self._admin.info.parameter_status("server_version") or ""
+
+    def drop(self, name: str) -> None:
+        with psycopg.connect(self._url, autocommit=True) as conn:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def drop_later(self, name: str) -> None:
+        """In the background: it takes up to 0.1 s. `close` waits for it and raises its error."""
+        self._drops.append(self._dropper.submit(self.drop, name))
+
+    @contextmanager
+    def migrated(self) -> Iterator[str]:
+        """The URL of a new database with the newest schema; it is dropped at the end."""
+        name = self.create()
+        try:
+            migrations.up(self.url(name))
+            yield self.url(name)
+        finally:
+            self.drop(name)
+
+    def close(self) -> None:
+        self._admin.close()
+        self._dropper.shutdown()
+        for drop in self._drops:
+            drop.result()

@@ -1,0 +1,97 @@
+"""Our own processes, started as children: how each is called, and how it is tied to whoever starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from asyncio import create_subprocess_exec
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import IO, Final
+
+from ops.harness.ports import HOST
+from ops.local.supervisor import dying_with_parent
+from ops.waiting import eventually
+
+ROOT: Final = Path(__file__).parents[2]
+"""The folder that holds our packages."""
+START_SECONDS: Final = 30.0
+STOP_SECONDS: Final = 30.0
+
+
+def outrider(*words: str) -> list[str]:
+    """`outrider …` by this interpreter. -P: a folder `web` in the current directory must not pass for ours."""
+    return [sys.executable, "-P", "-m", "ops.cli", *words]
+
+
+async def start(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    output: IO[bytes] | None = None,
+    cwd: Path | None = None,
+) -> Process:
+    """A child with exactly this environment, its output in a file where one is given.
+
+    Its standard input is a pipe that we hold: `--tied` ends it when we do. It has a session of its own, or the
+    terminal's Ctrl-C would reach it beside our SIGTERM, and two signals mean "at once". Nothing runs between fork and
+    exec, or gRPC's threads may break what is forked beside them.
+    """
+    return await create_subprocess_exec(
+        *command, stdin=PIPE, stdout=output, stderr=output, start_new_session=True, env=environ, cwd=cwd
+    )
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    admin_port: int,
+    errors: IO[bytes] | None = None,
+    cwd: Path = ROOT,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child from its readiness to its end by SIGTERM. Raises ChildProcessError. Blocks."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stderr=errors,
+        start_new_session=True,
+        preexec_fn=dying_with_parent(signal.SIGKILL),
+    )
+    try:
+        eventually(lambda: process.poll() is not None or is_ready(admin_port), START_SECONDS, poll=0.02)
+        if process.poll() is not None or not is_ready(admin_port):
+            raise ChildProcessError(f"{process.args!r} does not get ready; exit code {process.poll()}")
+        yield process
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        process.kill()
+        process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a living process has used so far, with its threads and its ended children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_ready(admin_port: int) -> bool:
+    """What /readyz says; False while nobody listens."""
+    connection = HTTPConnection(HOST, admin_port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()

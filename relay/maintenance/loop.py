@@ -1,0 +1,190 @@
+"""Maintenance: the periodic tasks that keep the engine true and quick.
+
+It promotes what is due, takes back what dead workers held, prunes, vacuums, analyzes and samples. Several relays may
+run it at once: row locks share the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final
+
+import structlog
+from psycopg import Error
+
+from engine.errors import DatabaseUnavailable
+from engine.model import JobState
+from engine.moves import lapse, promote
+from engine.moves.lapse import Lapsed
+from engine.process.run import pause
+from engine.storage.connections import Connection, PinnedConnection, Pool, borrow
+from engine.telemetry.metrics import (
+    ATTEMPTS,
+    DEAD_LETTERS,
+    JOBS_FINISHED,
+    MAINTENANCE_CYCLED_AT,
+    MAINTENANCE_ERRORS,
+    MAINTENANCE_ROWS,
+)
+from relay.maintenance.prune import prune_tasks
+from relay.maintenance.sampler import Sampler
+from relay.maintenance.tasks import BATCH, PeriodicTask, TaskHealth
+from relay.maintenance.vacuum import vacuum_tasks
+from relay.status import report_forever
+
+PROMOTE_SECONDS: Final = 0.2
+LAPSE_SECONDS: Final = 10.0
+SAMPLE_SECONDS: Final = 5.0
+TASK_SECONDS: Final = 60.0
+"""How long a run of the other tasks may take."""
+SHOWN: Final = 10
+"""How many jobs of dead workers a log line names."""
+
+log = structlog.get_logger()
+
+
+class Maintenance:
+    """Runs every task until `stop`. `on_ready` is called when rows became ready.
+
+    `presets` are those whose figures are shown from the start, and whether or not they have jobs. `publish_results`
+    is as in the moves.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        pool: Pool,
+        *,
+        lease_seconds: float,
+        retention_days: int = 0,
+        on_ready: Callable[[], None],
+        presets: Iterable[str] = (),
+        publish_results: bool = False,
+    ) -> None:
+        presets = tuple(presets)
+        self._url = url
+        self._pool = pool
+        self._lease_seconds = lease_seconds
+        self._on_ready = on_ready
+        self._publish_results = publish_results
+        # Effects may hold the whole pool; these two must go on, for nothing else brings their jobs back.
+        self._promoting = PinnedConnection(url, name="promote")
+        self._lapsing = PinnedConnection(url, name="lapse")
+        self._connected: tuple[Connection, float] | None = None
+        """The connection for lapses, and since when it has stood."""
+        self._promoted_at = time.monotonic()
+        self._health = TaskHealth()
+        self.sampler = Sampler(url, presets)
+        self.tasks: Sequence[PeriodicTask] = [*prune_tasks(retention_days), *vacuum_tasks()]
+        _show_nothing_yet(presets, ("promote", "lapse", "sample", *(task.name for task in self.tasks)))
+
+    async def ready(self) -> None:
+        """A readiness check: raises when due jobs have not been looked at lately."""
+        behind = time.monotonic() - self._promoted_at
+        if behind > self._lease_seconds:
+            raise DatabaseUnavailable(f"nothing was promoted for {behind:.0f} s")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                reporting = group.create_task(report_forever(self._url, lambda: [self._health.status]))
+                async with asyncio.TaskGroup() as tasks:
+                    for name, period, work in self._loops():
+                        tasks.create_task(self._every(stop, name, period, work))
+                reporting.cancel()
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._promoting.aclose()
+        await self._lapsing.aclose()
+        await self.sampler.aclose()
+
+    def _loops(self) -> list[tuple[str, float, Callable[[], Awaitable[int]]]]:
+        """Each task with its period; the first three have connections of their own."""
+        return [
+            ("promote", PROMOTE_SECONDS, self._promote),
+            ("lapse", min(self._lease_seconds / 6, LAPSE_SECONDS), self._lapse),
+            ("sample", SAMPLE_SECONDS, self.sampler.sample),
+            *((task.name, task.period, self._borrowing(task)) for task in self.tasks),
+        ]
+
+    async def _every(
+        self, stop: asyncio.Event, name: str, period: float, work: Callable[[], Awaitable[int]]
+    ) -> None:
+        while not stop.is_set():
+            try:
+                rows = await work()
+            except (DatabaseUnavailable, Error) as error:
+                MAINTENANCE_ERRORS.labels(name).inc()
+                self._health.failed(name, error)
+                rows = 0
+            else:
+                self._health.succeeded(name)
+                MAINTENANCE_CYCLED_AT.labels(name).set_to_current_time()
+            MAINTENANCE_ROWS.labels(name).inc(rows)
+            if rows < BATCH:
+                await pause(stop, period)
+
+    def _borrowing(self, task: PeriodicTask) -> Callable[[], Awaitable[int]]:
+        async def work() -> int:
+            async with borrow(self._pool, TASK_SECONDS) as conn:
+                return await task.work(conn)
+
+        return work
+
+    async def _promote(self) -> int:
+        async with self._promoting.use() as conn:
+            rows = await promote(conn, BATCH)
+        self._promoted_at = time.monotonic()
+        if rows:
+            self._on_ready()
+        return rows
+
+    async def _lapse(self) -> int:
+        """Take back what dead workers held; but not before this process itself has been connected for a lease.
+
+        After an outage of the database every lease has expired, and the workers that will renew theirs in a
+        moment must not be robbed.
+        """
+        async with self._lapsing.use() as conn:
+            if self._connected is None or self._connected[0] is not conn:
+                self._connected = (conn, time.monotonic())
+            if time.monotonic() - self._connected[1] < self._lease_seconds:
+                await conn.execute("SELECT 1")
+                return 0
+            lapsed = await lapse(conn, BATCH, publish_results=self._publish_results)
+        if lapsed:
+            _tell_of(lapsed)
+        if any(each.state is JobState.PENDING for each in lapsed):
+            self._on_ready()
+        return len(lapsed)
+
+
+def _show_nothing_yet(presets: Iterable[str], tasks: Iterable[str]) -> None:
+    """Every counter of maintenance, at 0 before its first event."""
+    for task in tasks:
+        MAINTENANCE_CYCLED_AT.labels(task).set_to_current_time()
+        MAINTENANCE_ERRORS.labels(task)
+        MAINTENANCE_ROWS.labels(task)
+    for preset in presets:
+        ATTEMPTS.labels(preset, "lost")
+        DEAD_LETTERS.labels(preset, "lapsed")
+        for state in (JobState.FAILED, JobState.CANCELLED):
+            JOBS_FINISHED.labels(preset, state)
+
+
+def _tell_of(lapsed: Sequence[Lapsed]) -> None:
+    """Count them, and log them in one line."""
+    for each in lapsed:
+        ATTEMPTS.labels(each.preset, "lost").inc()
+        if each.state.terminal:
+            JOBS_FINISHED.labels(each.preset, each.state).inc()
+        if each.state is JobState.FAILED:
+            DEAD_LETTERS.labels(each.preset, "lapsed").inc()
+    failed = sum(each.state is JobState.FAILED for each in lapsed)
+    shown = [str(each.job_id) for each in lapsed[:SHOWN]]
+    workers = sorted({each.worker for each in lapsed})
+    log.warning("leases.lapsed", workers=workers, jobs=len(lapsed), failed=failed, job_ids=shown)

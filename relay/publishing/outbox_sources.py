@@ -1,0 +1,182 @@
+"""What a relay publishes, one source for each topic: ready jobs as wake-ups, and the events of their results.
+
+Rows are reserved for some seconds, and then marked, released or refused. Every method raises DatabaseUnavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol, TypeVar
+
+import structlog
+from psycopg import Error
+
+from engine.errors import DatabaseUnavailable
+from engine.moves import publish
+from engine.pubsub.messages import Message, WakeUp
+from engine.storage.connections import Connection, PinnedConnection
+from engine.storage.scan_cursor import Marks, ScanCursor
+from engine.tables import events
+from engine.tables.events import Event, Topic
+from engine.tables.outbox import lanes_of, ready_presets
+from engine.telemetry.metrics import EVENTS_QUARANTINED, STAGE_SECONDS, WAKE_UPS_REFUSED
+
+RESERVED_SECONDS: Final = 10.0
+MARK_PAUSES: Final = (0.0, 0.5, 2.0)
+"""Seconds after each failed try to mark, within the reservation."""
+MAX_ROWS: Final = 500
+MAX_BYTES: Final = 8_000_000
+"""Of one request; the service takes 10 MB and 1000 messages."""
+
+log = structlog.get_logger()
+
+
+class Item(Protocol):
+    @property
+    def message(self) -> Message: ...
+
+
+ItemT = TypeVar("ItemT", bound=Item)
+
+
+class OutboxSource(Protocol[ItemT]):
+    """The rows of one topic that have still to be published."""
+
+    async def take(self) -> list[ItemT]:
+        """Reserve the next rows; empty when there are none."""
+
+    async def sent(self, items: Sequence[ItemT]) -> None:
+        """They have been published."""
+
+    async def release(self, items: Sequence[ItemT]) -> None:
+        """They could not be published now."""
+
+    async def refuse(self, item: ItemT, reason: str) -> None:
+        """The broker will never take it."""
+
+    async def aclose(self) -> None: ...
+
+
+class WakeUps:
+    """Ready jobs. A worker may claim one while it is on its way: then nothing is left to be marked."""
+
+    def __init__(self, url: str, presets: Iterable[str]) -> None:
+        self._connections = ConnectionPair(url, "jobs")
+        self._cursor: ScanCursor[WakeUp] = ScanCursor()
+        self._presets = list(presets)
+        self._published = STAGE_SECONDS.labels("publish").observe
+
+    def learn(self, presets: Iterable[str]) -> None:
+        """Look for jobs of these presets too."""
+        self._presets += set(presets) - set(self._presets)
+
+    async def take(self) -> list[WakeUp]:
+        # In turn, so that no preset starves one of its own priority.
+        self._presets = self._presets[1:] + self._presets[:1]
+        return await self._cursor.next(self._scan)
+
+    async def _scan(self, marks: Marks | None) -> list[WakeUp]:
+        async with self._connections.taking() as conn:
+            if marks is None:
+                self.learn(await ready_presets(conn))
+            lanes = lanes_of(self._presets, marks or {})
+            return await publish.reserve(conn, lanes, limit=MAX_ROWS, seconds=RESERVED_SECONDS)
+
+    async def sent(self, items: Sequence[WakeUp]) -> None:
+        now = time.monotonic()
+        for item in items:
+            self._published(now - item.ready)
+        await self._mark(items)
+
+    async def _mark(self, items: Sequence[WakeUp]) -> None:
+        await self._connections.mark(lambda conn: publish.published(conn, items))
+
+    async def release(self, items: Sequence[WakeUp]) -> None:
+        await self._connections.mark(lambda conn: publish.release(conn, items))
+
+    async def refuse(self, item: WakeUp, reason: str) -> None:
+        """Mark it as published all the same: workers look for jobs whose message does not come."""
+        WAKE_UPS_REFUSED.inc()
+        log.warning("wake_up.refused", job_id=item.job_id, preset=item.preset, reason=reason)
+        await self._mark([item])
+
+    async def aclose(self) -> None:
+        await self._connections.aclose()
+
+
+class Events:
+    """Result or dead-letter messages: deleted once they are published."""
+
+    def __init__(self, url: str, topic: Topic) -> None:
+        self._connections = ConnectionPair(url, topic)
+        self._cursor: ScanCursor[Event] = ScanCursor()
+        self._topic = topic
+        self._quarantined = EVENTS_QUARANTINED.labels(topic).inc
+
+    async def take(self) -> list[Event]:
+        return await self._cursor.next(self._scan)
+
+    async def _scan(self, marks: Marks | None) -> list[Event]:
+        async with self._connections.taking() as conn:
+            return await events.reserve(
+                conn,
+                self._topic,
+                low=(marks or {}).get(self._topic, 0),
+                limit=MAX_ROWS,
+                max_bytes=MAX_BYTES,
+                seconds=RESERVED_SECONDS,
+            )
+
+    async def sent(self, items: Sequence[Event]) -> None:
+        await self._connections.mark(lambda conn: events.published(conn, items))
+
+    async def release(self, items: Sequence[Event]) -> None:
+        await self._connections.mark(lambda conn: events.release(conn, items))
+
+    async def refuse(self, item: Event, reason: str) -> None:
+        """Quarantine it, for people to look at."""
+        await self._connections.mark(lambda conn: events.quarantine(conn, item, reason))
+        self._quarantined()
+        named = {name: item.message.attributes.get(name) for name in ("message_id", "job_id")}
+        log.error("event.quarantined", topic=self._topic, event_id=item.id, **named, reason=reason)
+
+    async def aclose(self) -> None:
+        await self._connections.aclose()
+
+
+class ConnectionPair:
+    """The two connections of one source: the next rows are taken while the last are marked."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self._taking = PinnedConnection(url, name=f"take {name}")
+        self._marking = PinnedConnection(url, name=f"mark {name}")
+        self._marks = asyncio.Lock()
+
+    def taking(self) -> AbstractAsyncContextManager[Connection]:
+        return self._taking.use()
+
+    async def mark(self, write: Callable[[Connection], Awaitable[object]]) -> None:
+        """Run `write`, and again when it fails: what is not marked leaves a second time.
+
+        After an outage of the database a connection that was not used meanwhile fails once, at its first use.
+        """
+        async with self._marks:
+            for seconds in MARK_PAUSES:
+                try:
+                    await self._write(write)
+                except (DatabaseUnavailable, Error):
+                    await asyncio.sleep(seconds)
+                else:
+                    return
+            await self._write(write)
+
+    async def _write(self, write: Callable[[Connection], Awaitable[object]]) -> None:
+        async with self._marking.use() as conn:
+            await write(conn)
+
+    async def aclose(self) -> None:
+        await self._taking.aclose()
+        await self._marking.aclose()

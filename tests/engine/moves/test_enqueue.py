@@ -1,0 +1,252 @@
+"""Enqueueing: from Python in a caller's transaction, from SQL, and in groups with idempotency keys."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+from psycopg.sql import SQL, Identifier
+
+from engine.errors import IdempotencyMismatch, InvalidJob
+from engine.limits import METADATA
+from engine.model import uuid7
+from engine.moves import claim, finish
+from engine.moves.enqueue import Accepted, Submission, enqueue, enqueue_group
+from engine.queries.audit import history
+from engine.tables.idempotency import IdempotencyKey
+from tests.conftest import Connect
+from tests.engine.moves.test_moves import completed
+from tests.support.database import LANES, Conn, fetchone, new, worker
+
+KEY = IdempotencyKey("ann", "run", "k", b"\1" * 32)
+
+
+def one(key: IdempotencyKey | None = None, **changes: Any) -> Submission:
+    return Submission((new(**changes),), key)
+
+
+async def count(conn: Conn) -> tuple[int, ...]:
+    return await fetchone(
+        conn,
+        "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM outbox), (SELECT count(*) FROM job_state_records)",
+    )
+
+
+async def test_a_job_exists_only_when_its_caller_commits(connect: Connect) -> None:
+    conn, other = await connect(), await connect()
+    async with conn.transaction(force_rollback=True):
+        await enqueue(conn, new())
+    async with conn.transaction():
+        await enqueue(conn, new())
+        assert await count(other) == (0, 0, 0)
+    assert await count(other) == (1, 1, 1)
+
+
+async def test_a_job_for_later_waits(conn: Conn) -> None:
+    due = datetime.now(UTC) + timedelta(days=2)
+    await enqueue(conn, new(run_at=due))
+    assert await fetchone(conn, "SELECT status, run_at, ready_at FROM outbox") == ("waiting", due, None)
+    await enqueue(conn, new(run_at=datetime.now(UTC) - timedelta(days=2)))
+    assert await claim(conn, await worker(conn), LANES, 10)
+
+
+async def test_a_time_long_past_means_at_once_to_python_and_to_sql(conn: Conn) -> None:
+    await enqueue(conn, new(run_at=datetime.min.replace(tzinfo=UTC)))
+    for moment in ("-infinity", "0044-03-15 BC", "1969-12-31T23:59Z"):
+        await conn.execute("SELECT outrider_enqueue('ann', 'p', 'text', run_at => %s)", [moment])
+    statuses = await (await conn.execute("SELECT DISTINCT status, run_at FROM outbox")).fetchall()
+    assert statuses == [("ready", datetime(1970, 1, 1, tzinfo=UTC))]
+
+
+async def test_sql_and_python_write_the_same_rows(conn: Conn) -> None:
+    await enqueue(conn, new(metadata={"a": 1}, priority=3))
+    await conn.execute("SELECT outrider_enqueue('ann', 'p', 'text', '{\"a\": 1}', 3)")
+    for table, volatile in (
+        ("jobs", ["id", "created_at", "run_at"]),
+        ("outbox", ["job_id", "position", "run_at", "ready_at"]),
+        ("job_state_records", ["job_id", "timestamp"]),
+    ):
+        cursor = await conn.execute(
+            SQL("SELECT to_jsonb(t) - %s::text[] FROM {} t").format(Identifier(table)), [volatile]
+        )
+        first, second = [row[0] for row in await cursor.fetchall()]
+        assert first == second
+
+
+async def test_sql_makes_version_7_ids_of_the_present(conn: Conn) -> None:
+    (made,) = await fetchone(
+        conn, "SELECT outrider_enqueue('ann', 'p', 'x', run_at => now() + interval '1 d')"
+    )
+    assert made.version == 7
+    assert made.variant == uuid7().variant
+    assert abs((made.int >> 80) - (uuid7().int >> 80)) < 60_000
+
+
+def test_ids_increase_and_are_version_7() -> None:
+    ids = [uuid7() for _ in range(10_000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == len(ids)
+    assert {i.version for i in ids} == {7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"content": ""}, "/content"),
+        ({"content": "x" * (256 * 1024 + 1)}, "/content"),
+        ({"content": "a\0b"}, "/content"),
+        ({"content": "\ud800"}, "/content"),
+        ({"user_id": ""}, "/user_id"),
+        ({"preset": "No Such!"}, "/preset"),
+        ({"priority": 0}, "/priority"),
+        ({"priority": 5}, "/priority"),
+        ({"max_attempts": 26}, "/max_attempts"),
+        ({"max_attempts": 0}, "/max_attempts"),
+        ({"timeout_seconds": 86_401}, "/timeout_seconds"),
+        ({"run_at": datetime(2030, 1, 1)}, "/run_at"),  # noqa: DTZ001
+        ({"run_at": datetime(9999, 12, 31, tzinfo=UTC)}, "/run_at"),
+        ({"metadata": {"a": {"b": float("nan")}}}, "/metadata/a/b"),
+        ({"metadata": {"a/b": [0, float("inf")]}}, "/metadata/a~1b/1"),
+        ({"metadata": {"n": 2**64}}, "/metadata/n"),
+        ({"metadata": {"s": "\0"}}, "/metadata/s"),
+        ({"metadata": {"\ud800": 1}}, "/metadata"),
+        ({"metadata": {"x": {1, 2}}}, "/metadata/x"),
+        ({"metadata": {"x": "y" * METADATA.high}}, "/metadata"),
+        ({"delay_seconds": -1.0}, "/delay_seconds"),
+        ({"delay_seconds": float("nan")}, "/delay_seconds"),
+        ({"delay_seconds": 1.0, "run_at": datetime(2030, 1, 1, tzinfo=UTC)}, "/delay_seconds"),
+    ],
+)
+async def test_what_cannot_be_stored_is_refused_by_name(conn: Conn, changes: Any, pointer: str) -> None:
+    with pytest.raises(InvalidJob) as caught:
+        await enqueue(conn, new(**changes))
+    assert pointer in [problem.pointer for problem in caught.value.problems]
+    assert await count(conn) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'u', 'p', ''",
+        "'u', 'p', repeat('x', 262145)",
+        "'', 'p', 'x'",
+        "'u', 'No preset', 'x'",
+        "'u', 'p', 'x', '[]'",
+        "'u', 'p', 'x', '{}', 5",
+        "'u', 'p', 'x', '{}', 2, 'infinity'",
+        "'u', 'p', 'x', '{}', 2, '12026-01-01'",
+    ],
+)
+async def test_the_schema_refuses_from_sql_what_could_not_be_read_back(conn: Conn, arguments: str) -> None:
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await conn.execute(f"SELECT outrider_enqueue({arguments})".encode())
+    assert await count(conn) == (0, 0, 0)
+
+
+async def test_the_same_key_and_body_is_one_job(conn: Conn) -> None:
+    first, folded, other = await enqueue_group(conn, [one(KEY), one(KEY), one()])
+    assert isinstance(first, Accepted)
+    assert first.replayed is False
+    assert folded == Accepted(first.job_ids, replayed=True)
+    assert isinstance(other, Accepted)
+    assert await enqueue_group(conn, [one(KEY)]) == [Accepted(first.job_ids, replayed=True)]
+    assert await count(conn) == (2, 2, 2)
+
+
+async def test_the_same_key_with_another_body_is_refused_alone(conn: Conn) -> None:
+    changed = KEY._replace(fingerprint=b"\2" * 32)
+    good, bad = await enqueue_group(conn, [one(KEY), one(changed)])
+    assert isinstance(good, Accepted)
+    assert isinstance(bad, IdempotencyMismatch)
+    bad_again, fine = await enqueue_group(conn, [one(changed), one()])
+    assert isinstance(bad_again, IdempotencyMismatch)
+    assert isinstance(fine, Accepted)
+
+
+async def test_a_key_belongs_to_its_owner_and_route(conn: Conn) -> None:
+    keys = [KEY, KEY._replace(owner="bob"), KEY._replace(route="batch")]
+    answers = await enqueue_group(conn, [one(key) for key in keys])
+    assert all(isinstance(a, Accepted) and not a.replayed for a in answers)
+
+
+async def test_an_expired_key_is_free_again(conn: Conn) -> None:
+    [first] = await enqueue_group(conn, [one(KEY)])
+    await conn.execute("UPDATE idempotency_keys SET expires_at = now() - interval '1 s'")
+    [second] = await enqueue_group(conn, [one(KEY._replace(fingerprint=b"\3" * 32))])
+    assert isinstance(first, Accepted)
+    assert isinstance(second, Accepted)
+    assert first.job_ids != second.job_ids
+
+
+async def test_many_at_once_with_one_key_are_one_job(connect: Connect) -> None:
+    conns = [await connect() for _ in range(8)]
+    async with asyncio.timeout(10):
+        groups = await asyncio.gather(*(enqueue_group(c, [one(KEY), one(KEY)]) for c in conns))
+    answers = [answer for group in groups for answer in group]
+    ids = {answer.job_ids for answer in answers if isinstance(answer, Accepted)}
+    assert len(ids) == 1
+    assert sum(isinstance(a, Accepted) and not a.replayed for a in answers) == 1
+    assert await count(conns[0]) == (1, 1, 1)
+
+
+async def test_groups_that_share_keys_in_any_order_do_not_deadlock(connect: Connect) -> None:
+    conns = [await connect() for _ in range(6)]
+    keys = [KEY._replace(key=f"k{n}") for n in range(20)]
+    async with asyncio.timeout(20):
+        for _ in range(5):
+            await asyncio.gather(
+                *(
+                    enqueue_group(c, [one(k) for k in (keys if n % 2 else reversed(keys))])
+                    for n, c in enumerate(conns)
+                )
+            )
+    assert await count(conns[0]) == (20, 20, 20)
+
+
+async def test_a_group_sent_again_adds_nothing_even_for_a_job_that_finished_meanwhile(conn: Conn) -> None:
+    group = [one(), one(KEY)]
+    first = await enqueue_group(conn, group)
+    me = await worker(conn)
+    await finish(conn, me, [completed(a) for a in await claim(conn, me, LANES, 10)])
+    assert await enqueue_group(conn, group) == first
+    assert await count(conn) == (2, 0, 6)
+
+
+async def test_a_batch_keeps_its_order(conn: Conn) -> None:
+    batch = tuple(new(content=str(n)) for n in range(100))
+    [accepted] = await enqueue_group(conn, [Submission(batch)])
+    assert isinstance(accepted, Accepted)
+    cursor = await conn.execute(
+        "SELECT content FROM jobs ORDER BY array_position(%s, id)", [list(accepted.job_ids)]
+    )
+    assert [row[0] for row in await cursor.fetchall()] == [str(n) for n in range(100)]
+    assert all(isinstance(job_id, UUID) for job_id in accepted.job_ids)
+
+
+async def test_the_callers_row_factory_does_not_matter(connect: Connect) -> None:
+    conn = await connect(row_factory=dict_row)
+    async with conn.transaction():
+        job = await enqueue(conn, new())
+        [accepted] = await enqueue_group(conn, [one(KEY)])
+    assert isinstance(accepted, Accepted)
+    assert await history(conn, job.id, "ann") is not None
+
+
+async def test_a_delay_is_counted_by_the_databases_clock(conn: Conn) -> None:
+    await enqueue(conn, new(delay_seconds=90.5))
+    status, delay = await fetchone(
+        conn, "SELECT status, jobs.run_at - created_at FROM outbox JOIN jobs ON id = job_id"
+    )
+    assert status == "waiting"
+    assert abs(delay.total_seconds() - 90.5) < 1
+
+
+async def test_a_time_in_any_zone_is_stored_as_that_moment(conn: Conn) -> None:
+    due = datetime.now(timezone(timedelta(hours=20, minutes=23))) + timedelta(days=1)
+    await enqueue(conn, new(run_at=due))
+    assert await fetchone(conn, "SELECT run_at FROM outbox") == (due,)

@@ -1,0 +1,303 @@
+"""The maintained move and remove what is due, all of it and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from uuid import UUID, uuid4
+
+import pytest
+from prometheus_client import REGISTRY
+from psycopg import sql
+from psycopg.errors import InsufficientPrivilege
+
+from engine.errors import DatabaseUnavailable
+from engine.model import JobState, Reason, first_id_of, uuid7
+from engine.moves import Ending, claim, finish
+from engine.storage.connections import open_pool
+from engine.tables.outbox import Lane
+from engine.tables.progress import Progress, report
+from ops.waiting import until
+from relay.maintenance.loop import Maintenance
+from relay.maintenance.tasks import BATCH
+from tests.support.database import Conn, counters, fetchone, started, worker
+from tests.support.worker_harness import WorkerHarness
+
+Maintained = Callable[..., Maintenance]
+
+
+@pytest.fixture
+async def maintained(harness: WorkerHarness) -> AsyncIterator[Maintained]:
+    made: list[Maintenance] = []
+
+    def make(
+        lease: float = 60, retention_days: int = 0, on_ready: Callable[[], None] = lambda: None
+    ) -> Maintenance:
+        maintenance = Maintenance(
+            harness.url, harness.pool, lease_seconds=lease, retention_days=retention_days, on_ready=on_ready
+        )
+        made.append(maintenance)
+        return maintenance
+
+    yield make
+    for each in made:
+        await each.aclose()
+
+
+async def once(maintenance: Maintenance, name: str, conn: Conn) -> int:
+    [task] = [each for each in maintenance.tasks if each.name == name]
+    return await task.work(conn)
+
+
+async def many(conn: Conn, count: int) -> None:
+    """Waiting jobs that are due, as SQL would write them."""
+    await conn.execute(
+        "WITH made AS (SELECT outrider_enqueue('ann', 'p', 'text', '{}', 2, now() + interval '1 hour')"
+        " FROM generate_series(1, %s)) SELECT count(*) FROM made",
+        [count],
+    )
+    await conn.execute("UPDATE outbox SET run_at = clock_timestamp() - interval '1 second'")
+
+
+async def test_more_due_jobs_than_a_batch_are_all_promoted_and_the_rest_wait(harness: WorkerHarness) -> None:
+    woken = 0
+
+    def on_ready() -> None:
+        nonlocal woken
+        woken += 1
+
+    await many(harness.conn, 2 * BATCH + 5)
+    later = await harness.enqueue()
+    await harness.conn.execute(
+        "UPDATE outbox SET status = 'waiting', ready_at = NULL, run_at = now() + interval '1 hour'"
+        " WHERE job_id = %s",
+        [later],
+    )
+    async with harness.maintenance() as maintenance:
+        maintenance._on_ready = on_ready
+        await harness.row("SELECT 1 FROM outbox HAVING count(*) FILTER (WHERE status = 'waiting') = 1")
+    assert await fetchone(harness.conn, "SELECT job_id FROM outbox WHERE status = 'waiting'") == (later,)
+    assert woken
+    positions = "SELECT count(DISTINCT position), count(*) FROM outbox"
+    assert len(set(await fetchone(harness.conn, positions))) == 1
+
+
+async def test_nothing_lapses_before_maintenance_has_been_connected_for_a_lease(
+    harness: WorkerHarness, maintained: Maintained
+) -> None:
+    """After an outage every lease has expired, and those whose workers live will be renewed in a moment."""
+    attempt = await started(harness.conn, await worker(harness.conn, seconds=-1 + 2))
+    await harness.conn.execute("UPDATE workers SET expires_at = clock_timestamp() - interval '1 hour'")
+    maintenance = maintained(lease=1.0)
+    began = time.monotonic()
+    assert await maintenance._lapse() == 0
+
+    async def lapsed() -> int:
+        return await maintenance._lapse()
+
+    assert await until(lapsed) == 1
+    assert time.monotonic() - began >= 1.0
+    assert await counters(harness.conn, attempt.job) == (1, 0, 1)
+
+
+async def test_a_lost_connection_starts_the_wait_before_the_first_lapse_again(
+    harness: WorkerHarness, maintained: Maintained
+) -> None:
+    maintenance = maintained(lease=0.5)
+    await maintenance._lapse()
+    began = maintenance._connected
+    assert began is not None
+    await harness.conn.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE application_name = 'outrider lapse' AND datname = current_database()"
+    )
+    await maintenance._lapse()
+    again = maintenance._connected
+    assert again is not None
+    assert again[0] is not began[0]
+    assert again[1] > began[1]
+
+
+async def test_a_job_that_loses_its_worker_three_times_fails(harness: WorkerHarness) -> None:
+    job_id = await harness.enqueue()
+    harness.limits["p"] = 3
+    async with harness.maintenance(lease=0.05):
+        for crash in (1, 2, 3):
+            worker_id = await worker(harness.conn)
+            await harness.row("SELECT 1 FROM outbox WHERE status = 'ready'")
+            [attempt] = await claim(harness.conn, worker_id, [Lane("p", 2)], 1)
+            assert attempt.number == crash
+            await harness.conn.execute("DELETE FROM workers WHERE id = %s", [worker_id])
+        [job] = await harness.ended(job_id)
+    assert job.error
+    assert (job.state, job.error["type"]) == (JobState.FAILED, "WorkerLost")
+    assert await counters(harness.conn, job_id) == (3, 0, 3)
+
+
+async def test_progress_goes_with_its_attempt(harness: WorkerHarness, maintained: Maintained) -> None:
+    worker_id = await worker(harness.conn)
+    running, over, ended = [await started(harness.conn, worker_id) for _ in range(3)]
+    await report(
+        harness.conn,
+        [
+            Progress(*running.key, 1, 0.5, ""),
+            Progress(over.job.id, over.number - 1, 1, 0.5, ""),
+            Progress(*ended.key, 1, 0.5, ""),
+        ],
+    )
+    await finish(harness.conn, worker_id, [Ending(*ended.key, JobState.COMPLETED, Reason.COMPLETED, "1")])
+    assert await once(maintained(), "prune_progress", harness.conn) == 2
+    assert await fetchone(harness.conn, "SELECT job_id FROM job_progress") == (running.job.id,)
+
+
+async def test_idempotency_keys_go_when_they_expire(harness: WorkerHarness, maintained: Maintained) -> None:
+    await harness.conn.execute(
+        "INSERT INTO idempotency_keys SELECT 'ann', 'run', n, 'x', '[]', now() + n * interval '1 hour'"
+        " FROM generate_series(-3, 2) n"
+    )
+    assert await once(maintained(), "prune_keys", harness.conn) == 4
+    assert await fetchone(harness.conn, "SELECT array_agg(key ORDER BY key) FROM idempotency_keys") == (
+        ["1", "2"],
+    )
+
+
+async def finished(conn: Conn, worker_id: int, days: float, state: JobState) -> UUID:
+    made = first_id_of(time.time() - days * 86_400).int + uuid7().int % 2**80
+    attempt = await started(conn, worker_id, id=UUID(int=made))
+    await finish(conn, worker_id, [Ending(*attempt.key, state, Reason(state.lower()))])
+    await conn.execute(
+        "UPDATE job_results SET finished_at = now() - %s * interval '1 day' WHERE job_id = %s",
+        [days, attempt.job.id],
+    )
+    return attempt.job.id
+
+
+async def test_finished_jobs_go_whole_after_their_days_and_others_stay(
+    harness: WorkerHarness, maintained: Maintained
+) -> None:
+    worker_id = await worker(harness.conn)
+    for state in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED):
+        await finished(harness.conn, worker_id, 8.01, state)
+        await finished(harness.conn, worker_id, 7.99, state)
+    await started(harness.conn, worker_id)
+    old = await harness.enqueue()
+    await harness.conn.execute("UPDATE jobs SET created_at = now() - interval '1 year' WHERE id = %s", [old])
+    maintenance = maintained(retention_days=8)
+    assert await once(maintenance, "prune_jobs", harness.conn) == 3
+    assert await once(maintenance, "prune_jobs", harness.conn) == 0
+    assert await fetchone(
+        harness.conn,
+        "SELECT (SELECT count(*) FROM jobs), (SELECT count(*) FROM job_results),"
+        " (SELECT count(DISTINCT job_id) FROM job_state_records)",
+    ) == (5, 3, 5)
+
+
+async def test_without_a_retention_nothing_finished_is_ever_removed(maintained: Maintained) -> None:
+    assert "prune_jobs" not in {each.name for each in maintained().tasks}
+
+
+async def test_maintenance_without_the_rights_for_it_fails_rather_than_do_nothing(
+    harness: WorkerHarness, maintained: Maintained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.maintenance.vacuum.DEAD_ROWS", 0)
+    role = sql.Identifier(f"stranger_{uuid4().hex}")
+    await harness.conn.execute(sql.SQL("CREATE ROLE {}; SET ROLE {}").format(role, role))
+    try:
+        with pytest.raises(InsufficientPrivilege, match="outbox"):
+            await once(maintained(), "vacuum", harness.conn)
+    finally:
+        await harness.conn.execute(sql.SQL("RESET ROLE; DROP ROLE {}").format(role))
+    assert await once(maintained(), "vacuum", harness.conn) == 0
+
+
+async def test_a_busy_outbox_is_vacuumed(
+    harness: WorkerHarness, maintained: Maintained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.maintenance.vacuum.DEAD_ROWS", 50)
+    await harness.conn.execute("ALTER TABLE outbox SET (autovacuum_enabled = false)")
+    await many(harness.conn, 60)
+    await harness.conn.execute("SELECT pg_stat_force_next_flush()")
+    await harness.row("SELECT 1 FROM pg_stat_user_tables WHERE relname = 'outbox' AND n_dead_tup >= 50")
+    await once(maintained(), "vacuum", harness.conn)
+    await harness.conn.execute("SELECT pg_stat_force_next_flush()")
+    await harness.row("SELECT 1 FROM pg_stat_user_tables WHERE relname = 'outbox' AND vacuum_count = 1")
+
+
+async def test_a_table_that_has_outgrown_its_statistics_is_planned_for_as_it_is(
+    harness: WorkerHarness, maintained: Maintained
+) -> None:
+    """VACUUM of an emptied table says that its pages hold no rows, and that is believed for all pages to come."""
+    maintenance = maintained()
+
+    async def planned() -> bool:
+        await once(maintenance, "analyze", harness.conn)
+        (rows,) = await fetchone(harness.conn, "SELECT reltuples FROM pg_class WHERE relname = 'outbox'")
+        return bool(rows > 500)
+
+    await many(harness.conn, 600)
+    await harness.conn.execute("DELETE FROM outbox; DELETE FROM jobs; DELETE FROM job_state_records")
+    await harness.conn.execute("VACUUM (TRUNCATE false) outbox")
+    assert await fetchone(
+        harness.conn, "SELECT reltuples, relpages > 0 FROM pg_class WHERE relname = 'outbox'"
+    ) == (
+        0,
+        True,
+    )
+    await many(harness.conn, 1200)
+    await harness.conn.execute("SELECT pg_stat_force_next_flush()")
+    await until(planned)
+
+
+async def test_maintenance_that_has_not_promoted_for_a_lease_is_not_ready(maintained: Maintained) -> None:
+    maintenance = maintained(lease=0.2)
+    await maintenance.ready()
+
+    async def behind() -> bool:
+        try:
+            await maintenance.ready()
+        except DatabaseUnavailable:
+            return True
+        return False
+
+    await until(behind)
+    await maintenance._promote()
+    await maintenance.ready()
+
+
+async def test_a_task_that_fails_runs_again(harness: WorkerHarness) -> None:
+    def errors() -> float:
+        labels = {"task": "promote"}
+        return REGISTRY.get_sample_value("outrider_maintenance_errors_total", labels) or 0.0
+
+    async def more() -> bool:
+        return errors() > before
+
+    before = errors()
+    await many(harness.conn, 1)
+    await harness.conn.execute("ALTER TABLE outbox RENAME TO elsewhere")
+    async with harness.maintenance(lease=60):
+        await until(more)
+        await harness.conn.execute("ALTER TABLE elsewhere RENAME TO outbox")
+        await harness.row("SELECT 1 FROM outbox WHERE status = 'ready'")
+
+
+async def test_a_pool_that_effects_have_emptied_does_not_stop_promotion(harness: WorkerHarness) -> None:
+    await many(harness.conn, 1)
+    async with open_pool(harness.url, name="small", size=1) as pool:
+        maintenance = Maintenance(
+            harness.url, pool, lease_seconds=60, retention_days=0, on_ready=lambda: None
+        )
+        async with pool.connection():
+            stop = asyncio.Event()
+            task = asyncio.create_task(maintenance.run(stop))
+            await harness.row("SELECT 1 FROM outbox WHERE status = 'ready'")
+            stop.set()
+        await task
+
+
+async def test_two_maintainers_promote_each_job_once(harness: WorkerHarness) -> None:
+    await many(harness.conn, 500)
+    async with harness.maintenance(), harness.maintenance():
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'ready')")
+    assert await fetchone(harness.conn, "SELECT count(DISTINCT position) FROM outbox") == (500,)

@@ -1,0 +1,71 @@
+"""What several test modules need to set a scene."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from engine.model import Attempt, Job, NewJob
+from engine.moves import claim
+from engine.moves.enqueue import enqueue
+from engine.tables.outbox import Lane
+
+LANES = [Lane("p", priority) for priority in (1, 2, 3, 4)]
+
+Conn = AsyncConnection[Any]
+
+
+def new(**changes: Any) -> NewJob:
+    return NewJob(**({"user_id": "ann", "preset": "p", "content": "text"} | changes))
+
+
+async def worker(conn: Conn, *, seconds: float = 60) -> int:
+    """A row in workers, alive for `seconds`."""
+    row = await fetchone(
+        conn,
+        "INSERT INTO workers (name, presets, slots, expires_at)"
+        " VALUES ('w', '{p}', 10, clock_timestamp() + %s * interval '1 second') RETURNING id",
+        seconds,
+    )
+    return int(row[0])
+
+
+async def started(conn: Conn, worker_id: int, **changes: Any) -> Attempt:
+    """A job enqueued and claimed."""
+    job = await enqueue(conn, new(**changes))
+    [attempt] = [each for each in await claim(conn, worker_id, LANES, 100) if each.job.id == job.id]
+    return attempt
+
+
+async def fetchone(conn: Conn, statement: str, *parameters: object) -> tuple[Any, ...]:
+    row = await (await conn.execute(statement.encode(), parameters)).fetchone()
+    assert row is not None
+    return tuple(row)
+
+
+async def trail(conn: Conn, job_id: UUID) -> list[tuple[Any, ...]]:
+    """(seq, from, to, attempt, reason) of each audit row."""
+    cursor = await conn.execute(
+        "SELECT seq, from_state, to_state, attempt, reason FROM job_state_records WHERE job_id = %s ORDER BY seq",
+        [job_id],
+    )
+    return [tuple(row) for row in await cursor.fetchall()]
+
+
+async def counters(conn: Conn, job: Job | UUID) -> tuple[int, int, int]:
+    """(attempt, errors, crashes) as they stand."""
+    job_id = job if isinstance(job, UUID) else job.id
+    attempt, errors, crashes = await fetchone(
+        conn, "SELECT attempt, errors, crashes FROM job_status WHERE job_id = %s", job_id
+    )
+    return attempt, errors, crashes
+
+
+async def blocked(conn: Conn) -> None:
+    """Wait until another session waits for a lock of this one."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+    while await fetchone(conn, waiting) == (0,):  # noqa: ASYNC110 - PostgreSQL has no event for it
+        await asyncio.sleep(0.005)

@@ -1,0 +1,150 @@
+"""A site: worker processes over the test's database, maintenance beside them, and what they left on the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import orjson
+import pytest
+from psycopg import AsyncConnection
+
+from engine.storage.connections import Pool, open_pool
+from ops.harness.process import ROOT
+from ops.waiting import WAIT_SECONDS, until
+from tests.support.database import Conn
+from tests.support.worker_harness import WorkerHarness
+from tests.system.acceptance import ledger_pipelines as work
+
+LEASE = 2.0
+
+
+class Process:
+    """A worker or relay process; its log is a file."""
+
+    def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
+        self._child = child
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def send(self, number: signal.Signals) -> None:
+        self._child.send_signal(number)
+
+    def logged(self, event: str) -> int:
+        """How many lines of `event` it has written."""
+        lines = [line for line in self._log.read_bytes().splitlines() if line.startswith(b"{")]
+        return sum(orjson.loads(line)["event"] == event for line in lines)
+
+    async def says(self, event: str, times: int = 1) -> None:
+        async def look() -> bool:
+            assert self._child.returncode is None, self._log.read_text()
+            return self.logged(event) >= times
+
+        await until(look)
+
+    async def ended(self, seconds: float = WAIT_SECONDS) -> int:
+        async with asyncio.timeout(seconds):
+            return await self._child.wait()
+
+    async def end(self) -> None:
+        if self._child.returncode is None:
+            self._child.kill()  # ends a stopped process, too
+        await self._child.wait()
+
+
+class ProcessHarness(WorkerHarness):
+    def __init__(self, url: str, conn: Conn, pool: Pool, folder: Path, stack: AsyncExitStack) -> None:
+        super().__init__(url, conn, pool, effects=pool)
+        self.folder = folder
+        self.limits = {each.preset: each.max_attempts for each in work.pipelines}
+        self._stack = stack
+        self._started = 0
+
+    async def start(
+        self, role: str = "worker", *, lease: float = LEASE, slots: int = 10, drain: float = 20
+    ) -> Process:
+        """A worker or relay process, once it holds a lease."""
+        self._started += 1
+        log = self.folder / f"{role}-{self._started}.log"
+        settings = {
+            "DATABASE_URL": self.url,
+            "PIPELINES": "tests.system.acceptance.ledger_pipelines",
+            "ADMIN_PORT": 0,
+            "LEASE_SECONDS": lease,
+            "WORKER_CONCURRENCY": slots,
+            "DRAIN_SECONDS": drain,
+        }
+        with log.open("wb") as stream:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", role),
+                cwd=ROOT,
+                stderr=stream,
+                env=os.environ | {f"OUTRIDER_{name}": str(value) for name, value in settings.items()},
+            )
+        process = Process(child, log)
+        self._stack.push_async_callback(process.end)
+        await process.says("worker.registered")
+        return process
+
+    async def submit(self, preset: str, count: int = 1) -> list[UUID]:
+        return [await self.enqueue(preset, content=str(self.folder)) for _ in range(count)]
+
+    def runs(self) -> list[tuple[str, UUID, int, int]]:
+        """(preset, job, attempt, process) of each start, in order."""
+        file = self.folder / "runs"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [
+            (preset, UUID(job), int(attempt), int(pid)) for preset, job, attempt, pid in map(str.split, lines)
+        ]
+
+    async def running(self, count: int) -> None:
+        """Wait until so many attempts have started."""
+
+        async def look() -> bool:
+            return len(self.runs()) >= count
+
+        await until(look)
+
+    def go(self, attempt: int | None = None) -> None:
+        (self.folder / ("go" if attempt is None else f"go-{attempt}")).touch()
+
+    async def checked(self) -> None:
+        """The invariants hold, no attempt ran twice, and no effects happened twice."""
+        assert await self.broken() == []
+        runs = [(job_id, attempt) for _, job_id, attempt, _ in self.runs()]
+        assert len(runs) == len(set(runs))
+        written = [job_id for job_id, _ in await self.ledger()]
+        assert len(written) == len(set(written))
+
+    async def ledger(self) -> list[tuple[UUID, int]]:
+        """What effects have written: (job, attempt), a row for each."""
+        rows = await (await self.conn.execute("SELECT job_id, attempt FROM ledger")).fetchall()
+        return [(job_id, attempt) for job_id, attempt in rows]
+
+
+@asynccontextmanager
+async def open_site(url: str, folder: Path) -> AsyncIterator[ProcessHarness]:
+    """A site over the database at `url`."""
+    async with AsyncExitStack() as stack:
+        conn = await stack.enter_async_context(await AsyncConnection.connect(url, autocommit=True))
+        await conn.execute("CREATE TABLE ledger (job_id uuid NOT NULL, attempt integer NOT NULL)")
+        pool = await stack.enter_async_context(open_pool(url, name="test", size=4))
+        yield ProcessHarness(url, conn, pool, folder, stack)
+
+
+@pytest.fixture
+async def processes(database_url: str, tmp_path: Path) -> AsyncIterator[ProcessHarness]:
+    """Whatever a test does there, the promises hold at its end."""
+    async with open_site(database_url, tmp_path) as processes:
+        yield processes
+        await processes.checked()

@@ -1,0 +1,113 @@
+"""Pipelines for workers that are about to be killed: each run leaves a line in a file, outside the database.
+
+A job's content is a folder. `runs` in it gets a line for each start; an attempt waits until the file `go` or
+`go-ATTEMPT` appears there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from engine import Completed, PermanentError, Pipeline, pipeline
+
+
+def started(job: Any, run: Any) -> Path:
+    folder = Path(job.content)
+    with (folder / "runs").open("a") as file:
+        file.write(f"{job.preset} {job.id} {run.attempt} {os.getpid()}\n")
+    return folder
+
+
+def may_go(folder: Path, run: Any) -> bool:
+    return (folder / "go").exists() or (folder / f"go-{run.attempt}").exists()
+
+
+async def go(folder: Path, run: Any) -> None:
+    while not may_go(folder, run):  # noqa: ASYNC110 - it waits for another process
+        await asyncio.sleep(0.01)
+
+
+@pipeline("wait", backoff=0)
+async def wait(job: Any, run: Any) -> int:
+    await go(started(job, run), run)
+    return int(run.attempt)
+
+
+@pipeline("plain", backoff=0)
+def plain(job: Any, run: Any) -> int:
+    folder = started(job, run)
+    while not may_go(folder, run):
+        time.sleep(0.01)  # it waits for another process
+    return int(run.attempt)
+
+
+@pipeline("effects", backoff=0)
+async def effects(job: Any, run: Any) -> Completed:
+    """The effects are a row in `ledger`."""
+    await go(started(job, run), run)
+
+    async def write(conn: Any) -> None:
+        await conn.execute("INSERT INTO ledger VALUES (%s, %s)", [job.id, run.attempt])
+
+    return Completed(run.attempt, write)
+
+
+@pipeline("slow_effects", backoff=0)
+async def slow_effects(job: Any, run: Any) -> Completed:
+    """As `effects`, but it waits inside the transaction."""
+
+    async def write(conn: Any) -> None:
+        await conn.execute("INSERT INTO ledger VALUES (%s, %s)", [job.id, run.attempt])
+        await go(started(job, run), run)
+
+    return Completed(run.attempt, write)
+
+
+@pipeline("short", backoff=0)
+async def short(job: Any, run: Any) -> Completed:
+    """A moment's work, with effects."""
+    started(job, run)
+    await asyncio.sleep(0.02)
+
+    async def write(conn: Any) -> None:
+        await conn.execute("INSERT INTO ledger VALUES (%s, %s)", [job.id, run.attempt])
+
+    return Completed(run.attempt, write)
+
+
+@pipeline("refused", backoff=0)
+async def refused(job: Any, run: Any) -> int:
+    """Fails for good, until it may go."""
+    if not may_go(started(job, run), run):
+        raise PermanentError("not yet")
+    return int(run.attempt)
+
+
+@pipeline("suicide", backoff=0)
+def suicide(job: Any, run: Any) -> None:
+    started(job, run)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pipeline("stuck", timeout=1, max_attempts=1, backoff=0)
+def stuck(job: Any, run: Any) -> None:
+    started(job, run)
+    threading.Event().wait()
+
+
+@pipeline("block", backoff=0)
+async def block(job: Any, run: Any) -> str:
+    """Blocks the loop; on its second attempt it has learned."""
+    started(job, run)
+    if run.attempt == 1:
+        time.sleep(600)  # noqa: ASYNC251 - a blocked loop is what it is about
+    return "learned"
+
+
+pipelines: list[Pipeline] = [wait, plain, effects, slow_effects, short, refused, suicide, stuck, block]

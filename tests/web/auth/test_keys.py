@@ -1,0 +1,251 @@
+"""Key sets: cached, renewed, rotated, and outliving an issuer that cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+from joserfc.jwk import ECKey, OctKey, RSAKey
+
+from engine.errors import ConfigurationError, KeysUnavailable
+from engine.settings import load
+from ops.waiting import until
+from tests.support.web_harness import bearer, served, settings
+from web.auth import keys
+from web.auth.keys import Jwks, open_keys, usable
+
+OLD = ECKey.generate_key("P-256", {"kid": "old"}, private=True)
+NEW = ECKey.generate_key("P-256", {"kid": "new"}, private=True)
+
+
+def document(*listed: Any) -> bytes:
+    return orjson.dumps(
+        {"keys": [key if isinstance(key, dict) else key.as_dict(private=False) for key in listed]}
+    )
+
+
+class Issuer:
+    """A source of key sets that counts, fails and waits as told; with a clock that tests move."""
+
+    def __init__(self, *listed: Any) -> None:
+        self.body: bytes | Exception = document(*listed)
+        self.fetches = 0
+        self.now = 1000.0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def fetch(self) -> bytes:
+        self.fetches += 1
+        await self.gate.wait()
+        if isinstance(self.body, Exception):
+            raise self.body
+        return self.body
+
+    def jwks(self) -> Jwks:
+        return Jwks(self.fetch, clock=lambda: self.now)
+
+
+async def kids(jwks: Jwks, kid: str | None) -> list[Any]:
+    return [key.kid for key in await jwks.find(kid)]
+
+
+async def test_one_fetch_serves_all_who_wait_and_all_who_come_while_it_is_fresh() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    issuer.gate.clear()
+    waiting = [asyncio.create_task(kids(jwks, "old")) for _ in range(50)]
+    await until(lambda: issuer.fetches == 1)
+    issuer.gate.set()
+    assert await asyncio.gather(*waiting) == [["old"]] * 50
+    issuer.now += keys.FRESH_SECONDS
+    assert await kids(jwks, None) == ["old"]
+    assert issuer.fetches == 1
+
+
+async def test_one_waiter_that_gives_up_does_not_cost_the_others_their_keys() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    issuer.gate.clear()
+    first, second = asyncio.create_task(kids(jwks, "old")), asyncio.create_task(kids(jwks, "old"))
+    await until(lambda: issuer.fetches == 1)
+    first.cancel()
+    issuer.gate.set()
+    assert await second == ["old"]
+
+
+async def test_an_old_set_is_renewed_behind_the_requests_back() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    assert await kids(jwks, "old") == ["old"]
+    issuer.now += keys.FRESH_SECONDS + 1
+    issuer.gate.clear()
+    assert await kids(jwks, "old") == ["old"]
+    issuer.body = document(NEW)
+    issuer.gate.set()
+    await until(lambda: issuer.fetches == 2)
+    assert await kids(jwks, "new") == ["new"]
+    assert await kids(jwks, "old") == []
+
+
+async def test_an_unknown_key_id_is_fetched_for_but_not_more_often_than_each_30_seconds() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    await kids(jwks, "old")
+    issuer.body = document(OLD, NEW)
+    assert await kids(jwks, "new") == []
+    issuer.now += keys.UNKNOWN_SECONDS
+    assert await kids(jwks, "new") == ["new"]
+    assert issuer.fetches == 2
+    for n in range(100):
+        assert await kids(jwks, f"invented-{n}") == []
+    assert issuer.fetches == 2
+    issuer.now += keys.UNKNOWN_SECONDS
+    assert await kids(jwks, "invented") == []
+    assert issuer.fetches == 3
+
+
+async def test_an_unreachable_issuers_keys_are_used_for_a_day_and_no_longer() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    await kids(jwks, "old")
+    for failure in (OSError("unreachable"), ValueError("500"), TimeoutError()):
+        issuer.body = failure
+        issuer.now += keys.STALE_SECONDS / 4
+        assert await kids(jwks, "old") == ["old"]
+    issuer.body = b'{"keys": []}'
+    issuer.now += keys.STALE_SECONDS / 4
+    assert await kids(jwks, "old") == ["old"]
+    issuer.now += 1
+    with pytest.raises(KeysUnavailable):
+        await jwks.find("old")
+    issuer.now += keys.MISSING_SECONDS
+    issuer.body = document(OLD)
+    assert await kids(jwks, "old") == ["old"]
+
+
+async def test_without_any_set_a_fetch_is_tried_each_second_at_most() -> None:
+    issuer = Issuer(OLD)
+    issuer.body = OSError("unreachable")
+    jwks = issuer.jwks()
+    for _ in range(20):
+        with pytest.raises(KeysUnavailable):
+            await jwks.find("old")
+    assert issuer.fetches == 1
+
+
+def test_a_broken_key_does_not_cost_its_neighbours() -> None:
+    secret, encryption = OctKey.generate_key(256).as_dict(), RSAKey.generate_key(2048).as_dict(private=False)
+    found = usable(
+        document(
+            {"kty": "EC", "crv": "P-256", "x": "!", "y": "!"},
+            {"kty": "RSA", "n": "AQAB"},
+            {"kty": "OKP", "crv": "nonsense", "x": "AA"},
+            {"kty": "future"},
+            {},
+            secret,
+            encryption | {"use": "enc"},
+            OLD,
+        )
+    )
+    assert [key.kid for key in found] == ["old"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"no", b"[]", b"5", b"{}", b'{"keys": 5}', b'{"keys": [5]}', b"[" * 9999]
+)
+def test_what_is_no_key_set_is_refused(body: bytes) -> None:
+    with pytest.raises(ValueError):  # orjson's errors are ValueErrors too
+        usable(body)
+
+
+# Over HTTP
+
+
+class Endpoint:
+    def __init__(self) -> None:
+        self.response: Callable[[], web.Response] = lambda: web.Response(body=document(OLD))
+        self.requests = 0
+
+    async def handle(self, _request: web.Request) -> web.Response:
+        self.requests += 1
+        return self.response()
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[tuple[Endpoint, str]]:
+    made = Endpoint()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", made.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield made, f"http://127.0.0.1:{runner.addresses[0][1]}/jwks"
+    await runner.cleanup()
+
+
+async def test_a_token_signed_after_a_rotation_is_accepted(
+    endpoint: tuple[Endpoint, str], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, url = endpoint
+    monkeypatch.setattr(keys, "UNKNOWN_SECONDS", 0.0)
+    async with served(database_url, jwks_url=url) as web_harness:
+        client = await web_harness.client(None)
+
+        async def status(key: ECKey) -> int:
+            headers = bearer(key=key, alg="ES256", header={"kid": key.kid})
+            async with client.get("/pipeline/presets", headers=headers) as response:
+                return int(response.status)
+
+        assert await status(OLD) == 200
+        assert await status(NEW) == 401
+        made.response = lambda: web.Response(body=document(NEW))
+        assert await status(NEW) == 200
+        made.response = lambda: web.Response(status=500)
+        assert await status(NEW) == 200
+
+
+async def test_503_while_no_key_set_was_ever_reached(
+    endpoint: tuple[Endpoint, str], database_url: str
+) -> None:
+    made, url = endpoint
+    made.response = lambda: web.Response(status=404)
+    async with served(database_url, jwks_url=url) as web_harness:
+        client = await web_harness.client("ann", key=OLD, alg="ES256")
+        async with client.get("/pipeline/presets") as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"]
+
+
+async def test_redirects_are_not_followed_and_large_sets_not_read(endpoint: tuple[Endpoint, str]) -> None:
+    made, url = endpoint
+    for response in (
+        lambda: web.Response(status=302, headers={"Location": url + "2"}),
+        lambda: web.Response(body=document(OLD) + b" " * keys.MAX_BYTES),
+    ):
+        made.response = response
+        made.requests = 0
+        async with open_keys(settings(jwks_url=url)) as opened:
+            with pytest.raises(KeysUnavailable):
+                await opened.find("old")
+        assert made.requests == 1
+
+
+async def test_a_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "UNKNOWN_SECONDS", 0.0)
+    path = tmp_path / "jwks.json"
+    path.write_bytes(document(OLD))
+    async with open_keys(settings(jwks_file=path)) as opened:
+        assert len(await opened.find("old")) == 1
+        path.write_bytes(document(NEW))
+        assert len(await opened.find("new")) == 1
+
+
+async def test_settings_without_any_key_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="OUTRIDER_JWT_SECRET"):
+        async with open_keys(load({})):
+            pass

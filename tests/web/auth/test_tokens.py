@@ -1,0 +1,228 @@
+"""Tokens: who is let in, as whom, and what hostile ones get."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import time
+from typing import Any
+
+import orjson
+import pytest
+from joserfc.jwk import ECKey, OctKey, RSAKey
+
+from tests.support.web_harness import JOB, SECRET, WebHarness, served, settings, submit, token
+from web.auth.keys import Secret
+from web.auth.tokens import Authenticator
+from web.problems import Refused
+
+PRESETS = "/pipeline/presets"
+RSA = RSAKey.generate_key(2048, private=True)
+EC = ECKey.generate_key("P-256", private=True)
+
+
+def segment(value: Any) -> str:
+    raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def signed(header: Any, claims: Any, secret: bytes = SECRET.encode()) -> str:
+    """A token made by hand, for headers and claims that no library would write."""
+    message = f"{segment(header)}.{segment(claims)}"
+    return f"{message}.{segment(hmac.digest(secret, message.encode(), hashlib.sha256))}"
+
+
+GOOD = {"sub": "ann", "exp": int(time.time()) + 86_400}
+HS = {"alg": "HS256"}
+public_pem = RSA.as_pem(private=False)
+
+
+def bad_tokens() -> dict[str, str]:
+    """Made anew for each test: some depend on the time, and a long session is older than they may be."""
+    return {
+        "not a token": "hello",
+        "two parts": "a.b",
+        "empty parts": "..",
+        "not base64": "!!.??.**",
+        "not ASCII": "é.é.é",
+        "a header that is not JSON": f"{segment(b'no')}.{segment(GOOD)}.x",
+        "a header that is a list": signed([], GOOD),
+        "no algorithm": signed({}, GOOD),
+        "algorithm none": f"{segment({'alg': 'none'})}.{segment(GOOD)}.",
+        "algorithm NONE": f"{segment({'alg': 'NONE'})}.{segment(GOOD)}.",
+        "algorithm HS512": signed({"alg": "HS512"}, GOOD),
+        "algorithm RS256 with a secret": token(key=RSA, alg="RS256"),
+        "algorithm a list": signed({"alg": ["HS256"]}, GOOD),
+        "another secret": token(key="another secret of thirty-two bytes!!"),
+        "tampered claims": re.sub(r"\..*\.", f".{segment(GOOD | {'sub': 'bob'})}.", token()),
+        "no signature": ".".join(token().split(".")[:2]) + ".",
+        "expired": token(ttl=-31),
+        "no exp": signed(HS, {"sub": "ann"}),
+        "exp as text": signed(HS, {"sub": "ann", "exp": "tomorrow"}),
+        "exp true": signed(HS, {"sub": "ann", "exp": True}),
+        "exp null": signed(HS, {"sub": "ann", "exp": None}),
+        "not yet valid": token(nbf=int(time.time()) + 100),
+        "no sub": token(None),  # type: ignore[arg-type]
+        "empty sub": token(""),
+        "sub a number": token(5),  # type: ignore[arg-type]
+        "sub with NUL": token("a\x00b"),
+        "sub with a surrogate": signed(HS, GOOD | {"sub": "\ud800"}),
+        "sub too long": token("x" * 256),
+        "scope a list": token(scope=["jobs:read"]),
+        "scope a number": token(scope=1),
+        "claims a list": signed(HS, [1]),
+        "claims not JSON": signed(HS, b"no"),
+        "claims nested": signed(HS, (b"[" * 5000) + b"]" * 5000),
+        "unknown crit": signed(HS | {"crit": ["x"], "x": 1}, GOOD),
+        "key id a number": signed(HS | {"kid": 5}, GOOD),
+        "too long": token(pad="x" * 9000),
+    }
+
+
+@pytest.fixture(scope="module")
+async def door(shared_harness: WebHarness) -> Any:
+    return await shared_harness.client(None)
+
+
+@pytest.mark.parametrize("name", list(bad_tokens()))
+async def test_401_for_a_bad_token(door: Any, name: str) -> None:
+    bad = bad_tokens()[name]
+    async with door.get(PRESETS, headers={"Authorization": f"Bearer {bad}"}) as response:
+        body = orjson.loads(await response.read())
+        assert response.status == 401, body
+        assert response.headers["WWW-Authenticate"] == 'Bearer realm="outrider", error="invalid_token"'
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert bad not in str(body)
+
+
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Basic YTpi", "{}", "Token {}"])
+async def test_401_for_what_is_no_bearer_token(door: Any, given: str) -> None:
+    async with door.get(PRESETS, headers={"Authorization": given.format(token())}) as response:
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"].startswith("Bearer ")
+
+
+async def test_401_without_a_token_before_anything_else_is_looked_at(door: Any) -> None:
+    for method, path in (
+        ("GET", PRESETS),
+        ("POST", "/pipeline/run"),
+        ("GET", "/pipeline/job/x"),
+        ("GET", "/pipeline/jobs?x=1"),
+    ):
+        async with door.request(method, path, data=b"not json" if method == "POST" else None) as response:
+            assert response.status == 401
+            assert response.headers["WWW-Authenticate"] == 'Bearer realm="outrider"'
+
+
+async def test_401_for_two_tokens(door: Any) -> None:
+    headers = [("Authorization", f"Bearer {token()}"), ("Authorization", f"Bearer {token('bob')}")]
+    async with door.get(PRESETS, headers=headers) as response:
+        assert response.status == 401
+
+
+def good_tokens() -> dict[str, str]:
+    return {
+        "expired within the leeway": token(ttl=-20),
+        "a long owner": token("x" * 255),
+        "an owner in any script": token("名前 with spaces/and?signs"),
+        "a key id that nobody asked for": token(header={"kid": "whatever"}),
+        "another type, and members of its own": signed(HS | {"x-unknown": 1, "typ": "at+jwt"}, GOOD),
+        "more claims": token(iss="anyone", aud=["a", "b"], jti="1", iat=int(time.time())),
+        "an expiry with a fraction": token(exp=time.time() + 0.5),
+        "an unknown scope": token(scope="jobs:read other"),
+    }
+
+
+@pytest.mark.parametrize("name", list(good_tokens()))
+async def test_a_good_token_is_let_in(door: Any, name: str) -> None:
+    good = good_tokens()[name]
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        async with door.get(PRESETS, headers={"Authorization": f"{scheme} {good}"}) as response:
+            assert response.status == 200, await response.text()
+
+
+async def test_403_names_the_scope_that_is_missing(shared_harness: WebHarness) -> None:
+    reader = await shared_harness.client("ann", scope="jobs:read")
+    writer = await shared_harness.client("ann", scope="jobs:write")
+    nobody = await shared_harness.client("ann", scope="")
+    job_id = await submit(writer)
+    for client, method, path, scope in (
+        (reader, "POST", "/pipeline/run", "jobs:write"),
+        (reader, "POST", "/pipeline/batch", "jobs:write"),
+        (reader, "POST", f"/pipeline/job/{job_id}/cancel", "jobs:write"),
+        (reader, "POST", f"/pipeline/job/{job_id}/retry", "jobs:write"),
+        (writer, "GET", f"/pipeline/job/{job_id}", "jobs:read"),
+        (writer, "GET", "/pipeline/jobs", "jobs:read"),
+        (nobody, "GET", PRESETS, "jobs:read"),
+    ):
+        async with client.request(method, path) as response:
+            assert response.status == 403
+            assert f'scope="{scope}"' in response.headers["WWW-Authenticate"]
+    async with reader.get(f"/pipeline/job/{job_id}") as response:
+        assert response.status == 200
+    operator = await shared_harness.client("op", scope="jobs:admin")
+    async with operator.post("/pipeline/run", json=JOB) as response:
+        assert response.status == 202
+
+
+async def test_issuer_and_audience_are_required_where_configured(database_url: str) -> None:
+    async with served(database_url, jwt_issuer="https://id.example", jwt_audience="outrider") as web_harness:
+        good = {"iss": "https://id.example", "aud": ["other", "outrider"]}
+        for claims, status in (
+            (good, 200),
+            (good | {"aud": "outrider"}, 200),
+            (good | {"iss": "https://evil.example"}, 401),
+            (good | {"iss": ["https://id.example"]}, 401),
+            (good | {"aud": "other"}, 401),
+            ({"iss": good["iss"]}, 401),
+            ({"aud": "outrider"}, 401),
+        ):
+            client = await web_harness.client("ann", **claims)
+            async with client.get(PRESETS) as response:
+                assert response.status == status, claims
+
+
+async def test_a_remembered_token_is_forgotten_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    auth = Authenticator(Secret(SECRET), settings())
+    header = [f"Bearer {token(ttl=100)}"]
+    assert (await auth.caller(header)).owner == "ann"
+    later = time.time() + 131
+    monkeypatch.setattr(time, "time", lambda: later)
+    with pytest.raises(Refused, match="expired"):
+        await auth.caller(header)
+
+
+async def test_a_public_key_is_no_shared_secret(database_url: str, tmp_path: Any) -> None:
+    """The classic confusion: an HS256 token whose secret is the RS256 key that everyone knows."""
+    document = tmp_path / "jwks.json"
+    public = RSA.as_dict(private=False)
+    document.write_bytes(
+        orjson.dumps({"keys": [public | {"kid": "r"}, EC.as_dict(private=False) | {"kid": "e"}]})
+    )
+    async with served(database_url, jwks_file=document) as web_harness:
+        client = await web_harness.client(None)
+        for bad in (
+            signed({"alg": "HS256", "kid": "r"}, GOOD, public_pem),
+            signed({"alg": "HS256"}, GOOD, orjson.dumps(public)),
+            signed({"alg": "RS256", "kid": "r"}, GOOD, public_pem),
+            token(key=OctKey.import_key(SECRET)),
+            token(key=RSA, alg="RS256", header={"kid": "e"}),
+            token(key=RSA, alg="PS256", header={"kid": "r"}),
+            token(key=RSAKey.generate_key(2048, private=True), alg="RS256", header={"kid": "r"}),
+            token(
+                key=RSAKey.generate_key(2048, private=True), alg="RS256", header={"kid": "x", "jwk": public}
+            ),
+            token(key=RSA, alg="RS256", header={"kid": "../../etc/passwd"}),
+        ):
+            async with client.get(PRESETS, headers={"Authorization": f"Bearer {bad}"}) as response:
+                assert response.status == 401
+        for good in (
+            token(key=RSA, alg="RS256", header={"kid": "r"}),
+            token(key=EC, alg="ES256", header={"kid": "e"}),
+            token(key=EC, alg="ES256"),
+        ):
+            async with client.get(PRESETS, headers={"Authorization": f"Bearer {good}"}) as response:
+                assert response.status == 200, await response.text()

@@ -1,0 +1,217 @@
+"""Outcomes reach the database once, whatever breaks on the way, and no bad one costs its neighbours."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+
+from engine.errors import DatabaseUnavailable
+from engine.model import Completed, JobState, Retry
+from ops.waiting import until
+from tests.support.database import counters, trail
+from tests.support.wire_proxy import Moment, wire_proxy
+from tests.support.worker_harness import WorkerHarness, attempts, known, preset
+from worker import recorder
+from worker.effects import EffectsCommit
+
+HOSTILE = {
+    "nan": float("nan"),
+    "nul": "a\0b",
+    "surrogate": "\ud800",
+    "large": "x" * (5 << 20),
+    "bytes": b"",
+    "number": 2**70,
+}
+
+
+async def test_output_that_cannot_be_stored_fails_its_job_and_its_neighbours_complete(
+    harness: WorkerHarness,
+) -> None:
+    ready = asyncio.Event()
+
+    @preset()
+    async def answer(job: Any, _run: Any) -> Any:
+        await ready.wait()  # all of them end in one group
+        return HOSTILE.get(job.content, job.content)
+
+    ids = [await harness.enqueue(content=name) for name in (*HOSTILE, "good", "better")]
+    async with harness.worker(answer):
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'leased')")
+        ready.set()
+        *bad, good, better = await harness.ended(*ids)
+    assert [each.state for each in bad] == [JobState.FAILED] * len(HOSTILE)
+    assert all(each.error and "cannot be stored" in each.error["message"] for each in bad)
+    assert (good.output, better.output) == ('"good"', '"better"')
+
+
+async def test_output_that_postgresql_alone_refuses_fails_its_job_only(harness: WorkerHarness) -> None:
+    # A numeric in a trigger stands for whatever a deployment adds to its tables.
+    await harness.conn.execute(
+        "CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM (new.output #>> '{}')::numeric; RETURN new; END $$;"
+        "CREATE TRIGGER judge BEFORE INSERT ON job_results FOR EACH ROW WHEN (new.state = 'COMPLETED')"
+        " EXECUTE FUNCTION judge()"
+    )
+    ready = asyncio.Event()
+
+    @preset()
+    async def answer(job: Any, _run: Any) -> Any:
+        await ready.wait()
+        return job.content
+
+    ids = [await harness.enqueue(content=content) for content in ("1", "two", "3", "4")]
+    async with harness.worker(answer):
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'leased')")
+        ready.set()
+        states = [each.state for each in await harness.ended(*ids)]
+    assert states == ["COMPLETED", "FAILED", "COMPLETED", "COMPLETED"]
+
+
+@pytest.mark.parametrize("moment", ["before it is sent", "after its commit"])
+@pytest.mark.parametrize("end", ["result", "put back"])
+async def test_a_connection_cut_at_a_write_records_it_once_and_counts_nothing_lost(
+    harness: WorkerHarness, moment: Moment, end: str
+) -> None:
+    name = f"cut-{end[:3]}-{moment[:3]}"
+    free = asyncio.Event()
+
+    @preset(name)
+    async def answer(_job: Any, run: Any) -> Any:
+        await free.wait()
+        return Retry(0, "again") if end == "put back" and run.attempt == 1 else "done"
+
+    async with wire_proxy(harness.url) as proxy, harness.worker(answer, url=proxy.url):
+        job_id = await harness.enqueue(name)
+        await harness.row("SELECT 1 FROM outbox WHERE status = 'leased'")
+        proxy.arm("record", moment)
+        free.set()
+        await harness.row("SELECT 1 FROM job_state_records WHERE seq = 2")
+        await until(lambda: known(attempts(name, "completed" if end == "result" else "retry") == 1))
+        async with harness.maintenance():
+            [job] = await harness.ended(job_id)
+    assert proxy.cuts == 1
+    assert job.state is JobState.COMPLETED
+    assert await counters(harness.conn, job_id) == ((1, 0, 0) if end == "result" else (2, 1, 0))
+    assert attempts(name, "lost") == 0
+
+
+@pytest.mark.parametrize("effects", [False, True])
+async def test_a_result_whose_reply_was_lost_counts_though_the_lease_has_run_out_meanwhile(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, effects: bool
+) -> None:
+    name = f"late-{effects:d}"
+    free = asyncio.Event()
+
+    async def nothing(_conn: Any) -> None: ...
+
+    @preset(name)
+    async def answer(_job: Any, _run: Any) -> Any:
+        await free.wait()
+        return Completed("done", nothing) if effects else "done"
+
+    writer, step = (EffectsCommit, "_commit") if effects else (recorder, "write")
+    write = getattr(writer, step)
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        await write(*args, **kwargs)
+        worker.consumer._recorder._worker_id = lambda: None
+        raise DatabaseUnavailable("the reply was lost")
+
+    async with harness.worker(answer) as worker:
+        job_id = await harness.enqueue(name)
+        await harness.row("SELECT 1 FROM outbox WHERE status = 'leased'")
+        monkeypatch.setattr(writer, step, late)
+        free.set()
+        [job] = await harness.ended(job_id)
+        await until(lambda: known(attempts(name, "completed") == 1))
+    assert job.state is JobState.COMPLETED
+    assert (await counters(harness.conn, job_id)) == (1, 0, 0)
+
+
+async def test_a_write_that_was_interrupted_is_sent_again(harness: WorkerHarness) -> None:
+    free = asyncio.Event()
+
+    @preset()
+    async def answer(_job: Any, _run: Any) -> None:
+        await free.wait()
+
+    job_id = await harness.enqueue()
+    async with harness.worker(answer):
+        await harness.row("SELECT 1 FROM outbox WHERE status = 'leased'")
+        other = await psycopg.AsyncConnection.connect(harness.url)
+        async with other:
+            await other.execute("SELECT 1 FROM outbox FOR UPDATE")
+            free.set()
+            (pid,) = await harness.row(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+                " AND application_name = 'outrider record' AND wait_event_type = 'Lock'"
+            )
+            await harness.conn.execute("SELECT pg_cancel_backend(%s)", [pid])
+        [job] = await harness.ended(job_id)
+    assert job.state is JobState.COMPLETED
+    assert await counters(harness.conn, job_id) == (1, 0, 0)
+
+
+async def test_a_write_that_is_refused_is_held_until_it_is_allowed(harness: WorkerHarness) -> None:
+    @preset("held")
+    async def answer(_job: Any, _run: Any) -> None: ...
+
+    await harness.conn.execute("ALTER TABLE job_results RENAME TO elsewhere")
+    job_id = await harness.enqueue("held")
+    async with harness.worker(answer):
+        await harness.row(
+            "SELECT 1 FROM pg_stat_database WHERE datname = current_database() AND xact_rollback > 0"
+        )
+        await harness.conn.execute("ALTER TABLE elsewhere RENAME TO job_results")
+        [job] = await harness.ended(job_id)
+    assert (job.state, attempts("held", "lost")) == (JobState.COMPLETED, 0)
+    assert await counters(harness.conn, job_id) == (1, 0, 0)
+
+
+async def test_an_outcome_that_postgresql_refuses_fails_its_job_and_its_group_is_written_without_it(
+    harness: WorkerHarness,
+) -> None:
+    """Results and jobs put back are written together or not at all: split, the group starts from nothing."""
+    await harness.conn.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE check_violation; END $$;"
+        "CREATE TRIGGER refuse BEFORE UPDATE ON outbox FOR EACH ROW WHEN (new.status = 'waiting')"
+        " EXECUTE FUNCTION refuse()"
+    )
+    free = asyncio.Event()
+
+    @preset("mixed")
+    async def answer(job: Any, _run: Any) -> Any:
+        await free.wait()
+        return Retry(0, "again") if job.content == "again" else "done"
+
+    ids = [await harness.enqueue("mixed", content=content) for content in ("one", "again", "two")]
+    async with harness.worker(answer):
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'leased')")
+        free.set()
+        states = [job.state for job in await harness.ended(*ids)]
+    assert states == [JobState.COMPLETED, JobState.FAILED, JobState.COMPLETED]
+    assert attempts("mixed", "lost") == 0
+
+
+async def test_a_retry_that_its_owner_cancelled_meanwhile_is_counted_as_cancelled(
+    harness: WorkerHarness,
+) -> None:
+    free = asyncio.Event()
+
+    @preset("unwanted")
+    async def answer(_job: Any, _run: Any) -> Retry:
+        await free.wait()
+        return Retry(60, "later")
+
+    job_id = await harness.enqueue("unwanted")
+    async with harness.worker(answer, lease=30):
+        await harness.row("SELECT 1 FROM outbox WHERE status = 'leased'")
+        await harness.conn.execute("UPDATE outbox SET cancel_requested = true")
+        free.set()
+        [job] = await harness.ended(job_id)
+        await until(lambda: known(attempts("unwanted", "cancelled") == 1))
+    assert job.state is JobState.CANCELLED
+    assert [reason for *_, reason in await trail(harness.conn, job_id)][-1] == "cancelled"

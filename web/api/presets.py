@@ -1,0 +1,21 @@
+"""What can be run."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from web.auth.tokens import READ
+from web.operations import Answer, Call, operation
+from web.wire import responses
+from web.wire.responses import reply
+
+
+@operation(
+    "GET",
+    "/pipeline/presets",
+    summary="What can be run",
+    scope=READ,
+    answers={200: Answer(description="The presets.", model=responses.Presets)},
+)
+async def presets(call: Call) -> web.Response:
+    return reply(responses.presets(call.api.registry))

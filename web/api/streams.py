@@ -1,0 +1,101 @@
+"""A job's audit trail and progress as Server-Sent Events."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+import structlog
+from aiohttp import web
+from aiohttp_sse import EventSourceResponse
+
+from engine.queries import audit
+from engine.queries.jobs import JobView
+from engine.telemetry.metrics import SSE_CONNECTIONS
+from web.auth.tokens import READ
+from web.operations import Answer, Call, Header, operation
+from web.watcher import Watch
+from web.wire import responses
+
+log = structlog.get_logger()
+
+PING_SECONDS: Final = 15.0
+
+
+@operation(
+    "GET",
+    "/pipeline/job/{job_id}/events",
+    summary="The audit trail and progress as they happen",
+    scope=READ,
+    headers=(Header(name="Last-Event-ID", description="The last `id` seen: resume after it."),),
+    answers={
+        200: Answer(description="Server-Sent Events `status` and `progress`.", media="text/event-stream"),
+        204: Answer(description="Nothing more will come: the terminal event was seen."),
+    },
+)
+async def events(call: Call, job_id: UUID) -> web.StreamResponse:
+    """Every transition after Last-Event-ID, and the latest progress, until the job is terminal."""
+    with call.api.store.watcher.watch(job_id) as watch:
+        view = await call.api.store.read(job_id, call.caller.sees)
+        # An id from the future is another job's, or made up: what is still to come must be told all the same.
+        seen = min(_last_event_id(call.request), view.version)
+        if view.state.terminal and view.version == seen:
+            return web.Response(status=HTTPStatus.NO_CONTENT)
+        response = EventSourceResponse(ping_interval=PING_SECONDS)
+        if call.request.method == "HEAD":
+            return web.Response(headers=response.headers)
+        await response.prepare(call.request)
+        async with response:
+            with SSE_CONNECTIONS.track_inprogress():
+                await _Stream(call, watch, response, seen).run(view)
+        return response
+
+
+class _Stream:
+    """One open stream. The status line has been sent: whatever fails now can only end it, and the client returns."""
+
+    def __init__(self, call: Call, watch: Watch, response: EventSourceResponse, seen: int) -> None:
+        self._call = call
+        self._watch = watch
+        self._response = response
+        self._seen = seen
+        self._progress: responses.Progress | None = None
+
+    async def run(self, view: JobView) -> None:
+        try:
+            while not await self._told(view):
+                if not await self._call.changed(self._watch, view):
+                    return
+                view = await self._call.api.store.read(view.job_id, self._call.caller.sees)
+        except (ConnectionError, TimeoutError):
+            pass  # the client has gone, or no longer reads
+        except Exception as error:  # a bug too: it must not write a second response into this one
+            log.warning("stream.broken", exc_info=error)
+
+    async def _told(self, view: JobView) -> bool:
+        """Send what is new; True once the job is terminal and nothing is left to tell."""
+        store = self._call.api.store
+        ended = view.state.terminal
+        if view.version > self._seen:
+            async with store.connection() as conn:
+                rows = await audit.history(conn, view.job_id, self._call.caller.sees, after=self._seen)
+            for row in rows or ():
+                await self._send("status", responses.transition(row), id=str(row.seq))
+                self._seen = row.seq
+                ended = row.to_state.terminal
+        progress = responses.progress(view)
+        if progress is not None and progress != self._progress and not ended:
+            await self._send("progress", progress)
+        self._progress = progress
+        return ended
+
+    async def _send(self, event: str, body: Any, id: str | None = None) -> None:  # noqa: A002 - the field's name
+        await self._response.send(orjson.dumps(body, option=orjson.OPT_UTC_Z).decode(), id=id, event=event)
+
+
+def _last_event_id(request: web.Request) -> int:
+    """The `seq` after which to go on; what is none of our ids counts as none."""
+    given = request.headers.get("Last-Event-ID", "")
+    return int(given) if given.isascii() and given.isdigit() and len(given) < 10 else -1

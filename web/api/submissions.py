@@ -1,0 +1,98 @@
+"""Accepting jobs: one, or a batch that is accepted whole or not at all."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+from engine.errors import IdempotencyMismatch
+from engine.moves.enqueue import Accepted, Submission
+from engine.telemetry import tracing
+from engine.telemetry.metrics import IDEMPOTENCY
+from web.auth.tokens import WRITE
+from web.operations import MIB, Answer, Call, Header, operation
+from web.wire import idempotency, parsing, request_models, responses
+from web.wire.responses import reply
+
+IDEMPOTENCY_KEY: Final = Header(
+    name=idempotency.HEADER,
+    description="Same key and same body within 24 h: the first answer again. Quoted or bare.",
+    schema={"type": "string", "pattern": idempotency.PATTERN},
+)
+FOLLOW: Final = ("job", "history", "events", "explained", "cancel", "retry")
+REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an earlier request."}
+
+
+@operation(
+    "POST",
+    "/pipeline/run",
+    summary="Run one job",
+    scope=WRITE,
+    headers=(IDEMPOTENCY_KEY,),
+    links=FOLLOW,
+    answers={
+        202: Answer(
+            description="Accepted: the job is durable.",
+            model=responses.Accepted,
+            headers={"Location": "The job.", "Retry-After": "When to look, in seconds.", **REPLAYED},
+        )
+    },
+)
+async def run(call: Call, body: request_models.JobToRun) -> web.Response:
+    accepted = await _accepted(call, body, [body], "/pipeline/run")
+    call.request[parsing.JOB] = job_id = str(accepted.job_ids[0])
+    body_out = responses.accepted(job_id)
+    headers = {"Location": body_out["links"]["self"], "Retry-After": "1"} | _replayed(accepted)
+    return reply(body_out, status=HTTPStatus.ACCEPTED, headers=headers)
+
+
+@operation(
+    "POST",
+    "/pipeline/batch",
+    summary="Run up to 1000 jobs, all or none",
+    scope=WRITE,
+    headers=(IDEMPOTENCY_KEY,),
+    max_body=16 * MIB,
+    answers={
+        202: Answer(
+            description="Accepted: ids in the order given.", model=responses.AcceptedBatch, headers=REPLAYED
+        )
+    },
+)
+async def batch(call: Call, body: request_models.Batch) -> web.Response:
+    accepted = await _accepted(call, body, body.jobs, "/pipeline/batch")
+    ids: responses.AcceptedBatch = {"job_ids": [str(job_id) for job_id in accepted.job_ids]}
+    return reply(ids, status=HTTPStatus.ACCEPTED, headers=_replayed(accepted))
+
+
+async def _accepted(
+    call: Call, body: request_models.Asked, wanted: list[request_models.JobToRun], route: str
+) -> Accepted:
+    submission = await call.offload(_submission, call, body, wanted, route)
+    key = submission.key
+    try:
+        with tracing.enqueue(len(wanted)):
+            accepted = await call.api.store.submit(submission)
+    except IdempotencyMismatch:
+        IDEMPOTENCY.labels("mismatch").inc()
+        raise
+    if key is not None:
+        IDEMPOTENCY.labels("replayed" if accepted.replayed else "first").inc()
+    return accepted
+
+
+def _submission(
+    call: Call, body: request_models.Asked, wanted: list[request_models.JobToRun], route: str
+) -> Submission:
+    """Raises InvalidJob, and Refused for a key that is none."""
+    request_models.check(body, call.api.registry)
+    owner = call.caller.owner
+    key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
+    traceparent = parsing.traceparent(call.request)
+    return Submission(tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted), key)
+
+
+def _replayed(accepted: Accepted) -> dict[str, str]:
+    return {"Idempotent-Replayed": "true"} if accepted.replayed else {}

@@ -1,0 +1,143 @@
+"""What surrounds every request: its trace, its id, its errors as problems, one log line, one observation."""
+
+from __future__ import annotations
+
+import random
+import time
+from functools import cache
+from http import HTTPStatus
+from typing import Final
+
+import psycopg
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from engine.telemetry import traceparent, tracing
+from engine.telemetry.instruments import Histogram
+from engine.telemetry.metrics import HTTP_IN_FLIGHT, HTTP_SECONDS
+from engine.telemetry.spans import OFF, Span
+from web import metrics, problems
+from web.operations import Api, Handler
+from web.problems import Refused
+from web.wire import parsing
+
+REQUEST_ID: Final = "X-Request-Id"
+KEPT: Final = web.RequestKey("request_id", str)
+SPAN: Final = web.RequestKey("span", Span)
+UNKNOWN_ROUTE: Final = "unknown"
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+
+
+@web.middleware
+async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A middleware around the boundary. A context that is broken is ignored, as the standard says."""
+    came = traceparent.accept(request.headers.getall("traceparent", ()))
+    with _span(request, _route(request.match_info.route.resource), came) as span:
+        request[SPAN] = span
+        if context := came or span.traceparent:
+            request[parsing.CONTEXT] = context
+        response = await handler(request)
+        _answered(span, response.status)
+        return response
+
+
+def boundary(api: Api) -> Middleware:
+    """The middleware that answers. aiohttp calls its parameters by name."""
+    log = structlog.get_logger().bind()  # now, for the lazy proxy binds anew at each line
+
+    @web.middleware
+    async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        request[KEPT] = request_id = parsing.request_id(request) or new_request_id()
+        HTTP_IN_FLIGHT.inc()
+        try:
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001 - the boundary: nothing may pass it but an answer
+            refused = problems.refusal(error)
+            _tell(error, refused, request)
+            response = problems.render(refused, instance=request.path, request_id=request_id)
+        finally:
+            HTTP_IN_FLIGHT.dec()
+        if api.draining.is_set() and not response.prepared:
+            response.force_close()
+        seconds = time.perf_counter() - started
+        resource = request.match_info.route.resource
+        context = request[SPAN].traceparent or parsing.traceparent(request)
+        _histogram(resource, _method(request, response), response.status).traced(seconds, context)
+        metrics.answered(_route(resource) or UNKNOWN_ROUTE, response.status)
+        made = {"job_id": request[parsing.JOB]} if parsing.JOB in request else {}
+        log.info(
+            "request.answered", status=response.status, ms=round(seconds * 1000, 2), **made, **_ids(request)
+        )
+        return response
+
+    return surround
+
+
+def _tell(error: Exception, refused: Refused, request: web.Request) -> None:
+    """Log what is not the client's fault, with everything by which the client can name it."""
+    if error is refused:
+        return
+    if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        structlog.get_logger().warning(
+            "request.unserved", error=f"{type(error).__name__}: {error}", **_ids(request)
+        )
+    elif isinstance(error, psycopg.Error) or refused.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+        structlog.get_logger().error("request.failed", exc_info=error, **_ids(request))
+
+
+def _ids(request: web.Request) -> dict[str, str]:
+    """What tells a request from all others in the log."""
+    context = request[SPAN].traceparent or parsing.traceparent(request)
+    return {
+        "method": request.method,
+        "path": request.path,
+        "request_id": request[KEPT],
+    } | traceparent.ids(context, request[SPAN])
+
+
+def new_request_id() -> str:
+    return f"{random.getrandbits(128):032x}"
+
+
+async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """An on_response_prepare signal: streams too send their headers through it."""
+    response.headers[REQUEST_ID] = request.get(KEPT) or new_request_id()
+    response.headers.popall("Server", None)
+
+
+def _method(request: web.Request, response: web.StreamResponse) -> str:
+    """As a label: methods that a route does not have are one, or whoever tries them all makes hundreds of series."""
+    allowed = response.status != HTTPStatus.METHOD_NOT_ALLOWED and request.method in METHODS
+    return request.method if allowed else "_OTHER"
+
+
+@cache  # finite: the routes, their methods, the statuses
+def _histogram(resource: web.AbstractResource | None, method: str, status: int) -> Histogram:
+    return HTTP_SECONDS.labels(_route(resource) or UNKNOWN_ROUTE, method, str(status))
+
+
+def _route(resource: web.AbstractResource | None) -> str | None:
+    return None if resource is None or "{path" in resource.canonical else resource.canonical
+
+
+def _span(request: web.Request, route: str | None, came: str | None) -> Span:
+    """The span of a request, until its answer, by OpenTelemetry's conventions; `came` is the caller's context."""
+    if not tracing.enabled():
+        return OFF
+    method = request.method if request.method in METHODS else "HTTP"
+    attributes = {
+        "http.request.method": request.method if method == request.method else "_OTHER",
+        "url.scheme": request.scheme,
+        "url.path": request.path,
+    }
+    if route is None:
+        return tracing.start(method, "server", attributes, came)
+    return tracing.start(f"{method} {route}", "server", attributes | {"http.route": route}, came)
+
+
+def _answered(span: Span, status: int) -> None:
+    span.note("http.response.status_code", status)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        span.fail(str(status))

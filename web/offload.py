@@ -1,0 +1,34 @@
+"""Large documents are worked on in a thread: the loop goes on answering everybody else meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, ParamSpec, TypeVar
+
+from engine.errors import Overloaded
+
+LARGE_BYTES: Final = 64 * 1024
+MAX_WAITING_BYTES: Final = 64 << 20
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Offload:
+    """One large document at a time, for its values take up to fifty times its bytes."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+
+    async def run(self, size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `work`, which handles `size` bytes, in a thread. Raises Overloaded."""
+        if self._waiting >= MAX_WAITING_BYTES:
+            raise Overloaded("many large requests are waiting already")
+        self._waiting += size
+        try:
+            async with self._turn:
+                return await asyncio.to_thread(work, *args, **kwargs)
+        finally:
+            self._waiting -= size

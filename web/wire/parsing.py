@@ -1,0 +1,186 @@
+"""What a request holds, checked before anything is done with it: body, query, job id, preferences."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from http import HTTPStatus
+from typing import Final, TypeVar
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from pydantic import BaseModel, ValidationError
+
+from engine.errors import InvalidJob, JobNotFound, Problem
+from engine.text import MAX_DEPTH, UNSTORABLE, json_faults
+from web.problems import Refused
+from web.wire.request_models import faults
+
+READ_SECONDS: Final = 10.0
+"""How long a body may take to arrive: aiohttp itself would wait for ever."""
+CODINGS: Final = ("gzip", "deflate", "identity")
+JSON: Final = "application/json"
+MAX_WAIT_SECONDS: Final = 30
+
+CANONICAL_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
+CONTEXT: Final = web.RequestKey("context", str)
+JOB: Final = web.RequestKey("job", str)
+"""The job that a request has made, for its log line."""
+WAIT: Final = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.IGNORECASE)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def body(request: web.Request, limit: int) -> bytes:
+    """The JSON document sent, not yet parsed, decompressed and of `limit` bytes at most. Raises Refused."""
+    _check_media(request)
+    content = request.content
+    if content.is_eof():  # the usual case: it came with the head, and needs no timer
+        document = content.read_nowait(-1)
+        if len(document) > limit:
+            raise _too_large(limit)
+        return document
+    if (request.content_length or 0) > limit:
+        raise _too_large(limit)
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await _collected(request, limit)
+    except TimeoutError:
+        raise Refused(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"The body did not arrive within {READ_SECONDS:g} s.",
+            headers={"Connection": "close"},
+        ) from None
+    except (HttpProcessingError, web.RequestPayloadError, ConnectionError) as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, "The body is broken off or wrongly encoded.") from error
+
+
+async def _collected(request: web.Request, limit: int) -> bytes:
+    document = bytearray()
+    while chunk := await request.content.readany():
+        document += chunk
+        if len(document) > limit:
+            raise _too_large(limit)
+    return bytes(document)
+
+
+def _check_media(request: web.Request) -> None:
+    if request.headers.get("Content-Type") != JSON:
+        charset = (request.charset or "utf-8").lower()
+        if (
+            request.content_type != JSON
+            or charset not in ("utf-8", "utf8")
+            or "Content-Type" not in request.headers
+        ):
+            raise Refused(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "The body must be application/json in UTF-8.",
+                headers={"Accept-Post": JSON},
+            )
+    if request.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
+        raise Refused(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "The body's content coding is not understood.",
+            headers={"Accept-Post": JSON, "Accept-Encoding": ", ".join(CODINGS)},
+        )
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is larger than {limit} bytes.")
+
+
+def parsed(model: type[Model], document: bytes) -> Model:
+    """The document as a `model`. Raises Refused (400) where it is not JSON, InvalidJob where it does not fit."""
+    try:
+        return model.model_validate_json(document)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        if found[0]["type"] == "json_invalid":
+            raise _malformed(document) from error
+        raise InvalidJob(faults(error)) from error
+
+
+def _malformed(document: bytes) -> Exception:
+    """Why a document cannot be parsed. Python's parser is laxer: what only it takes is JSON, but unacceptable."""
+    try:
+        value = json.loads(document.decode())
+    except UnicodeDecodeError:
+        return Refused(HTTPStatus.BAD_REQUEST, "The body is not UTF-8.")
+    except json.JSONDecodeError as error:
+        return Refused(
+            HTTPStatus.BAD_REQUEST,
+            f"The body is not JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
+        )
+    except RecursionError:
+        return InvalidJob([Problem("", f"nested deeper than {MAX_DEPTH}")])
+    except ValueError:
+        return InvalidJob([Problem("", "a number has too many digits")])
+    return InvalidJob(list(json_faults(value)) or [Problem("", "holds what cannot be stored")])
+
+
+def query(request: web.Request, model: type[Model] | None) -> Model | None:
+    """The query parameters as a `model`; None where the operation takes none."""
+    raw = request.rel_url.raw_query_string
+    if not raw and model is None:
+        return None
+    given = _pairs(raw)
+    known = model.model_fields if model is not None else {}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise Refused(HTTPStatus.BAD_REQUEST, f"There is no query parameter {unknown[0][:64]!r} here.")
+    if model is None:
+        return None
+    try:
+        return model.model_validate_strings(given)
+    except ValidationError as error:
+        raise InvalidJob(faults(error)) from error
+
+
+def _pairs(raw: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=100)
+    except ValueError as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, "The query string is not UTF-8, or too long.") from error
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        raise Refused(HTTPStatus.BAD_REQUEST, "A query parameter is repeated.")
+    if any(UNSTORABLE.search(text) for pair in pairs for text in pair):
+        raise Refused(HTTPStatus.BAD_REQUEST, "The query string is not UTF-8, or holds NUL.")
+    return given
+
+
+def job_id(request: web.Request) -> UUID:
+    """The id in the path. What is no UUID is no job's id."""
+    text = request.match_info["job_id"]
+    if not CANONICAL_ID.fullmatch(text):
+        raise JobNotFound(text)
+    return UUID(text)
+
+
+def request_id(request: web.BaseRequest) -> str | None:
+    """The caller's own id of this request, where it is fit to be repeated."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if REQUEST_ID.fullmatch(given) else None
+
+
+def traceparent(request: web.Request) -> str | None:
+    """The trace it belongs to: the caller's, else its own where spans are exported."""
+    return request.get(CONTEXT)
+
+
+def preferred_wait(request: web.Request) -> int | None:
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most 30. A preference that is not understood is ignored."""
+    for preference in ",".join(request.headers.getall("Prefer", ())).split(","):
+        if match := WAIT.fullmatch(preference):
+            return min(int(match[1]), MAX_WAIT_SECONDS)
+    return None
+
+
+def matches(request: web.Request, tag: str) -> bool:
+    """Whether If-None-Match names `tag` (RFC 9110 §13.1.2: weak comparison)."""
+    given = ",".join(request.headers.getall("If-None-Match", ()))
+    return given.strip() == "*" or tag in ENTITY_TAG.findall(given)

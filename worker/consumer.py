@@ -1,0 +1,292 @@
+"""Keeps N attempts running: claims as many as there are free slots, runs them, records what they came to.
+
+`Consumer._run` is the life of one attempt; the table in worker/__init__.py names the files of its steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+from psycopg import Error
+
+from engine.errors import DatabaseUnavailable
+from engine.model import Attempt, Cancelled, Outcome, Reason, Released
+from engine.pipeline import Pipeline
+from engine.process.run import process_name
+from engine.settings import Settings
+from engine.storage.connections import Pool, open_pool
+from engine.storage.notify import CANCEL, listen
+from engine.tables.workers import Leased, Registration
+from engine.telemetry import tracing
+from engine.telemetry.metrics import WORKER_BUSY, WORKER_SLOTS
+from worker.attempt_metrics import AttemptMetrics
+from worker.execution import GRACE_SECONDS, Execution
+from worker.lease import Lease
+from worker.progress import report_forever
+from worker.recorder import Recorder
+from worker.releases import Releaser
+from worker.slots import Slots
+from worker.source import Source
+
+MIN_IDLE_SECONDS: Final = 0.05
+MAX_IDLE_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 0.2
+MAX_EFFECTS: Final = 10
+"""Effects that a process commits at once; more wait for a connection."""
+
+LOST: Final = Released(Reason.LEASE_LOST)
+
+log = structlog.get_logger()
+
+
+class Consumer:
+    """A worker: its lease, its slots and its loop."""
+
+    def __init__(
+        self,
+        url: str,
+        pool: Pool,
+        effects: Pool,
+        source: Source,
+        registry: Mapping[str, Pipeline],
+        *,
+        slots: int,
+        lease_seconds: float,
+        drain_seconds: float,
+        publish_results: bool = False,
+    ) -> None:
+        self._url = url
+        self._pool = pool
+        self._source = source
+        self._registry = registry
+        self._drain_seconds = drain_seconds
+        self._draining = False
+        self._failing = False
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._slots = Slots(slots, lease_seconds, self._wake.set)
+        self._left_behind: set[asyncio.Task[None]] = set()
+        self._metrics = AttemptMetrics(registry)
+        self._releaser = Releaser(pool, self._metrics, publish_results=publish_results)
+        self._lease = Lease(
+            url,
+            Registration(process_name(), tuple(registry), slots),
+            lease_seconds,
+            on_beat=self._on_beat,
+            running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._slots.held)],
+            throughput=self._metrics.throughput,
+        )
+        self._recorder = Recorder(
+            url, effects, lambda: self._lease.worker_id, publish_results=publish_results
+        )
+        WORKER_SLOTS.set(slots)
+
+    async def ready(self) -> None:
+        """A readiness check: raises while this worker has no lease to claim under, or no source to claim from."""
+        if self._lease.worker_id is None:
+            raise DatabaseUnavailable("this worker holds no lease")
+        await self._source.ready()
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Work until `stop`, then finish what runs within the drain time and release the rest.
+
+        Returns 0; or 1, by itself, when plain functions that outlived their time-out have held every slot for a
+        whole lease: only a new process gets rid of their threads.
+        """
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._source.aclose)
+            stack.push_async_callback(self._recorder.aclose)
+            stack.push_async_callback(asyncio.to_thread, self._lease.close)
+            self._lease.start()
+            async with asyncio.TaskGroup() as group:
+                loops = [
+                    group.create_task(loop)
+                    for loop in (
+                        listen(self._url, self._on_hint),
+                        self._source.run(self._wake.set),
+                        report_forever(self._pool, self._slots.held),
+                        self._watch(),
+                        self._wake_at(stop),
+                    )
+                ]
+                try:
+                    await self._claim_until(stop)
+                finally:
+                    withdrawing = group.create_task(self._source.drain())
+                    await self._drain()
+                    await withdrawing
+                    for task in loops:
+                        task.cancel()
+        return 1 if self._slots.stuck.exhausted else 0
+
+    async def _claim_until(self, stop: asyncio.Event) -> None:
+        idle = MIN_IDLE_SECONDS
+        while not (stop.is_set() or self._slots.stuck.exhausted):
+            # Cleared before the claim: a hint that comes while it runs must not be lost.
+            self._wake.clear()
+            room = self._slots.room
+            attempts = await self._claim(room)
+            self._slots.full = len(attempts) == room
+            for attempt in attempts:
+                self._start(attempt)
+            if attempts:  # there may be more; only an empty claim has also looked below the source's mark
+                idle = MIN_IDLE_SECONDS
+                if not self._slots.full:
+                    await asyncio.sleep(0)  # what was claimed starts before the next claim is put together
+                continue
+            idle = min(idle * 2, MAX_IDLE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(idle):
+                    await self._wake.wait()
+
+    async def _claim(self, room: int) -> list[Attempt]:
+        worker_id = self._lease.worker_id
+        if not room or worker_id is None:
+            return []
+        began = time.time_ns()
+        try:
+            with self._slots.unacknowledged.claiming():
+                attempts = await self._source.claim(worker_id, room)
+        except (DatabaseUnavailable, Error) as error:
+            if not self._failing:
+                log.warning("claim.failed", error=str(error))
+            self._failing = True
+            return []
+        if self._failing:
+            log.info("claim.recovered")
+        self._failing = False
+        tracing.claimed(began, attempts)
+        return attempts
+
+    def _start(self, attempt: Attempt) -> None:
+        execution = Execution(attempt, self._registry[attempt.job.preset], self._record_left_behind)
+        self._slots.take(execution)
+        execution.task = self._loop.create_task(self._run(execution), context=execution.span.context())
+
+    async def _run(self, execution: Execution) -> None:
+        """The life of an attempt: claimed → running → ended → recorded."""
+        self._metrics.started(execution.attempt)
+        outcome = await execution.run()
+        self._slots.vacate(execution)
+        if execution.end():
+            await self._record(execution, outcome)
+
+    async def _record(self, execution: Execution, outcome: Outcome) -> None:
+        """Of an attempt that has ended."""
+        metadata = self._metrics.ended(execution)
+        try:
+            written = await self._recorder.record(execution, outcome, metadata)
+        except Exception as error:  # noqa: BLE001 - LeaseLost as a rule; whatever it is, nothing more can be done
+            self._metrics.dropped(execution, error)
+        else:
+            self._metrics.recorded(execution, written)
+        finally:
+            self._slots.drop(execution)
+
+    def _record_left_behind(self, execution: Execution, outcome: Outcome) -> None:
+        """The outcome of an attempt whose pipeline runs on: `_run` has still to wait for it."""
+        task = self._loop.create_task(self._record(execution, outcome))
+        self._left_behind.add(task)
+        task.add_done_callback(self._left_behind.discard)
+
+    def _on_hint(self, channel: str, payload: str) -> None:
+        if channel == CANCEL:
+            self._lease.beat_now()
+        elif not payload or not self._registry.keys().isdisjoint(payload.split()):
+            self._wake.set()
+
+    def _on_beat(self, sent: float, leased: Leased) -> None:
+        held = self._slots.held
+        for key, cancel_requested in leased.items():
+            if cancel_requested and key in held:
+                held[key].stop(Cancelled())
+        for key, execution in list(held.items()):
+            if key not in leased and execution.started < sent:
+                execution.stop(LOST)
+        if lost := self._slots.unacknowledged.lost(leased.keys() - held.keys()):
+            self._releaser.unknown(self._lease.worker_id, lost)
+        self._releaser.release_stopped()
+        self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
+
+    async def _watch(self) -> None:
+        """Many times a lease: prove that the loop lives, end what is overdue or lost, and look for stuck slots."""
+        while True:
+            self._lease.tick()
+            self._drop_lost()
+            now = time.monotonic()
+            for execution in list(self._slots.held.values()):
+                if now > execution.deadline:
+                    execution.time_out()
+            stuck = self._slots.stuck
+            stuck.look(self._slots.occupied)
+            if stuck.exhausted and not self._draining:
+                log.error("worker.exhausted", left_behind=len(stuck))
+                self._wake.set()
+            WORKER_BUSY.set(len(self._slots.occupied))
+            await asyncio.sleep(min(self._lease.seconds / 10, WATCH_SECONDS))
+
+    def _drop_lost(self) -> None:
+        """Stop what runs under a lease that is no longer ours; its outcomes will find no lease to be written under.
+
+        A lease that ran out because the database was away is no crash: its jobs are released under the next lease,
+        before maintenance takes them for a dead worker's. Where the row is gone, maintenance has them already.
+        """
+        current = self._lease.worker_id
+        lost = [each for each in self._slots.held.values() if each.attempt.worker_id != current]
+        if lost and current is None:
+            for execution in lost:
+                self._releaser.stopped(execution.attempt.worker_id, execution.attempt.key)
+            self._lease.abandon()
+        for execution in lost:
+            execution.stop(LOST)
+
+    async def _wake_at(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._wake.set()
+
+    async def _drain(self) -> None:
+        """Finish what runs within the drain time; then release the rest, and wait for that to be written."""
+        self._draining = self._slots.full = True
+        held = self._slots.held
+        if held:
+            log.info("worker.draining", attempts=len(held), seconds=self._drain_seconds)
+        await self._emptied(self._drain_seconds)
+        for execution in list(held.values()):
+            execution.stop(Released(Reason.SHUTDOWN))
+        self._recorder.release_effects()
+        await self._emptied(GRACE_SECONDS + self._lease.seconds)
+
+    async def _emptied(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._slots.held:
+                    self._wake.clear()
+                    await self._wake.wait()
+
+
+@asynccontextmanager
+async def open_consumer(
+    settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline]
+) -> AsyncIterator[Consumer]:
+    """The consumer of a process, with its pools: effects may hold theirs for long, so they have one of their own."""
+    slots = settings.worker_concurrency
+    async with (
+        open_pool(url, name="worker", size=2) as pool,
+        open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), reset_on_return=True) as effects,
+    ):
+        yield Consumer(
+            url,
+            pool,
+            effects,
+            source,
+            registry,
+            slots=slots,
+            lease_seconds=settings.lease_seconds,
+            drain_seconds=settings.drain_seconds,
+            publish_results=settings.publish_results,
+        )

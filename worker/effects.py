@@ -1,0 +1,121 @@
+"""The commit of a result together with its effects: one transaction, the author's and ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, LiteralString
+
+import structlog
+from psycopg import Error, errors
+
+from engine.errors import DatabaseUnavailable, LeaseLost
+from engine.model import Completed
+from engine.moves import recorded
+from engine.storage.connections import Connection, Pool, borrow
+from engine.storage.deadline import transient
+from engine.storage.statements import fetchone
+from engine.telemetry import tracing
+from worker.execution import GRACE_SECONDS, Execution
+from worker.outcome import record
+from worker.rows import write
+
+TRIES: Final = 3
+"""A deadlock or a lost connection is nobody's error; but effects that bring one about each time are."""
+PAUSE_SECONDS: Final = 0.05
+
+FENCE: LiteralString = "SELECT 1 FROM outbox WHERE job_id = %s AND attempt = %s AND worker_id = %s FOR UPDATE"
+
+log = structlog.get_logger()
+
+
+class EffectsCommit:
+    """Commits one completed attempt. It is tried again while the database is away or finds a deadlock."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        worker_id: Callable[[], int | None],
+        execution: Execution,
+        outcome: Completed,
+        metadata: str,
+        *,
+        publish_results: bool,
+    ) -> None:
+        self._pool = pool
+        self._worker_id = worker_id
+        self._attempt = execution.attempt
+        self._seconds = execution.attempt.timeout_seconds or execution.pipeline.timeout
+        self._traceparent = execution.span.traceparent
+        self._effects = outcome.effects
+        self._ending = record(execution.attempt, outcome, metadata)
+        self._publish_results = publish_results
+        self._tries = 0
+
+    async def run(self) -> None:
+        """Returns once the result and the effects are committed, by this try or by the one before.
+
+        Raises LeaseLost, TimeoutError when the effects took longer than an attempt may, or what they raised.
+        """
+        while self._leased or self._tries:
+            try:
+                async with self._connection() as conn:
+                    if self._tries and await self._became_committed(conn):
+                        return
+                    if not self._leased:
+                        break
+                    await self._commit(conn)
+                    return
+            except (DatabaseUnavailable, Error) as error:
+                if self._tries == TRIES or not _passing(error):
+                    raise
+                log.warning("record.failed", error=str(error), rows=1)
+                await asyncio.sleep(PAUSE_SECONDS * 2**self._tries)
+        raise LeaseLost(str(self._attempt.job.id))
+
+    @property
+    def _leased(self) -> bool:
+        """Under a lease that was lost meanwhile one question remains: has the last try committed?"""
+        return self._worker_id() == self._attempt.worker_id
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A connection for as long as an attempt may take; to wait for one is not the effects' time."""
+        limit: asyncio.Timeout | None = None
+        try:
+            async with (
+                borrow(self._pool, self._seconds + GRACE_SECONDS) as conn,
+                asyncio.timeout(self._seconds) as limit,
+            ):
+                yield conn
+        except (TimeoutError, DatabaseUnavailable, Error) as error:
+            if limit is not None and limit.expired():
+                raise TimeoutError(f"the effects did not end within {self._seconds:g} s") from error
+            raise
+
+    async def _became_committed(self, conn: Connection) -> bool:
+        """What became of the try before: its connection broke, and its COMMIT may have been heard."""
+        return bool(await recorded(conn, [self._attempt.key]))
+
+    async def _commit(self, conn: Connection) -> None:
+        """Fence first, then the effects, then result and audit."""
+        attempt = self._attempt
+        with tracing.record([self._traceparent], 1):
+            async with conn.transaction():
+                if not await fetchone(conn, FENCE, [*attempt.key, attempt.worker_id]):
+                    raise LeaseLost(str(attempt.job.id))
+                self._tries += 1
+                if self._effects is not None:
+                    with tracing.step("effects"):
+                        await self._effects(conn)
+                if not await write(
+                    conn, attempt.worker_id, [self._ending], publish_results=self._publish_results
+                ):
+                    raise LeaseLost(str(attempt.job.id))
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether it will go by itself: nothing is wrong with the effects."""
+    interrupted = errors.QueryCanceled | errors.LockNotAvailable
+    return transient(error) or isinstance(error, DatabaseUnavailable | interrupted)

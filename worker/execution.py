@@ -1,0 +1,207 @@
+"""One attempt at work: runs the pipeline, on the loop or in a thread, and says what its end means."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from engine.errors import PermanentError
+from engine.model import Attempt, Failed, Job, Outcome, Retry, Snoozed
+from engine.pipeline import Pipeline
+from engine.telemetry import tracing
+from engine.telemetry.spans import Span
+from worker.outcome import after, describe, interpret
+
+GRACE_SECONDS: Final = 1.0
+"""How long a pipeline that was told to stop may take to unwind before it is left behind, its slot still taken."""
+
+THREADLESS_SECONDS: Final = 5.0
+"""When to try again where the process could not start a thread."""
+
+MAX_PROGRESS_MESSAGE: Final = 500
+
+log = structlog.get_logger()
+
+
+class Execution:
+    """A running attempt. Times are on the monotonic clock.
+
+    It ends once, when its outcome is known. As a rule the pipeline has returned by then. One that was told to stop
+    and does not is left behind: `on_left_behind` is called with its outcome, and it keeps its slot until it returns.
+    """
+
+    def __init__(
+        self, attempt: Attempt, pipeline: Pipeline, on_left_behind: Callable[[Execution, Outcome], None]
+    ) -> None:
+        self.attempt = attempt
+        self.number = attempt.number
+        self.pipeline = pipeline
+        self.started = time.monotonic()
+        self.deadline = self.started + (attempt.timeout_seconds or pipeline.timeout)
+        self.ended = False
+        self.ended_at = self.started
+        self.span = tracing.attempt(attempt)
+        self.progress_n = 0
+        self.reported_n = 0
+        self.latest: tuple[float, str] = (0.0, "")
+        self.task: asyncio.Task[None] | None = None
+        """What runs the attempt from its claim to its record; kept here, for the loop's own reference is weak."""
+        self._on_left_behind = on_left_behind
+        self._unwinding: asyncio.Task[Any] | None = None
+        self._stopped_as: Outcome | None = None
+        self._cancelled: threading.Event | None = None if pipeline.is_async else threading.Event()
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set when the attempt should stop. Made when first asked for: few async pipelines look at it."""
+        if self._cancelled is None:
+            self._cancelled = threading.Event()
+            if self._stopped_as is not None:
+                self._cancelled.set()
+        return self._cancelled
+
+    def progress(self, fraction: float, message: str) -> None:
+        """Remember the latest; the worker writes it at most once a second."""
+        try:
+            share = float(fraction)
+            text = str(message)[:MAX_PROGRESS_MESSAGE].replace("\0", "").encode(errors="replace").decode()
+        except Exception:  # noqa: BLE001 - a pipeline must not fail for how it reports its progress
+            return
+        self.latest = (min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0, text)
+        self.progress_n += 1
+
+    async def run(self) -> Outcome:
+        """The outcome, once the pipeline has returned. Metadata that does not fit its model fails the job at once."""
+        if self._stopped_as is not None:  # before its first step
+            return self._stopped_as
+        try:
+            job = self._prepared()
+        except BaseException as error:  # noqa: BLE001 - a validator is an author's code and may raise anything
+            return Failed(describe(error))
+        return await (self._on_loop(job) if self.pipeline.is_async else self._in_thread(job))
+
+    def time_out(self) -> None:
+        """Stop the pipeline because its time is up: an error like any other."""
+        self.stop(Retry(None, TimeoutError(f"no end after {self.deadline - self.started:g} s")))
+
+    def stop(self, outcome: Outcome) -> None:
+        """Tell the pipeline to stop, to end as `outcome`: at once for a plain function, else once it has unwound."""
+        if self.ended or self._stopped_as is not None:
+            return
+        self._stopped_as = outcome
+        if self._cancelled is not None:
+            self._cancelled.set()
+        if not self.pipeline.is_async:
+            self._leave_behind(outcome)
+            return
+        if self._unwinding is not None:
+            self._unwinding.cancel()
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._leave_behind, outcome)
+
+    def end(self) -> bool:
+        """Note that the outcome is known. False when it was before."""
+        if self.ended:
+            return False
+        self.ended = True
+        self.ended_at = time.monotonic()
+        return True
+
+    def _leave_behind(self, outcome: Outcome) -> None:
+        if self.end():
+            self._on_left_behind(self, outcome)
+
+    def _prepared(self) -> Job:
+        """The job with its metadata as the pipeline's model. Raises PermanentError when it does not fit."""
+        job = self.attempt.job
+        if self.attempt.undecodable is not None:
+            raise PermanentError(f"the stored metadata cannot be read: {self.attempt.undecodable}")
+        if self.pipeline.metadata is None:
+            return job
+        try:
+            return job._replace(metadata=self.pipeline.metadata.model_validate(job.metadata))
+        except ValidationError as error:
+            faults = "; ".join(f"{'/'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+            raise PermanentError(f"metadata: {faults}") from error
+
+    async def _on_loop(self, job: Job) -> Outcome:
+        self._unwinding = task = asyncio.current_task()
+        assert task is not None
+        try:
+            return interpret(await self.pipeline.function(job, AttemptRun(self)))
+        except BaseException as error:
+            if asyncio.current_task(task.get_loop()) is not task:
+                raise  # the loop has let go of the task, and nothing can be awaited any more
+            if self._stopped_as is not None:
+                return self._stopped_as
+            if isinstance(error, asyncio.CancelledError) and task.cancelling():
+                raise  # the process ends
+            return self._raised(error)
+        finally:
+            self._unwinding = None
+
+    async def _in_thread(self, job: Job) -> Outcome:
+        loop = asyncio.get_running_loop()
+        returned: asyncio.Future[Outcome] = loop.create_future()
+
+        def work() -> None:
+            try:
+                outcome = interpret(self.pipeline.function(job, AttemptRun(self)))
+            except BaseException as error:  # noqa: BLE001 - as above: it costs this job and nobody else
+                outcome = self._raised(error)
+            # The loop may have closed: then the job was released at shutdown, and this outcome is nobody's.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, returned, outcome)
+
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(work,), name=f"attempt {job.id}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the process, or its container, has no thread left
+            log.warning("attempt.refused", job_id=job.id, attempt=self.number, error=str(error))
+            return Snoozed(THREADLESS_SECONDS)
+        return await returned
+
+    def _raised(self, error: BaseException) -> Outcome:
+        """What an exception means; its traceback, which clients never see, goes to the log."""
+        if not isinstance(error, PermanentError):
+            job = self.attempt.job
+            with suppress(BaseException):  # writing a traceback calls the exception's own __str__
+                log.warning(
+                    "attempt.raised", job_id=job.id, preset=job.preset, attempt=self.number, exc_info=error
+                )
+        return after(error)
+
+
+class AttemptRun:
+    """The `Run` that a pipeline is given: what of an execution is an author's."""
+
+    __slots__ = ("_execution", "attempt")
+
+    def __init__(self, execution: Execution) -> None:
+        self.attempt = execution.number
+        self._execution = execution
+
+    @property
+    def cancelled(self) -> threading.Event:
+        return self._execution.cancelled
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        self._execution.progress(fraction, message)
+
+    def step(self, name: str) -> Span:
+        """The attempt's span is the current one wherever its pipeline runs."""
+        return tracing.step(name)
+
+
+def _settle(returned: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not returned.done():  # nobody waits at the end of the process
+        returned.set_result(outcome)

@@ -1,0 +1,180 @@
+"""A worker's lease, renewed from a thread of its own: a pipeline that blocks the event loop does not lose it at once.
+
+The thread renews only while the loop ticks. Whoever cannot tick for two leases is ended, for its attempts run on
+elsewhere by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import psycopg
+import structlog
+
+from engine.storage.connections import LINK, with_options
+from engine.tables import workers
+from engine.tables.workers import Leased, Registration
+from engine.telemetry.metrics import HEARTBEATS, LEASES_LOST
+from engine.telemetry.throughput import Throughput
+
+BEATS_PER_LEASE: Final = 3
+MIN_GAP_SECONDS: Final = 0.05
+LAST_WORDS_SECONDS: Final = 1.0
+
+log = structlog.get_logger()
+
+
+class Lease:
+    """The worker's row. `on_beat(sent, leased)` is called on the loop after each acknowledged beat.
+
+    `sent` is the monotonic time at which the beat left. `running()` names the running attempts, for the log.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        worker: Registration,
+        seconds: float,
+        *,
+        on_beat: Callable[[float, Leased], None],
+        running: Callable[[], Sequence[str]],
+        throughput: Throughput,
+    ) -> None:
+        self.seconds = seconds
+        self._url = url
+        self._worker = worker
+        self._on_beat = on_beat
+        self._running = running
+        self._throughput = throughput
+        self._loop = asyncio.get_running_loop()
+        self._id: int | None = None
+        self._acknowledged = 0.0
+        self._period = seconds / BEATS_PER_LEASE
+        self._failing = False
+        self._ticks = 0
+        self._seen = -1
+        self._silent = 0.0
+        self._turned = time.monotonic()
+        self._stopping = threading.Event()
+        self._due = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    @property
+    def worker_id(self) -> int | None:
+        """The id under which to claim and record; None when there is no lease that surely holds.
+
+        A beat counts from when it was sent, so this clock always runs out before the database's.
+        """
+        if time.monotonic() < self._acknowledged + self.seconds:
+            return self._id
+        return None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tick(self) -> None:
+        """Prove that the event loop is alive."""
+        self._ticks += 1
+
+    def beat_now(self) -> None:
+        """Do not wait for the next turn: something may have been cancelled."""
+        self._due.set()
+
+    def abandon(self) -> None:
+        """Give the id up; the thread registers a new one at its next beat."""
+        lost, self._id = self._id, None
+        if lost is not None:
+            LEASES_LOST.inc()
+        self._due.set()
+
+    def close(self) -> None:
+        """Stop renewing and remove the row. Blocks for as long as one statement may take."""
+        self._stopping.set()
+        self._due.set()
+        self._thread.join(timeout=self.seconds)
+
+    def _renew(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with self._connected() as conn:
+                    while not self._stopping.is_set():
+                        if self._silence() < self.seconds:
+                            self._beat(conn)
+                        self._wait()
+                    self._deregister(conn)
+            except Exception as error:  # noqa: BLE001 - without this thread the worker could do nothing for ever
+                HEARTBEATS.labels("failed").inc()
+                if not self._failing:  # the first of many, in an outage
+                    log.warning("heartbeat.failed", error=str(error).strip())
+                self._failing = True
+                self._silence()
+                self._stopping.wait(min(1.0, self._period / 2))
+
+    def _silence(self) -> float:
+        """For how many seconds the loop has not ticked. Ends the process when that is hopeless.
+
+        A turn of this thread counts for a period at most: a process that was stopped and continued finds much
+        time gone, and only has to tick again.
+        """
+        now = time.monotonic()
+        turn = min(now - self._turned, self._period)
+        self._turned = now
+        self._silent = self._silent + turn if self._ticks == self._seen else 0.0
+        self._seen = self._ticks
+        if self._silent >= 2 * self.seconds:
+            try:
+                # Writing the log may be what blocks the process.
+                threading.Timer(LAST_WORDS_SECONDS, os._exit, [1]).start()
+                log.error("process.stalled", seconds=2 * self.seconds, running=list(self._running()))
+            finally:
+                os._exit(1)
+        return self._silent
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        limit = max(1000, int(self._period * 1000))
+        return psycopg.connect(
+            with_options(self._url, f"-c statement_timeout={limit} -c lock_timeout={limit}"),
+            autocommit=True,
+            application_name="outrider lease",
+            **(LINK | {"tcp_user_timeout": limit}),
+        )
+
+    def _beat(self, conn: psycopg.Connection[Any]) -> None:
+        sent = time.monotonic()
+        worker_id = self._id
+        if worker_id is None:
+            self._id = workers.register(conn, self._worker, self.seconds)
+            log.info("worker.registered", worker=self._id, name=self._worker.name)
+            leased: Leased | None = {}
+        else:
+            leased = workers.beat(conn, worker_id, self.seconds, self._throughput.per_second())
+        if leased is None:
+            HEARTBEATS.labels("gone").inc()
+            self.abandon()
+            return
+        HEARTBEATS.labels("renewed").inc()
+        if self._failing:
+            log.info("heartbeat.recovered", worker=self._id)
+        self._failing = False
+        self._acknowledged = sent
+        self._post(sent, leased)
+
+    def _post(self, sent: float, leased: Leased) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._on_beat, sent, leased)
+        except RuntimeError:
+            self._stopping.set()  # the loop has closed: there is nobody left to renew for
+
+    def _wait(self) -> None:
+        self._due.wait(self._period)
+        self._stopping.wait(MIN_GAP_SECONDS)
+        self._due.clear()
+
+    def _deregister(self, conn: psycopg.Connection[Any]) -> None:
+        if self._id is not None:
+            workers.deregister(conn, self._id)

@@ -1,0 +1,70 @@
+"""Releases attempts that the database shows as leased to this worker but that are not running here.
+
+No attempt is counted: nothing is spent of a job's budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+import structlog
+from psycopg import Error
+
+from engine.errors import DatabaseUnavailable
+from engine.model import Reason
+from engine.moves import Release, release
+from engine.queries.jobs import presets_of
+from engine.storage.connections import Pool, borrow
+from worker.attempt_metrics import AttemptMetrics
+from worker.slots import Key
+
+log = structlog.get_logger()
+
+
+class Releaser:
+    """Writes in tasks of its own, beside everything else.
+
+    A write that fails is not tried again here: two beats later the attempts are found anew; those of a lost lease are
+    taken back by maintenance.
+    """
+
+    def __init__(self, pool: Pool, metrics: AttemptMetrics, *, publish_results: bool) -> None:
+        self._pool = pool
+        self._metrics = metrics
+        self._publish_results = publish_results
+        self._stopped: defaultdict[int, set[Key]] = defaultdict(set)
+        self._writing: set[asyncio.Task[None]] = set()
+
+    def unknown(self, worker_id: int | None, keys: Iterable[Key]) -> None:
+        """Release attempts that were never held, each to its old place in the queue."""
+        if worker_id is not None:
+            self._release(worker_id, keys, Reason.UNKNOWN)
+
+    def stopped(self, worker_id: int, key: Key) -> None:
+        """Remember an attempt that ran under the lost lease `worker_id`; `release_stopped` releases it."""
+        self._stopped[worker_id].add(key)
+
+    def release_stopped(self) -> None:
+        """Under the next lease: the database answers again, and maintenance has not taken the attempts yet."""
+        for worker_id, keys in self._stopped.items():
+            self._release(worker_id, keys, Reason.LEASE_LOST)
+        self._stopped.clear()
+
+    def _release(self, worker_id: int, keys: Iterable[Key], reason: Reason) -> None:
+        rows = [Release(job_id, number, reason) for job_id, number in keys]
+        task = asyncio.create_task(self._write(worker_id, rows))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write(self, worker_id: int, rows: Sequence[Release]) -> None:
+        with suppress(DatabaseUnavailable, Error):  # as said above
+            async with borrow(self._pool) as conn:
+                presets = await presets_of(conn, [row.job_id for row in rows])
+                released = await release(conn, worker_id, rows, publish_results=self._publish_results)
+            if released:
+                log.warning("attempts.released", reason=rows[0].reason, rows=len(released))
+            for (job_id, _), state in released.items():
+                self._metrics.released(presets[job_id], state)

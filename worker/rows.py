@@ -1,0 +1,49 @@
+"""The rows that outcomes become, written together: results and releases of one group are one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from engine.moves import Ending, Release, finish, release
+from engine.moves.finish import Recorded
+from engine.telemetry.metrics import BATCH_ROWS, BATCH_SECONDS
+
+ROWS: Final = BATCH_ROWS.labels("record")
+SECONDS: Final = BATCH_SECONDS.labels("record")
+ROW_BYTES: Final = 200
+"""What a row weighs in a group beside its text."""
+
+Row = Ending | Release
+
+
+async def write(
+    conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row], *, publish_results: bool
+) -> Recorded:
+    """All of `rows` or, when this raises, none: a group that is split for its bad row is written from the start."""
+    began = time.perf_counter()
+    done: Recorded = {}
+    endings = [row for row in rows if isinstance(row, Ending)]
+    releases = [row for row in rows if isinstance(row, Release)]
+    async with conn.transaction() if endings and releases else nullcontext():
+        if endings:
+            done |= await finish(conn, worker_id, endings, publish_results=publish_results)
+        if releases:
+            done |= await release(conn, worker_id, releases, publish_results=publish_results)
+    ROWS.observe(len(rows))
+    SECONDS.observe(time.perf_counter() - began)
+    return done
+
+
+def key_of(row: Row) -> tuple[UUID, int]:
+    return row.job_id, row.attempt
+
+
+def size_of(row: Row) -> int:
+    """Bytes, roughly."""
+    return ROW_BYTES + len((row.output if isinstance(row, Ending) else row.error) or "")

@@ -1,0 +1,283 @@
+"""The source of a worker in pubsub mode: messages name the jobs that are claimed, and the outbox has the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import grpc
+import structlog
+from google.pubsub_v1.services.subscriber import SubscriberAsyncClient
+from google.pubsub_v1.types import AcknowledgeRequest, ModifyAckDeadlineRequest
+from psycopg import Error
+
+from engine.errors import BrokerUnavailable, DatabaseUnavailable, LeaseLost
+from engine.model import Attempt
+from engine.moves import claim_named
+from engine.process.run import pause
+from engine.pubsub.breaker import Breaker
+from engine.pubsub.client import Fault, code, details, fault, names, open_subscriber, routed
+from engine.pubsub.messages import Undecodable, job_id_of, undecodable
+from engine.settings import Settings
+from engine.storage.batcher import Batcher
+from engine.storage.connections import PinnedConnection
+from engine.tables import events
+from engine.telemetry.metrics import MESSAGES, STREAM_STALLS, UNACKNOWLEDGED
+from worker.source import FallbackScan
+from worker.stream import CLOSE_SECONDS, Received, Stream
+
+CALL_SECONDS: Final = 5.0
+ACK_PAUSES: Final = (0.1, 1.0, 0.0)
+"""Seconds after each try to acknowledge that failed."""
+MAX_IDS: Final = 1000
+"""Of one request; an ack id has up to 200 bytes, and a request 512 KiB."""
+SILENT_SECONDS: Final = 10.0
+MAX_STALLS: Final = 3
+LOST_SECONDS: Final = 30.0
+"""How long there may be no stream before the worker is not ready; its jobs come by the outbox meanwhile."""
+ESTABLISHED_SECONDS: Final = 1.0
+DATABASE_PAUSE_SECONDS: Final = 1.0
+
+CLAIMED, LATE, UNDECODABLE, RELEASED = (
+    MESSAGES.labels(action) for action in ("claimed", "late", "undecodable", "released")
+)
+
+RawAcknowledge: Final = AcknowledgeRequest.pb()
+RawModify: Final = ModifyAckDeadlineRequest.pb()
+
+log = structlog.get_logger()
+
+
+class Delivery(NamedTuple):
+    """A message that names a job, not claimed yet."""
+
+    ack_id: str
+    job_id: UUID
+
+
+class PubSubSource:
+    """Claims the jobs that messages name, and acknowledges a message once its claim has committed, never before.
+
+    From then on PostgreSQL owns the job. What cannot be claimed is another's, or done: acknowledged as well. While
+    the database is away nothing is: the messages stay here, no more are read, and none is released, for the broker
+    would count that as a failed delivery. With nothing at hand, jobs are claimed whose message did not come.
+    """
+
+    def __init__(
+        self, url: str, presets: Sequence[str], client: SubscriberAsyncClient, subscription: str, slots: int
+    ) -> None:
+        self._presets = list(presets)
+        self._transport: Any = client.transport
+        self._subscription = subscription
+        self._slots = slots
+        self._conn = PinnedConnection(url, name="claim")
+        self._burying = PinnedConnection(url, name="dead-letters")
+        self._fallback = FallbackScan(self._conn, presets)
+        # Nobody waits for their answers: PostgreSQL owns the job already.
+        self._acks: Batcher[str, None] = Batcher(self._acknowledge, max_group=MAX_IDS)
+        self._breaker = Breaker()
+        self._at_hand: deque[Delivery] = deque()
+        self._wanted = slots
+        self._room = asyncio.Event()
+        self._stream: Stream | None = None
+        self._closing = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._heard = time.monotonic()
+        self._stalls = 0
+
+    async def ready(self) -> None:
+        if self._stalls >= MAX_STALLS:
+            raise BrokerUnavailable(f"{self._stalls} streams in a row have delivered nothing")
+        if self._breaker.open_seconds > LOST_SECONDS:
+            raise BrokerUnavailable(f"no stream for {self._breaker.open_seconds:.0f} s")
+
+    async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+        try:
+            attempts = await self._claim_at_hand(worker_id, limit)
+        except LeaseLost:
+            return []  # the messages are kept for the lease to come
+        if not attempts:
+            attempts = await self._fallback.claim(worker_id, limit)
+            self._look_for_stall()
+        self._wanted = limit - len(attempts)
+        self._room.set()
+        return attempts
+
+    async def _claim_at_hand(self, worker_id: int, limit: int) -> list[Attempt]:
+        attempts: list[Attempt] = []
+        while self._at_hand and not attempts:
+            batch = [self._at_hand.popleft() for _ in range(min(limit, len(self._at_hand)))]
+            try:
+                async with self._conn.use() as conn:
+                    ids = [each.job_id for each in batch]
+                    attempts = await claim_named(conn, worker_id, self._presets, ids)
+            except BaseException:
+                self._at_hand.extendleft(reversed(batch))
+                raise
+            self._settle(batch, attempts)
+        return attempts
+
+    def _settle(self, batch: Sequence[Delivery], attempts: Sequence[Attempt]) -> None:
+        claimed = {attempt.job.id for attempt in attempts}
+        for delivery in batch:
+            # Once each: a second message for the same job is late already.
+            (CLAIMED if delivery.job_id in claimed else LATE).inc()
+            claimed.discard(delivery.job_id)
+            self._acks.put(delivery.ack_id)
+
+    async def run(self, wake: Callable[[], None]) -> None:
+        """Keep a stream open, and `wake` when it has brought something, until drained."""
+        try:
+            while not self._closing.is_set():
+                self._stream = Stream(self._transport.streaming_pull, self._subscription, self._slots)
+                self._heard = time.monotonic()
+                establishing = asyncio.create_task(self._establish(self._stream))
+                try:
+                    await self._receive(self._stream, wake)
+                    if not self._stream.closing:
+                        self._lost(Fault.PASSING, grpc.StatusCode.OK, "the broker has ended it")
+                except grpc.RpcError as error:
+                    self._lost(fault(error), code(error), details(error))
+                finally:
+                    establishing.cancel()
+                    self._stream.close()
+                await pause(self._closing, self._breaker.pause)
+        finally:
+            self._ended.set()
+
+    async def _establish(self, stream: Stream) -> None:
+        """A stream that is connected, and not refused within a second, is one: an idle broker sends nothing."""
+        with suppress(grpc.RpcError):  # `read` meets it too
+            await stream.connected()
+            await asyncio.sleep(ESTABLISHED_SECONDS)
+            self._found()
+
+    async def _receive(self, stream: Stream, wake: Callable[[], None]) -> None:
+        while True:
+            while len(self._at_hand) >= self._wanted and not stream.closing:
+                self._room.clear()
+                await self._room.wait()
+            received = await stream.read()
+            if received is None:
+                return
+            self._heard, self._stalls = time.monotonic(), 0
+            self._found()
+            for message in received:
+                await self._accept(message)
+            wake()
+
+    async def _accept(self, message: Received) -> None:
+        try:
+            self._at_hand.append(Delivery(message.ack_id, job_id_of(message.data)))
+        except Undecodable as error:
+            await self._bury(message, error)
+
+    async def _bury(self, message: Received, error: Undecodable) -> None:
+        """Keep the bytes as a dead letter, then acknowledge. Nothing else is read while the database is away."""
+        letter = undecodable(message.message_id, message.data, error, datetime.now(UTC))
+        log.error("message.undecodable", message_id=message.message_id, error=str(error))
+        while not self._closing.is_set():
+            try:
+                async with self._burying.use() as conn:
+                    await events.write(conn, "dead-letters", letter)
+            except (DatabaseUnavailable, Error):  # it is redelivered if this never succeeds
+                await pause(self._closing, DATABASE_PAUSE_SECONDS)
+                continue
+            UNDECODABLE.inc()
+            self._acks.put(message.ack_id)
+            return
+
+    def _found(self) -> None:
+        seconds = self._breaker.open_seconds
+        if self._breaker.succeed():
+            log.info("stream.found", subscription=self._subscription, after_seconds=round(seconds, 1))
+
+    def _lost(self, kind: Fault, reason: grpc.StatusCode, error: str) -> None:
+        # Nothing can be done about a refusal either but to try again, and to say so.
+        kind = Fault.MISCONFIGURED if kind is Fault.REFUSED else kind
+        if self._breaker.fail(kind) and not self._closing.is_set():
+            fix = "run `outrider provision`, and see its rights" if kind is Fault.MISCONFIGURED else None
+            log.warning(
+                "stream.lost",
+                subscription=self._subscription,
+                reason=reason.name,
+                error=error,
+                fix=fix,
+            )
+
+    def _look_for_stall(self) -> None:
+        """Published jobs grow old while an open stream brings nothing: a stream may die so without an error."""
+        silent = time.monotonic() - self._heard
+        if self._stream is None or self._stream.closing or not self._fallback.undelivered:
+            return
+        if silent < SILENT_SECONDS:
+            return
+        self._stalls += 1
+        STREAM_STALLS.inc()
+        log.warning("stream.stalled", subscription=self._subscription, silent_seconds=round(silent, 1))
+        self._heard = time.monotonic()
+        self._stream.close()
+        self._room.set()
+
+    async def drain(self) -> None:
+        """Close the stream and release what is at hand: other workers have it sooner than at its deadline."""
+        self._closing.set()
+        if self._stream is not None:
+            self._stream.close()
+        self._room.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS + 1):
+                await self._ended.wait()
+        await self._release()
+        with suppress(TimeoutError):  # unacknowledged they come again, and are late
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._acks.drain()
+
+    async def _release(self) -> None:
+        ids = [delivery.ack_id for delivery in self._at_hand]
+        self._at_hand.clear()
+        while ids:
+            batch, ids = ids[:MAX_IDS], ids[MAX_IDS:]
+            request = RawModify(subscription=self._subscription, ack_ids=batch, ack_deadline_seconds=0)
+            try:
+                await self._transport.modify_ack_deadline(
+                    request, timeout=CALL_SECONDS, metadata=routed(self._subscription, "subscription")
+                )
+            except grpc.RpcError:
+                return  # they come again at their deadline
+            RELEASED.inc(len(batch))
+
+    async def _acknowledge(self, ids: Sequence[str]) -> list[None]:
+        """Tried again, for what is not acknowledged takes room in the stream until its deadline."""
+        request = RawAcknowledge(subscription=self._subscription, ack_ids=ids)
+        for seconds in ACK_PAUSES:
+            try:
+                await self._transport.acknowledge(
+                    request, timeout=CALL_SECONDS, metadata=routed(self._subscription, "subscription")
+                )
+            except grpc.RpcError:
+                await pause(self._closing, seconds)
+            else:
+                return [None] * len(ids)
+        UNACKNOWLEDGED.inc(len(ids))
+        return [None] * len(ids)
+
+    async def aclose(self) -> None:
+        await self._conn.aclose()
+        await self._burying.aclose()
+
+
+@asynccontextmanager
+async def open_source(settings: Settings, url: str, presets: Sequence[str]) -> AsyncIterator[PubSubSource]:
+    """Raises ConfigurationError without credentials for Pub/Sub."""
+    topics = names(settings)
+    async with open_subscriber() as client:
+        yield PubSubSource(
+            url, presets, client, topics.subscription(topics.jobs), settings.worker_concurrency
+        )
