@@ -1,8 +1,8 @@
-"""Outrider's engine: what pipelines and applications import. Only the names listed here are promised.
+"""The public API: the names that pipelines and applications import. Only the names listed here are stable.
 
-A pipeline is a function `(job: Job, run: Run)` declared with `@pipeline`; it returns JSON-able data, or one of
-`Completed`, `Retry`, `Failed` and `Snoozed`, or raises. `Metadata` is the base of a preset's metadata model. An
-application adds jobs in its own transaction: `await enqueue(conn, NewJob(…))`.
+A pipeline is a function `(job: Job, run: Run)` declared with `@pipeline`. The function returns JSON-able data or one
+of `Completed`, `Retry`, `Failed` and `Snoozed`, or raises. `Metadata` is the base class of a preset's metadata model.
+An application adds jobs in its own transaction: `await enqueue(conn, NewJob(…))`.
 """
 
 from engine.errors import PermanentError

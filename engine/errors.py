@@ -1,17 +1,17 @@
 """Every deliberate error.
 
 OutriderError
-├── ConfigurationError     the environment is wrong; the process must not start
+├── ConfigurationError     the environment or a pipeline is wrong; the process must not start
 ├── SchemaMismatch         the database is behind this code, or its schema cannot be changed
 ├── InvalidJob             a job that can never be accepted; carries one Problem per fault
-├── JobNotFound            no such job, or another owner's
+├── JobNotFound            no such job, or a job of another owner
 ├── StateConflict          the job's state forbids the move
 ├── IdempotencyMismatch    the key was used before with another body
-├── Overloaded             too much waits already; try again later
+├── Overloaded             too much is waiting; try again later
 ├── LeaseLost              the attempt is no longer the current one; its outcome must be dropped
 ├── DatabaseUnavailable    PostgreSQL did not answer in time, or the connection broke
-├── BrokerUnavailable      Pub/Sub delivers nothing
-├── KeysUnavailable        the keys of the token issuer cannot be had
+├── BrokerUnavailable      Pub/Sub delivers no messages
+├── KeysUnavailable        the token issuer's keys cannot be fetched
 └── PermanentError         raised by a pipeline: fail the job at once, no retry
 """
 
@@ -25,18 +25,18 @@ from engine.model import JobState
 
 
 class Problem(NamedTuple):
-    """One fault of an input: `pointer` is a JSON pointer (RFC 6901), `detail` says what is wrong there."""
+    """One fault of an input. `pointer` is a JSON pointer (RFC 6901); `detail` says what is wrong there."""
 
     pointer: str
     detail: str
 
 
 class OutriderError(Exception):
-    """Base of every error this project raises on purpose."""
+    """Base class of every error that this project raises on purpose."""
 
 
 class ConfigurationError(OutriderError):
-    """The environment is wrong. `problems` holds one line for each fault."""
+    """The environment, or the declaration of a pipeline, is wrong. `problems` holds one line for each fault."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
@@ -44,11 +44,11 @@ class ConfigurationError(OutriderError):
 
 
 class SchemaMismatch(OutriderError):
-    """The database lacks versions of the schema that this code needs, or one could not be applied."""
+    """The database lacks schema versions that this code needs, or a version could not be applied."""
 
 
 class InvalidJob(OutriderError):
-    """The job can never be accepted as it is."""
+    """The job can never be accepted as it is. `problems` holds every fault found."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems))
@@ -56,7 +56,7 @@ class InvalidJob(OutriderError):
 
 
 class JobNotFound(OutriderError):
-    """No such job, or it belongs to somebody else: the two must look the same."""
+    """No job has this id, or the job belongs to another owner. A caller must not be able to tell the two apart."""
 
     def __init__(self, job_id: UUID | str) -> None:
         super().__init__(f"no job {job_id}")
@@ -76,11 +76,11 @@ class IdempotencyMismatch(OutriderError):
 
 
 class Overloaded(OutriderError):
-    """More is waiting than this process accepts."""
+    """The work cannot be accepted now: too much is waiting, or the job is being written. The caller may try again."""
 
 
 class LeaseLost(OutriderError):
-    """The attempt is no longer the current one: whatever it wanted to write must be dropped."""
+    """The attempt is no longer the current one. Its outcome must be dropped."""
 
 
 class DatabaseUnavailable(OutriderError):
@@ -88,12 +88,15 @@ class DatabaseUnavailable(OutriderError):
 
 
 class BrokerUnavailable(OutriderError):
-    """Pub/Sub delivers nothing; jobs come by the outbox meanwhile."""
+    """Pub/Sub delivers no messages. Meanwhile workers claim jobs from the outbox."""
 
 
 class KeysUnavailable(OutriderError):
-    """The keys of the token issuer cannot be had at present, and none are remembered."""
+    """The token issuer's keys cannot be fetched at present, and none are cached."""
 
 
 class PermanentError(OutriderError):
-    """Raised by a pipeline to fail its job at once: trying again would not help."""
+    """Raise this in a pipeline, or in its effects, to fail the job at once: another attempt would not help.
+
+    The message is shown to the job's owner. Returning `Failed` from a pipeline has the same meaning.
+    """

@@ -1,7 +1,7 @@
-"""What a job may be: one table of bounds, and the words for a value that is outside.
+"""The bounds of a job's fields in one table, and the message for a value outside its bounds.
 
-HTTP's models, the library's check (engine/moves/validation.py), pipelines and the schema's CHECK constraints have
-their bounds and their words from here. A test holds the constraints to it.
+The HTTP models, the library's check (engine/moves/validation.py), the pipelines and the schema's CHECK constraints
+follow this table. A test compares the constraints with the table.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 
 class Limit(Protocol):
-    """`value in limit`; and what is wrong with a value that is not."""
+    """A set of allowed values, asked by `value in limit`. `fault` describes a value outside."""
 
     def __contains__(self, value: Any, /) -> bool: ...
 
@@ -23,7 +23,7 @@ class Limit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Both bounds are allowed. `of` says what is counted: bytes, characters, nothing for a plain number."""
+    """Numbers from `low` to `high`, both included. `of` names what is counted; empty for a plain number."""
 
     low: int
     high: int
@@ -39,7 +39,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A regular expression that the whole text must match."""
+    """Texts that match a regular expression as a whole."""
 
     regex: re.Pattern[str]
 
@@ -53,7 +53,7 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Times with a zone up to `last`. A time that has passed means at once: one before `first` counts as `first`."""
+    """Times with a zone, up to `last`. A past time means at once, so a time before `first` counts as `first`."""
 
     first: datetime
     last: datetime
@@ -66,7 +66,7 @@ class Times:
         return f"not a time with a zone, up to the year {self.last.year}"
 
     def clamped(self, moment: datetime) -> datetime:
-        """In UTC, for PostgreSQL knows no zone beyond 15:59."""
+        """`moment` in UTC, not before `first`. PostgreSQL accepts no zone offset beyond 15:59."""
         return max(moment, self.first).astimezone(UTC)
 
 
@@ -80,4 +80,4 @@ TIMEOUT_SECONDS: Final = Range(1, 86_400)
 DELAY_SECONDS: Final = Range(0, 31_536_000)
 RUN_AT: Final = Times(datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 BACKOFF_SECONDS: Final = Range(0, 600)
-"""Of a pipeline, not of a job."""
+"""A bound of pipelines, not of jobs."""

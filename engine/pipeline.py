@@ -1,4 +1,4 @@
-"""What authors write against: a pipeline is a function of (job, run), declared with its preset's name."""
+"""What pipeline authors write against: a pipeline is a function of (job, run), declared under a preset's name."""
 
 from __future__ import annotations
 
@@ -18,36 +18,59 @@ from engine.model import Job
 
 
 class Run(Protocol):
-    """The attempt as its pipeline sees it. Every member may be used from the pipeline's thread or task."""
+    """The running attempt, as its pipeline sees it. Every member may be used from the pipeline's thread or task.
+
+    `attempt` is the number of the attempt. Numbers count from 1, over retries, snoozes, lapses and redrives.
+    """
 
     attempt: int
 
     @property
     def cancelled(self) -> threading.Event:
-        """Set when the attempt should stop: a plain function looks at it from time to time."""
+        """Set when the attempt should stop: its time is up, its job is cancelled, its lease is lost, the worker stops.
+
+        A plain function must check this event from time to time. An async function also gets a CancelledError.
+        """
 
     def progress(self, fraction: float, message: str = "") -> None:
-        """Show `fraction` (0..1, clamped) and a message to the job's owner. Never blocks, never raises."""
+        """Show `fraction` (0..1, clamped) and a message to the job's owner. Never blocks, never raises.
+
+        Only the latest report is shown, renewed at most once a second. A message is cut to 500 characters.
+        """
 
     def step(self, name: str) -> AbstractContextManager[object]:
-        """`with run.step("draft"):` makes that a span of the job's trace, where traces are exported."""
+        """`with run.step("draft"):` makes the block a span of the job's trace, if traces are exported."""
 
 
 Function = Callable[[Job, Run], Any]
 
 
 class Metadata(BaseModel):
-    """Base of metadata models: frozen, and a misspelt member is refused."""
+    """Base class of a preset's metadata model, a pydantic model that is frozen and refuses unknown members.
+
+    Pass the subclass to `pipeline(…, metadata=…)`; `job.metadata` is then an instance. Over HTTP a submission whose
+    metadata does not fit is refused. A job that was enqueued otherwise fails at its first attempt.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """Code under the name that the API knows it by.
+    """A function declared under a preset's name, as `pipeline` returns it. List it in the module's `pipelines`.
 
-    `timeout` and `backoff` (the base of the exponential back-off) are in seconds. A plain `function` runs in a
-    thread, an `async` one on the worker's event loop, which it must not block.
+    - `preset`: the name that jobs give, `[a-z0-9][a-z0-9_.-]{0,62}`.
+    - `function`: called with (job, run). A plain function runs in a thread of its own and cannot be interrupted. An
+      async function runs on the worker's event loop and must not block the loop.
+    - `description`: shown to clients of the API.
+    - `metadata`: the model that a job's metadata must fit. None accepts any metadata, as a dict.
+    - `timeout`: the longest run of one attempt in seconds, 1 to 86 400. A job's `timeout_seconds` takes precedence.
+    - `max_attempts`: the number of errors at which a job fails, 1 to 25. A job's own `max_attempts` takes precedence.
+    - `backoff`: the base of the back-off in seconds, 0 to 600. The pause before a retry is random between 0 and
+      `backoff * 2**n` seconds after n earlier errors, at most 600.
+    - `is_async`: derived from `function`.
+
+    Raises ConfigurationError with every value that is out of its bounds.
     """
 
     preset: str
@@ -82,7 +105,11 @@ def pipeline(
     max_attempts: int = 5,
     backoff: float = 1.0,
 ) -> Callable[[Function], Pipeline]:
-    """Declare the decorated function as the pipeline behind `preset`; see Pipeline for the units."""
+    """Declare the decorated function as the pipeline of `preset`. The arguments are the fields of `Pipeline`.
+
+    `description` defaults to the function's docstring. Raises ConfigurationError with every value that is out of its
+    bounds. The decorated name is a `Pipeline`; call its `function` in a test.
+    """
 
     def declare(function: Function) -> Pipeline:
         return Pipeline(
@@ -99,7 +126,7 @@ def pipeline(
 
 
 class Registry(Mapping[str, Pipeline]):
-    """The pipelines of a process, by preset. Two of one name are refused."""
+    """The pipelines of a process, by preset. Raises ConfigurationError if a preset is declared twice."""
 
     def __init__(self, pipelines: Sequence[Pipeline]) -> None:
         self._pipelines: dict[str, Pipeline] = {}
@@ -119,7 +146,10 @@ class Registry(Mapping[str, Pipeline]):
 
 
 def load_pipelines(modules: Sequence[str]) -> Registry:
-    """The built-in pipelines and those of `modules` (dotted paths), each of which lists its own in `pipelines`."""
+    """The built-in pipelines and those of `modules` (dotted paths), each of which has a list `pipelines`.
+
+    Raises ConfigurationError if a module cannot be imported or has no such list, or a preset is declared twice.
+    """
     found: list[Pipeline] = []
     for path in ("engine.pipelines", *modules):
         try:

@@ -1,4 +1,4 @@
-"""The environment, read once into a frozen value. Nothing else in the project reads OUTRIDER_* variables."""
+"""The environment, read once into a frozen value. No other module reads OUTRIDER_* variables."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _lower(value: Any) -> Any:
 
 Listed = BeforeValidator(_listed)
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,250}$")]
-"""As Pub/Sub names resources, with room for the subscription's `-sub` in its 255 characters."""
+"""A Pub/Sub resource name that leaves room for the subscription's `-sub` within 255 characters."""
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
 class Settings(BaseModel):
-    """Every setting under its variable's name without the prefix, in lower case. Durations are in seconds."""
+    """Every setting, named as its variable without the prefix, in lower case. Durations are in seconds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +84,8 @@ class Settings(BaseModel):
     def _parsable(cls, url: SecretStr | None) -> SecretStr | None:
         try:
             conninfo_to_dict(url.get_secret_value() if url else "")
-        except Error:  # whose text may show the password
+        except Error:
+            # The error's text may show the password.
             raise ValueError("not a PostgreSQL connection string") from None
         return url
 
@@ -98,7 +99,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _project_for_pubsub(self) -> Self:
         if self.transport == "pubsub" and self.pubsub_project is None:
-            raise ValueError(f"{PREFIX}PUBSUB_PROJECT is not set, and {PREFIX}TRANSPORT is pubsub")
+            raise ValueError(f"{PREFIX}PUBSUB_PROJECT must be set if {PREFIX}TRANSPORT is pubsub")
         return self
 
     @model_validator(mode="after")
@@ -113,7 +114,7 @@ class Settings(BaseModel):
             if value is not None
         ]
         if len(keys) > 1:
-            raise ValueError(f"set one of {', '.join(PREFIX + key for key in keys)}, not several")
+            raise ValueError(f"set only one of {', '.join(PREFIX + key for key in keys)}")
         if self.jwt_secret and len(self.jwt_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
             raise ValueError(f"{PREFIX}JWT_SECRET is shorter than {MIN_SECRET_BYTES} bytes")
         symmetric = SYMMETRIC in self.jwt_algorithms
@@ -125,16 +126,16 @@ class Settings(BaseModel):
 
     @property
     def algorithms(self) -> tuple[Algorithm, ...]:
-        """The signature algorithms that are accepted: those named, else the ones that fit the kind of key."""
+        """The accepted signature algorithms: those configured, else those that fit the kind of key."""
         return self.jwt_algorithms or (("HS256",) if self.jwt_secret else ("RS256", "ES256"))
 
     @property
     def publish_results(self) -> bool:
-        """Whether results and dead letters are announced: whether anything publishes them."""
+        """Whether results and dead letters are written as events: only with Pub/Sub does a relay publish them."""
         return self.transport == "pubsub"
 
     def database(self) -> str:
-        """The database URL. Raises ConfigurationError where none is set."""
+        """The database URL. Raises ConfigurationError if none is set."""
         if self.database_url is None:
             raise ConfigurationError(
                 [f"{PREFIX}DATABASE_URL is not set (`outrider up` brings its own database)"]
@@ -143,7 +144,7 @@ class Settings(BaseModel):
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-    """Read `environ` (the process's by default). An empty variable counts as unset.
+    """Read the settings from `environ`, by default the process's own. An empty variable counts as unset.
 
     Raises ConfigurationError with one line for each wrong value and each unknown OUTRIDER_* name.
     """
@@ -158,7 +159,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
 
 
 def _field(name: str) -> str:
-    """The setting's name; a variable that is not in capitals keeps its own, which is no setting's."""
+    """The field of a variable. A variable that is not in capitals keeps its name, which no field has."""
     return name.removeprefix(PREFIX).lower() if name.isupper() else name
 
 
@@ -173,7 +174,7 @@ def _line(fault: Any) -> str:
 
 
 def _near(name: str) -> str:
-    """The setting that was probably meant."""
+    """A hint at the setting that was probably meant, or nothing."""
     known = [PREFIX + field.upper() for field in Settings.model_fields]
     near = get_close_matches(name.upper(), known, n=1, cutoff=0.8)
     return f"; did you mean {near[0]}?" if near else ""

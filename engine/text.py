@@ -1,4 +1,4 @@
-"""What PostgreSQL and JSON can hold: checks made at the door, so that nothing stored is unreadable later."""
+"""Checks of text and JSON on entry, so that PostgreSQL can store every value and return it unchanged."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from engine.errors import Problem
 
 MAX_DEPTH = 64
 MAX_PROBLEMS = 20
-"""Faults looked for in one input: whoever fixes these asks again, and a hostile one has millions."""
+"""The most faults reported for one input: a hostile input has millions. Further faults show at the next try."""
 INT64_MIN, UINT64_MAX = -(2**63), 2**64 - 1
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def text_fault(text: str) -> str | None:
-    """Why `text` cannot be stored, or None: NUL has no place in PostgreSQL, a lone surrogate none in UTF-8."""
+    """Why `text` cannot be stored, or None. PostgreSQL stores no NUL, and UTF-8 has no lone surrogates."""
     if found := UNSTORABLE.search(text):
         return f"U+{ord(found[0]):04X} cannot be stored"
     return None
 
 
 def json_faults(value: Any, pointer: str = "") -> Iterator[Problem]:
-    """What in a parsed JSON value could not be stored and read back as it is: the first MAX_PROBLEMS faults."""
+    """What in a parsed JSON value could not be stored and read back unchanged: the first MAX_PROBLEMS faults."""
     return islice(_json_faults(value, pointer), MAX_PROBLEMS)
 
 
 def _json_faults(value: Any, pointer: str) -> Iterator[Problem]:
-    # Iterative: a value nested deeply enough to be refused would also exhaust a recursive check.
-    # Each open container's walk, and the steps that led there: a pointer is built only for what is wrong.
+    # Iterative, because a value that is nested too deeply would also exhaust a recursive check.
+    # `walks` has one iterator for each open container, `steps` the path there. A pointer is built only for a fault.
     walks: list[tuple[bool, Iterator[tuple[Any, Any]]]] = [(False, iter([(pointer, value)]))]
     steps: list[Any] = []
     while walks:
@@ -57,9 +57,9 @@ def _json_faults(value: Any, pointer: str) -> Iterator[Problem]:
 
 
 def whole(value: Any) -> Any:
-    """For `BeforeValidator` at a lax integer: takes 2.0, which is an integer in JSON, but neither text nor true."""
+    """For `BeforeValidator` on a lax integer: accepts 2.0, an integer in JSON, but neither text nor booleans."""
     if isinstance(value, str | bool):
-        raise ValueError("not an integer")  # noqa: TRY004 - pydantic makes findings of ValueErrors only
+        raise ValueError("not an integer")  # noqa: TRY004 - pydantic reports ValueErrors only
     return value
 
 
@@ -69,7 +69,7 @@ def escape(name: str) -> str:
 
 
 def _pointer(steps: Sequence[Any]) -> str:
-    """The first step is a pointer already."""
+    """The JSON pointer of `steps`. The first step is a pointer already."""
     return "/".join([steps[0], *(escape(str(step)) for step in steps[1:])])
 
 

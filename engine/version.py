@@ -1,10 +1,10 @@
-"""The version that runs, as packages know it."""
+"""The version of the installed package."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 
 def installed() -> str:
-    """The installed version; "0" from a checkout that is not installed."""
+    """The installed version, or "0" for a checkout that is not installed."""
     try:
         return version("outrider")
     except PackageNotFoundError:

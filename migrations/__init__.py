@@ -1,7 +1,7 @@
 """The schema's versions: `sql/NNNN.verb-noun.sql`, each with a `.rollback.sql` beside it.
 
-A file is sent whole and marked in the same transaction. One that begins `-- transactional: false` holds one
-statement that may be repeated (`CREATE INDEX CONCURRENTLY IF NOT EXISTS`), and is marked after it.
+A file is sent whole and marked in the same transaction. A file that begins with `-- transactional: false` holds one
+repeatable statement (`CREATE INDEX CONCURRENTLY IF NOT EXISTS`), and is marked after that statement.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from migrations.backend import Backend, checksum, connection, session
 SQL = Path(__file__).with_name("sql")
 WAIT_SECONDS = 60.0
 CHECK_SECONDS = 2.5
-"""Less than a readiness check may take in all: cancelled from outside it would wait for the server's answer to that."""
+"""Less than a readiness check may take: a query that is cancelled from outside waits for the server's answer."""
 
 APPLIED_IDS: LiteralString = "SELECT migration_id FROM _yoyo_migration"
 APPLIED: LiteralString = """
@@ -43,7 +43,7 @@ WHERE NOT i.indisvalid AND n.nspname = current_schema()"""
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One version. `changed`: its file is not the one that was applied; `unknown`: applied, but not ours."""
+    """One version. `changed`: the file differs from the applied one; `unknown`: applied, but not in this code."""
 
     id: str
     state: Literal["applied", "pending", "changed", "unknown"]
@@ -51,9 +51,9 @@ class Status:
 
 
 def up(url: str, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -> list[str]:
-    """Apply what is pending, and return its ids. A file that fails leaves nothing; those before it stay.
+    """Apply the pending versions and return their ids. A file that fails is rolled back; those before it stay.
 
-    Raises SchemaMismatch when a file fails, DatabaseUnavailable when no session or no lock is to be had.
+    Raises SchemaMismatch when a file fails, DatabaseUnavailable without a connection or without the lock.
     """
     with session(url, wait_seconds) as backend:
         pending = backend.to_apply(_read(directory))
@@ -63,7 +63,7 @@ def up(url: str, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -
 
 
 def down(url: str, count: int = 1, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -> list[str]:
-    """Roll the latest `count` versions back and return their ids. Raises as `up` does."""
+    """Roll back the latest `count` versions and return their ids. Raises the errors of `up`."""
     with session(url, wait_seconds) as backend:
         known = _read(directory)
         if unknown := {id_ for (id_,) in backend.connection.execute(APPLIED_IDS)} - known.keys:
@@ -90,8 +90,8 @@ def status(url: str, *, directory: Path = SQL) -> list[Status]:
 async def check(conn: AsyncConnection[Any]) -> None:
     """Raise SchemaMismatch unless the database has every version of this code. One query; autocommit.
 
-    Versions that this code does not know are no fault: while an upgrade rolls, the schema is ahead of the processes
-    that still run, and every statement names its columns.
+    Unknown versions are no fault: during a rolling upgrade the schema is ahead of the processes that still run, and
+    every statement names its columns.
     """
     try:
         applied = {id_ for (id_,) in await (await conn.execute(APPLIED_IDS)).fetchall()}
@@ -103,9 +103,9 @@ async def check(conn: AsyncConnection[Any]) -> None:
 
 @asynccontextmanager
 async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """`check` on a connection of its own, made once at start and then as often as readiness is asked for.
+    """`check` as a readiness check, on a connection of its own. The first check runs at once.
 
-    Raises SchemaMismatch or DatabaseUnavailable at once.
+    Raises SchemaMismatch or DatabaseUnavailable when the first check fails.
     """
     conn = PinnedConnection(url, name="readiness")
     busy = asyncio.Lock()
@@ -124,7 +124,7 @@ async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
 def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback"], path: Path) -> None:
     conn = backend.connection
     try:
-        # Whole, because yoyo's splitter joins and cuts statements in the wrong places.
+        # Sent whole, because yoyo's splitter joins and cuts statements in the wrong places.
         script = path.read_bytes()
         if migration.use_transactions:
             with conn.transaction():
@@ -142,7 +142,7 @@ def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback
 
 
 def _drop_invalid_indexes(conn: psycopg.Connection[Any]) -> None:
-    """What a CREATE INDEX CONCURRENTLY leaves when it dies, and IF NOT EXISTS would take for a real one."""
+    """Drop the indexes of failed CREATE INDEX CONCURRENTLY statements: IF NOT EXISTS would take them for valid."""
     for name in conn.execute(INVALID_INDEXES).fetchall():
         conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*name)))
 

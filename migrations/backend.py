@@ -1,4 +1,4 @@
-"""yoyo's bookkeeping over a connection of our own, and what yoyo leaves out: a checksum of each file."""
+"""yoyo's bookkeeping over this project's own connection, and a checksum of each file, which yoyo does not keep."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from yoyo.migrations import default_migration_table
 
 from engine.errors import DatabaseUnavailable
 
-LOCK_KEY = 0x6F757472_69646572  # "outrider" in ASCII, for whoever reads pg_locks
+# "outrider" in ASCII, to be recognised in pg_locks.
+LOCK_KEY = 0x6F757472_69646572
 POLL_SECONDS = 0.1
 
 CREATE_CHECKSUMS: LiteralString = """
@@ -30,9 +31,9 @@ DROP_CHECKSUM: LiteralString = "DELETE FROM _migration_checksum WHERE migration_
 
 
 class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
-    """One session that may migrate: it holds the advisory lock and has the bookkeeping tables.
+    """The one session that may migrate: it holds the advisory lock and has the bookkeeping tables.
 
-    yoyo's own `get_backend` is not used: it reads URLs unlike libpq, and tries out DDL at each start.
+    yoyo's own `get_backend` is not used, because it parses URLs unlike libpq and tries out DDL at each start.
     """
 
     connection: psycopg.Connection[TupleRow]
@@ -54,7 +55,7 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
         return [name for (name,) in tables]
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
-        """yoyo's own asks for the user's name, which a bare uid does not have, and the DNS for the host's."""
+        """Replaces yoyo's method, which needs a user name, absent for a bare uid, and asks DNS for the host name."""
         return {
             "id": str(uuid.uuid4()),
             "migration_id": migration.id if migration else None,
@@ -78,15 +79,18 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no ty
 
 @contextmanager
 def session(url: str, wait_seconds: float) -> Iterator[Backend]:
-    """Raises DatabaseUnavailable when the server does not answer, or another session migrates for so long."""
+    """The session that holds the migration lock.
+
+    Raises DatabaseUnavailable when the server does not answer, or another session holds the lock for `wait_seconds`.
+    """
     with connection(url) as conn:
         deadline = time.monotonic() + wait_seconds
-        # Polled, because a session blocked in pg_advisory_lock keeps a snapshot for which the CREATE INDEX
-        # CONCURRENTLY of the session that holds the lock would wait. A dead session gives the lock back.
+        # Polled, because a session blocked in pg_advisory_lock keeps a snapshot. The CREATE INDEX CONCURRENTLY of the
+        # session that holds the lock would wait for that snapshot: a deadlock. A dead session releases the lock.
         while not _locked(conn):
             if time.monotonic() > deadline:
                 raise DatabaseUnavailable(f"another process has been migrating for {wait_seconds:g} s")
-            time.sleep(POLL_SECONDS)  # a blocking wait would deadlock with CREATE INDEX CONCURRENTLY
+            time.sleep(POLL_SECONDS)
         yield Backend(conn)
 
 

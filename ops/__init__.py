@@ -1,1 +1,1 @@
-"""Running the engine: the commands, an embedded PostgreSQL, benchmarks."""
+"""Tools to run the engine: commands, an embedded PostgreSQL, a harness, benchmarks, chaos runs and dashboards."""

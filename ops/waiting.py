@@ -1,4 +1,4 @@
-"""Waiting for what has no event: another process, a file, a row. Each wait is bounded."""
+"""Waits by polling, where there is no event: for another process, a file or a row. Each wait has a time limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def until(look: Callable[[], Awaitable[T | None]], seconds: float = WAIT_S
 @overload
 async def until(look: Callable[[], T | None], seconds: float = WAIT_SECONDS) -> T: ...
 async def until(look: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
-    """What `look` gives, or what that comes to, as soon as it is true. Raises TimeoutError."""
+    """Call `look` until its result (awaited, if it is awaitable) is true. Return the result. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:
             seen = look()

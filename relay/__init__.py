@@ -1,1 +1,4 @@
-"""The relay process: keeps the outbox moving. In Postgres mode it does maintenance and runs jobs as a worker does."""
+"""The relay process: does maintenance in both modes.
+
+In pubsub mode the relay also publishes the outbox; in Postgres mode it also runs jobs as a worker does.
+"""

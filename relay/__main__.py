@@ -1,4 +1,4 @@
-"""Composition of the relay process: maintenance in both modes, and beside it what the transport asks for."""
+"""Composition of the relay process: maintenance, and beside it the work that the transport needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 MAINTENANCE_CONNECTIONS: Final = 4
 MAINTENANCE_SECONDS: Final = 2.0
-"""How long a task of maintenance that runs at the stop may take to end."""
+"""How long a maintenance task that runs at the stop may take to end."""
 
 
 class Work(Protocol):
@@ -35,9 +35,10 @@ class Work(Protocol):
 
 @asynccontextmanager
 async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Work]:
-    """Publish the outbox; or run jobs straight from it, as a worker does."""
+    """The work beside maintenance: publish the outbox, or run jobs from the outbox as a worker does."""
     if settings.transport == "pubsub":
-        from relay.relay import open_relay  # here, for Google's client takes half a second to import
+        # Imported here because Google's client takes half a second to import.
+        from relay.relay import open_relay
 
         async with open_relay(settings, url, registry) as relay:
             yield relay
@@ -48,7 +49,7 @@ async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncI
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> int:
-    """Maintain, and publish or run jobs, until `stop`.
+    """Do maintenance, and publish or run jobs, until `stop`.
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
@@ -82,7 +83,8 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             code = await work.run(stop)
             stop.set()
             await asyncio.wait([maintaining], timeout=MAINTENANCE_SECONDS)
-            maintaining.cancel()  # a VACUUM may take longer, and begins anew elsewhere
+            # A VACUUM may take longer; another relay starts it again.
+            maintaining.cancel()
             notifying.cancel()
         return code
 

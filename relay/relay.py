@@ -1,4 +1,4 @@
-"""The relay of a process: jobs, results and dead letters, each published to its topic by a loop of its own."""
+"""Publishes the outbox in pubsub mode: jobs, results and dead letters, each to its topic in a loop of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STALE_SECONDS: Final = 10.0
 
 
 class Relay:
-    """Publishes the outbox until stopped. Several may run: row locks and reservations share the work."""
+    """Publishes the outbox until stopped. Several relays may run: row locks and reservations share the work."""
 
     def __init__(self, settings: Settings, url: str, presets: Iterable[str], publisher: Publisher) -> None:
         topics = names(settings)
@@ -37,13 +37,13 @@ class Relay:
         }
 
     async def ready(self) -> None:
-        """A readiness check: raises while the outbox is not looked at. A broker that is down is not our fault."""
+        """A readiness check: raises while the relay does not read the outbox. An outage of the broker is no fault."""
         behind = max(loop.behind_seconds for loop in self._loops.values())
         if behind > STALE_SECONDS:
-            raise DatabaseUnavailable(f"the outbox was not looked at for {behind:.0f} s")
+            raise DatabaseUnavailable(f"the relay has not read the outbox for {behind:.0f} s")
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Publish until `stop`, then finish what is on its way. Returns 0."""
+        """Publish until `stop`, then finish the requests in flight. Returns 0."""
         async with asyncio.TaskGroup() as group:
             beside = [
                 group.create_task(each)
@@ -69,6 +69,6 @@ class Relay:
 
 @asynccontextmanager
 async def open_relay(settings: Settings, url: str, presets: Iterable[str]) -> AsyncIterator[Relay]:
-    """Raises ConfigurationError without credentials for Pub/Sub."""
+    """The relay with its publisher. Raises ConfigurationError without a project or credentials for Pub/Sub."""
     async with connected() as publisher:
         yield Relay(settings, url, presets, publisher)

@@ -1,4 +1,4 @@
-"""Reports every few seconds how this relay fares, for whoever asks why a job has not started."""
+"""Reports the state of this relay every few seconds, to explain why a job has not started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def report_forever(url: str, statuses: Callable[[], Sequence[RelayStatus]]
     reporting = PinnedConnection(url, name="status")
     try:
         while True:
-            with suppress(DatabaseUnavailable, Error):  # the next round reports it
+            with suppress(DatabaseUnavailable, Error):  # the next round tries again
                 async with reporting.use() as conn:
                     await report(conn, process_name(), statuses())
             await asyncio.sleep(REPORT_SECONDS)

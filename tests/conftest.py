@@ -31,6 +31,19 @@ for variable in [name for name in os.environ if name.startswith(("OUTRIDER_", "P
 QUICK = {"fsync": "off", "full_page_writes": "off"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the long scenarios too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `long`: storms, outages, live Prometheus, kills at every moment."""
+    if config.getoption("--all"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
     with nullcontext(GIVEN_URL) if GIVEN_URL else temporary_server(QUICK) as url:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from uuid import UUID
 from engine.model import TRANSITIONS, JobState
 from engine.pipeline import load_pipelines
 from engine.queries import jobs
+from ops.harness.ports import free_port
 from ops.harness.process import ROOT
 from ops.harness.pubsub_fake import FakePubSub
 from tests.support.database import Conn, fetchone
@@ -29,12 +29,6 @@ UP_SECONDS = 240.0
 def block(language: str, holding: str) -> str:
     [found] = [text for name, text in BLOCKS if name == language and holding in text]
     return str(found)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:

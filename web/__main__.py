@@ -28,13 +28,13 @@ from web.store import Store, open_store
 log = structlog.get_logger()
 
 NOTICE_SECONDS: Final = 1.0
-"""From "not ready" to the end of listening: a load balancer has to notice, and clients to leave."""
+"""Time between "not ready" and the end of listening: load balancers must notice, and clients must leave."""
 
 OpenStore = Callable[[str, WakeHint], AbstractAsyncContextManager[Store]]
 
 
 async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = open_store) -> int:
-    """Serve until `stop`; then say "not ready", finish what is being answered, and return the exit code.
+    """Serve until `stop`, then report "not ready", finish the requests in flight, and return the exit code.
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """

@@ -1,4 +1,4 @@
-"""The application on one page: every operation of the API, the documentation, and an answer to everything else."""
+"""The application: every operation of the API, the documentation, and a problem for every other path or method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from web.problems import Refused
 
 
 def create_app(api: Api) -> web.Application:
-    """The application over `api`, which outlives it. Serve it with `web.server.serving`."""
+    """The application over `api`, which must outlive the application. Serve it with `web.server.serving`."""
     metrics.show(api.registry)
     app = web.Application(middlewares=[middleware.traced, middleware.boundary(api)])
     app.on_response_prepare.append(middleware.finish_headers)
@@ -36,7 +36,7 @@ def create_app(api: Api) -> web.Application:
 
 
 def _add(app: web.Application, path: str, by_method: Mapping[str, Handler]) -> None:
-    """GET answers HEAD too; any other method is refused, OPTIONS included: there is no CORS here."""
+    """Add the routes of `path`. GET answers HEAD, too. Other methods get 405, even OPTIONS: there is no CORS."""
     methods = dict(by_method)
     if "GET" in methods:
         methods["HEAD"] = methods["GET"]
@@ -45,17 +45,20 @@ def _add(app: web.Application, path: str, by_method: Mapping[str, Handler]) -> N
     allow = ", ".join(sorted(methods))
 
     async def refuse(_request: web.Request) -> web.StreamResponse:
-        raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"This answers {allow}.", headers={"Allow": allow})
+        raise Refused(
+            HTTPStatus.METHOD_NOT_ALLOWED, f"This path allows only {allow}.", headers={"Allow": allow}
+        )
 
     app.router.add_route("*", path, refuse, expect_handler=_expected)
 
 
 async def _unknown(_request: web.Request) -> web.StreamResponse:
-    raise Refused(HTTPStatus.NOT_FOUND, "There is nothing at this path.")
+    raise Refused(HTTPStatus.NOT_FOUND, "There is no resource at this path.")
 
 
 async def _expected(request: web.Request) -> None:
-    """Answer `Expect: 100-continue`; another expectation is ignored rather than refused (RFC 9110 §10.1.1)."""
+    """Answer `Expect: 100-continue`. Other expectations are ignored, not refused (RFC 9110 §10.1.1)."""
     if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # or aiohttp takes the final status line for sent
+        # Otherwise aiohttp believes that the final status line is sent.
+        request.writer.output_size = 0

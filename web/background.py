@@ -1,4 +1,4 @@
-"""The loops that run beside the requests, and what becomes of the process should one of them end."""
+"""Runs endless loops beside the requests. The process stops when such a loop ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Loop = asyncio.Task[None]
 
 @asynccontextmanager
 async def running(loop: Coroutine[Any, Any, None], died: asyncio.Event) -> AsyncIterator[Loop]:
-    """Run an endless `loop` beside the block. Should it end before the block does, it is logged and `died` is set."""
+    """Run an endless `loop` beside the block. If the loop ends before the block, that is logged and `died` is set."""
     task = asyncio.create_task(loop)
     task.add_done_callback(partial(_ended, died))
     try:

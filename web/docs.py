@@ -1,4 +1,4 @@
-"""/openapi.json, and /docs to read it: Swagger UI from the installed package, nothing from elsewhere."""
+"""/openapi.json, and /docs to read it: Swagger UI from the installed package, nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE: Final = b"""<!doctype html>
 </body>
 </html>
 """
-# The bundled Swagger UI refuses a document that says 3.1; what this one uses of 3.1 it can show.
+# The bundled Swagger UI refuses a document that says 3.1, but can show the parts of 3.1 that this document uses.
 START: Final = b"""fetch("openapi.json").then((answer) => answer.json()).then((spec) =>
   SwaggerUIBundle({spec: {...spec, openapi: "3.0.3"}, dom_id: "#ui", validatorUrl: null}));
 """

@@ -1,4 +1,4 @@
-"""What web counts of jobs and answers, each counter at 0 before its first event."""
+"""The web process's counters of jobs and answers, each at 0 before its first event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBMISSIONS: Final = ("/pipeline/run", "/pipeline/batch")
 
 
 def show(presets: Iterable[str]) -> None:
-    """Show every counter that alerts and objectives look at: they see only what comes after its first scrape."""
+    """Show every counter of alerts and objectives at 0: they see only increases after the first scrape."""
     for each in CLASSES:
         metrics.HTTP_ANSWERS.labels(each)
     for route in SUBMISSIONS:
@@ -37,7 +37,7 @@ def show(presets: Iterable[str]) -> None:
 
 
 def answered(route: str, status: int) -> None:
-    """Count an answer; a process that drains says 503 to its probes on purpose, and those are not counted."""
+    """Count an answer. Probes are not counted, because a draining process answers them 503 on purpose."""
     if route not in PROBES:
         _answers(status // 100)()
 
@@ -55,11 +55,12 @@ def redriven(registry: Registry, preset: str) -> None:
 
 
 def _known(registry: Registry, preset: str) -> str:
-    """The preset as a label: SQL may have enqueued jobs of presets that are nobody's."""
+    """The preset as a label. SQL may have enqueued jobs of unregistered presets: they share the label OTHER."""
     return preset if preset in registry else OTHER
 
 
-@cache  # finite: an accepted job's preset is a registered one
+# The cache is finite: an accepted job's preset is a registered one.
+@cache
 def _enqueued(preset: str) -> Callable[[], None]:
     return metrics.JOBS_ENQUEUED.labels(preset).inc
 

@@ -1,4 +1,4 @@
-"""What surrounds every request: its trace, its id, its errors as problems, one log line, one observation."""
+"""The middleware of every request: its trace, its id, its errors as problems, one log line, one observation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 @web.middleware
 async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A middleware around the boundary. A context that is broken is ignored, as the standard says."""
+    """The outer middleware: opens the span. A broken traceparent is ignored, as W3C Trace Context says."""
     came = traceparent.accept(request.headers.getall("traceparent", ()))
     with _span(request, _route(request.match_info.route.resource), came) as span:
         request[SPAN] = span
@@ -43,8 +43,9 @@ async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def boundary(api: Api) -> Middleware:
-    """The middleware that answers. aiohttp calls its parameters by name."""
-    log = structlog.get_logger().bind()  # now, for the lazy proxy binds anew at each line
+    """The middleware that turns errors into answers. aiohttp passes its parameters by name."""
+    # Bound once, because the lazy proxy binds again at each line.
+    log = structlog.get_logger().bind()
 
     @web.middleware
     async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -53,9 +54,9 @@ def boundary(api: Api) -> Middleware:
         HTTP_IN_FLIGHT.inc()
         try:
             response = await handler(request)
-        except Exception as error:  # noqa: BLE001 - the boundary: nothing may pass it but an answer
+        except Exception as error:  # noqa: BLE001 - only an answer may pass the boundary
             refused = problems.refusal(error)
-            _tell(error, refused, request)
+            _log_error(error, refused, request)
             response = problems.render(refused, instance=request.path, request_id=request_id)
         finally:
             HTTP_IN_FLIGHT.dec()
@@ -75,8 +76,8 @@ def boundary(api: Api) -> Middleware:
     return surround
 
 
-def _tell(error: Exception, refused: Refused, request: web.Request) -> None:
-    """Log what is not the client's fault, with everything by which the client can name it."""
+def _log_error(error: Exception, refused: Refused, request: web.Request) -> None:
+    """Log an error that is not the client's fault, with the ids by which the client can name the request."""
     if error is refused:
         return
     if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
@@ -88,7 +89,7 @@ def _tell(error: Exception, refused: Refused, request: web.Request) -> None:
 
 
 def _ids(request: web.Request) -> dict[str, str]:
-    """What tells a request from all others in the log."""
+    """The fields that identify a request in the log."""
     context = request[SPAN].traceparent or parsing.traceparent(request)
     return {
         "method": request.method,
@@ -102,18 +103,19 @@ def new_request_id() -> str:
 
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """An on_response_prepare signal: streams too send their headers through it."""
+    """An on_response_prepare signal, because streams send their headers through it, too."""
     response.headers[REQUEST_ID] = request.get(KEPT) or new_request_id()
     response.headers.popall("Server", None)
 
 
 def _method(request: web.Request, response: web.StreamResponse) -> str:
-    """As a label: methods that a route does not have are one, or whoever tries them all makes hundreds of series."""
+    """The method as a label. Methods that a route lacks share one label, or a client could make hundreds of series."""
     allowed = response.status != HTTPStatus.METHOD_NOT_ALLOWED and request.method in METHODS
     return request.method if allowed else "_OTHER"
 
 
-@cache  # finite: the routes, their methods, the statuses
+# The cache is finite: the routes, their methods and the statuses are.
+@cache
 def _histogram(resource: web.AbstractResource | None, method: str, status: int) -> Histogram:
     return HTTP_SECONDS.labels(_route(resource) or UNKNOWN_ROUTE, method, str(status))
 
@@ -123,7 +125,7 @@ def _route(resource: web.AbstractResource | None) -> str | None:
 
 
 def _span(request: web.Request, route: str | None, came: str | None) -> Span:
-    """The span of a request, until its answer, by OpenTelemetry's conventions; `came` is the caller's context."""
+    """The span of a request until its answer, by OpenTelemetry's conventions. `came` is the caller's traceparent."""
     if not tracing.enabled():
         return OFF
     method = request.method if request.method in METHODS else "HTTP"

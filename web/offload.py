@@ -1,4 +1,4 @@
-"""Large documents are worked on in a thread: the loop goes on answering everybody else meanwhile."""
+"""Offloads work on large documents to a thread, so that the event loop goes on answering other requests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ R = TypeVar("R")
 
 
 class Offload:
-    """One large document at a time, for its values take up to fifty times its bytes."""
+    """Handles one large document at a time, because its values take up to fifty times its bytes."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._waiting = 0
 
     async def run(self, size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call `work`, which handles `size` bytes, in a thread. Raises Overloaded."""
+        """Call `work`, which handles `size` bytes, in a thread. Raises Overloaded while too many bytes wait."""
         if self._waiting >= MAX_WAITING_BYTES:
             raise Overloaded("many large requests are waiting already")
         self._waiting += size

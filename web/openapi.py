@@ -23,9 +23,9 @@ REF: Final = "#/components/schemas/{model}"
 BEARER: Final = "bearer"
 HEADERS: Final = {
     401: {"WWW-Authenticate": "How to authenticate."},
-    403: {"WWW-Authenticate": "The scope that is missing."},
-    415: {"Accept-Post": "What is accepted."},
-    503: {"Retry-After": "When to try again, in seconds."},
+    403: {"WWW-Authenticate": "The missing scope."},
+    415: {"Accept-Post": "The accepted media type."},
+    503: {"Retry-After": "Seconds to wait before the next request."},
 }
 JOB_ID: Final[Json] = {
     "name": "job_id",
@@ -36,7 +36,7 @@ JOB_ID: Final[Json] = {
 
 
 def document(operations: Sequence[Operation], registry: Registry) -> Json:
-    """The whole document. A job to run is described once for each preset, with that preset's metadata."""
+    """The whole document. JobToRun has one variant per preset, with that preset's metadata schema."""
     paths: dict[str, Json] = {}
     for each in operations:
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
@@ -101,7 +101,7 @@ def _query(model: type[BaseModel]) -> list[Json]:
 
 
 def _present(schema: Json) -> Json:
-    """A parameter that is optional is left out; it is never null."""
+    """The schema without null: an optional parameter is left out, and never null."""
     alternatives = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
     return alternatives[0] if alternatives else schema
 
@@ -147,7 +147,7 @@ def _refusals(each: Operation) -> dict[int, Json]:
 
 
 def _headers(described: Mapping[str, str]) -> Json:
-    every = {"X-Request-Id": "The caller's, or one made for this request.", **described}
+    every = {"X-Request-Id": "The id that the caller sent, or a new id of this request.", **described}
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in every.items()}
 
 
@@ -178,7 +178,7 @@ def _schemas(operations: Sequence[Operation], registry: Registry) -> Json:
 
 
 def _variant(base: Json, name: str, each: Pipeline) -> tuple[Json, Json]:
-    """A job to run with this preset, and the definitions that its metadata refers to."""
+    """The schema of a job with this preset, and the definitions that its metadata refers to."""
     metadata = base["properties"]["metadata"]
     definitions: Json = {}
     required = base["required"]

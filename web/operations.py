@@ -1,4 +1,4 @@
-"""One declaration for each call of the API: the routes, their checks and /openapi.json all come from it."""
+"""Declares the operations of the API: the routes, their checks and /openapi.json come from one declaration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from web.wire import parsing
 
 MIB: Final = 1 << 20
 PATIENCE_SECONDS: Final = 5.0
-"""How often a request that waits for its job looks whether its client is still there."""
+"""How often a request that waits for its job checks that its client is still connected."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,9 +32,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """What the handlers work with. `checks` decide readiness; `draining` is set when the process is to stop.
+    """The dependencies of the handlers. `checks` decide readiness; `draining` is set when the process is to stop.
 
-    `announce`: whether results that are written here are told to Pub/Sub.
+    `publish_results`: whether results that are written here are published to Pub/Sub.
     """
 
     registry: Registry
@@ -48,7 +48,7 @@ class Api:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request, let in. `document` is its body where the operation takes one."""
+    """One authorized request. `document` is the request's body if the operation takes one."""
 
     request: web.Request
     api: Api
@@ -56,14 +56,14 @@ class Call:
     document: bytes = b""
 
     async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call `work` on what the document holds, in a thread where that is much."""
+        """Call `work` on the document, in a thread if the document is large. Raises Overloaded."""
         size = len(self.document)
         if size <= LARGE_BYTES:
             return work(*args, **kwargs)
         return await self.api.offload.run(size, work, *args, **kwargs)
 
     async def changed(self, watch: Watch, view: JobView, seconds: float = math.inf) -> bool:
-        """Wait for news of the job since `view`; False when the time is up, the process stops or the client left."""
+        """Wait until the job differs from `view`. False after `seconds`, at a stop, or when the client has left."""
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
         while not watch.closed and not self._gone() and (left := until - clock()) > 0:
@@ -98,7 +98,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A call of the API. `function(call, …)` is given those of `job_id`, `query` and `body` that it names."""
+    """An operation of the API. `function(call, …)` gets those of `job_id`, `query` and `body` that it names."""
 
     method: str
     path: str
@@ -125,7 +125,7 @@ class Operation:
         return self.parts.get("body")
 
     def bind(self, api: Api) -> Handler:
-        """The aiohttp handler: who calls, may they, is the request in order; then `function`."""
+        """The aiohttp handler: authenticates, authorizes and checks the request, then calls `function`."""
 
         function, query_model, body_model = self.function, self.query, self.body
         takes_id = "job_id" in self.parts
@@ -161,8 +161,10 @@ def operation(
     links: tuple[str, ...] = (),
     max_body: int = MIB,
 ) -> Callable[[Function], Operation]:
-    """Declare the decorated function as an operation. `refuses` are statuses beyond those its parts imply;
-    `links` name the operations that take the `job_id` of its answer.
+    """Declare the decorated function as an operation.
+
+    `refuses` are error statuses beyond those that the operation's parts imply. `links` name the operations that take
+    the `job_id` of the answer.
     """
 
     def declare(function: Function) -> Operation:

@@ -1,4 +1,4 @@
-"""Errors become HTTP here and nowhere else: every refusal is an `application/problem+json` (RFC 9457)."""
+"""Turns errors into HTTP answers, here and nowhere else: every refusal is `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from engine.text import MAX_PROBLEMS
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = "1"
 MAX_TEXT: Final = 300
-"""Characters of a pointer or detail: both may quote names that the client made up, of any length."""
+"""Most characters of a pointer or detail: both may quote names of any length that the client has invented."""
 
 closed = with_config(ConfigDict(extra="forbid"))
 
@@ -41,7 +41,7 @@ class Fault(TypedDict):
 
 @closed
 class ProblemDetails(TypedDict):
-    """RFC 9457. `errors` is there when the status is 422."""
+    """Problem details (RFC 9457). `errors` is present if the status is 422."""
 
     type: str
     title: str
@@ -53,7 +53,7 @@ class ProblemDetails(TypedDict):
 
 
 class Refused(OutriderError):
-    """A request that HTTP itself refuses: `status`, a `detail` for people, and headers the status calls for."""
+    """A refused request: HTTP `status`, a `detail` for people, and the headers that the status requires."""
 
     def __init__(
         self,
@@ -77,29 +77,32 @@ STATUS: Final[Mapping[type[Exception], tuple[HTTPStatus, str]]] = {
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "This Idempotency-Key was used before, with another body.",
     ),
-    KeysUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The token issuer's keys cannot be had at present."),
+    KeysUnavailable: (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The token issuer's keys are not available at present.",
+    ),
     DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
     psycopg.OperationalError: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
-    # Somebody changes the schema, or has not yet: the same request will do later.
+    # The schema is being changed, or is still to be changed: the same request will succeed later.
     psycopg.ProgrammingError: (
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "The database is not ready for this at present.",
+        "The database is not ready for this request at present.",
     ),
-    # What the checks at the door let through and PostgreSQL refuses is still the client's input.
+    # Input that passes the checks and that PostgreSQL refuses is still the client's fault.
     psycopg.DataError: (
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        "The request holds something that cannot be stored.",
+        "The request contains a value that cannot be stored.",
     ),
     psycopg.IntegrityError: (
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        "The request holds something that cannot be stored.",
+        "The request contains a value that cannot be stored.",
     ),
-    Exception: (HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong on our side."),
+    Exception: (HTTPStatus.INTERNAL_SERVER_ERROR, "The server has failed to handle this request."),
 }
 
 
 def refusal(error: Exception) -> Refused:
-    """The answer that `error` deserves."""
+    """The refusal that answers `error`."""
     match error:
         case Refused():
             return error
@@ -121,7 +124,7 @@ def refusal(error: Exception) -> Refused:
 
 
 def render(refused: Refused, *, instance: str, request_id: str) -> web.Response:
-    """The response. Bytes, because the media type has no charset."""
+    """The response. The body is bytes, because the media type has no charset."""
     body: ProblemDetails = {
         "type": "about:blank",
         "title": HTTPStatus(refused.status).phrase,
@@ -144,5 +147,5 @@ def render(refused: Refused, *, instance: str, request_id: str) -> web.Response:
 
 
 def _pointer(pointer: str) -> str:
-    """`pointer`, or where it is too long the innermost place around it that can be named."""
+    """`pointer`, or if it is too long the innermost enclosing place that fits."""
     return pointer if len(pointer) <= MAX_TEXT else pointer[: pointer.rfind("/", 0, MAX_TEXT)]

@@ -1,4 +1,4 @@
-"""The listening socket: aiohttp's runner, with its parser's own refusals made problems too."""
+"""The listening socket: aiohttp's runner. Errors of aiohttp's own parser become problems, too."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from web.middleware import REQUEST_ID, new_request_id
 from web.problems import Refused
 
 KEEPALIVE_SECONDS: Final = 620.0
-"""Longer than Google's load balancers keep theirs (600 s), or they would send into closing connections."""
+"""Longer than Google's load balancers keep connections (600 s): they would send into closing ones."""
 MAX_HEADER_BYTES: Final = 16 * 1024
-"""Room for a token of the largest size: one that is too long is refused as a token, not as a header."""
+"""Room for the longest token, so that a longer one is refused as a token and not as a header."""
 BACKLOG: Final = 1024
 
 
 class _Response(web.Response):
-    """A response without the Server header, for where no signal is sent."""
+    """A response without the Server header, for answers that send no signal."""
 
     async def _prepare_headers(self) -> None:
         await super()._prepare_headers()
@@ -32,7 +32,7 @@ class _Response(web.Response):
 
 
 class _Protocol(RequestHandler):
-    """Answers what is not HTTP, which never reaches a middleware. It is the client's fault: nothing is logged."""
+    """Answers malformed HTTP, which never reaches a middleware. That is the client's fault: nothing is logged."""
 
     __slots__ = ()
 
@@ -59,7 +59,7 @@ class _Protocol(RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """Not for a body that shows to be broken while the rest of it is drained: it has had its 400."""
+        """Skip a body that proves broken while its rest is drained: the client already has its 400."""
         if not isinstance(kw.get("exc_info"), HttpProcessingError | web.RequestPayloadError):
             super().log_exception(*args, **kw)
 
@@ -77,9 +77,9 @@ class _Runner(web.AppRunner):
 
 @asynccontextmanager
 async def serving(app: web.Application, host: str, port: int, *, drain_seconds: float) -> AsyncIterator[int]:
-    """Serve `app` until the block ends; gives the port. Requests in flight have `drain_seconds` to end.
+    """Serve `app` until the block ends; yields the port. Requests in flight have `drain_seconds` to end.
 
-    Raises ConfigurationError where the address cannot be listened on.
+    Raises ConfigurationError if the server cannot listen on the address.
     """
     options: dict[str, Any] = {
         "access_log": None,

@@ -1,4 +1,4 @@
-"""What the handlers ask of the database. Requests that come together share a statement and a commit."""
+"""The handlers' access to the database. Concurrent requests share a statement and a commit."""
 
 from __future__ import annotations
 
@@ -24,30 +24,33 @@ from web.watcher import Watcher
 
 POOL_SIZE: Final = 10
 ANSWER_SECONDS: Final = 10.0
-"""How long a request waits for the database before it is told to come back."""
+"""How long a request waits for the database before the answer is 503."""
 MAX_READS: Final = 32
-"""Jobs read together: each may hold 256 KiB of content and 4 MiB of result."""
+"""Jobs read by one statement: each may have 256 KiB of content and 4 MiB of result."""
 ROW_BYTES: Final = 256
-"""What a job weighs in a group beside its content and metadata."""
+"""Weight of a job in a group, without its content and metadata."""
 MAX_WAITING_BYTES: Final = 64 << 20
 
 R = TypeVar("R")
 
 
 class Store(Protocol):
-    """The seam between HTTP and the database: the benchmark puts a stub here."""
+    """The interface between HTTP and the database; the benchmark uses a stub."""
 
     watcher: Watcher
     notify: WakeHint
 
     async def submit(self, submission: Submission) -> Accepted:
-        """Commit the submission, or replay the one that had its key. Raises IdempotencyMismatch, Overloaded."""
+        """Commit the submission, or replay the answer of an earlier one with the same key.
+
+        Raises IdempotencyMismatch, Overloaded or DatabaseUnavailable.
+        """
 
     async def read(self, job_id: UUID, owner: str | None) -> JobView:
-        """The job as it stands. Raises JobNotFound."""
+        """The job's current state. `owner` restricts the read; None means any. Raises JobNotFound."""
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
-        """An autocommit connection under a deadline, for what is not worth grouping."""
+        """An autocommit connection under a deadline, for statements that are not worth grouping."""
 
 
 class PostgresStore:
@@ -84,7 +87,7 @@ class PostgresStore:
         return borrow(self._pool)
 
     async def aclose(self) -> None:
-        """Answer what was submitted, then let go of the connections."""
+        """Answer the waiting requests, then close the connections."""
         await self._submissions.drain()
         await self._reads.drain()
         for conn in (self._writing, self._reading, self._watching):
@@ -100,7 +103,7 @@ class PostgresStore:
         return answers
 
     def _count(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
-        """What has committed, whether or not somebody still waits for the answer."""
+        """Count the committed jobs, whether or not a client still waits for the answer."""
         for submission, answer in zip(group, answers, strict=True):
             if isinstance(answer, Accepted) and not answer.replayed:
                 for new in submission.jobs:
@@ -117,7 +120,7 @@ class PostgresStore:
 
 @asynccontextmanager
 async def open_store(url: str, notify: WakeHint) -> AsyncIterator[PostgresStore]:
-    """The store. `poke` is called after each commit that added jobs; its watcher is the caller's to run."""
+    """The store. `notify` is called after each commit of submissions. The caller runs the store's watcher."""
     async with open_pool(url, name="web", size=POOL_SIZE) as pool:
         store = PostgresStore(url, pool, notify)
         try:

@@ -1,4 +1,4 @@
-"""Long polls and event streams wait here: one statement each 200 ms asks after every job that anyone watches."""
+"""Long polls and event streams wait here: one statement every 200 ms reads the versions of all watched jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RETRY_SECONDS: Final = 1.0
 MAX_WATCHES: Final = 10_000
 
 Seen = tuple[int, int]
-"""Version and progress number: what the watching request knows of its job."""
+"""(version, progress number) of the job that the watching request has read."""
 
 
 class Watch:
@@ -35,13 +35,13 @@ class Watch:
 
     @property
     def closed(self) -> bool:
-        """Whether the process is stopping, and with it all waiting."""
+        """Whether the process is stopping, which ends all waiting."""
         return self._watcher.closed
 
     async def wait(self, seen: Seen, seconds: float) -> bool:
-        """Wait until the job is no longer as `seen`; False when it still is after `seconds`, or at closing.
+        """Wait until the job differs from `seen`. False after `seconds` without a change, or when the process stops.
 
-        What changed between the caller's read and this call is noticed too: the watcher compares with `seen`.
+        A change between the caller's read and this call is noticed, too: the watcher compares with `seen`.
         """
         self.seen = seen
         self.changed.clear()
@@ -60,7 +60,7 @@ class Watch:
 class Watcher:
     """Wakes the watches whose jobs changed.
 
-    `versions` gives the version of each id that exists; an unknown id is a change.
+    `versions` returns the version of each id that exists. An unknown id counts as a change.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Watcher:
         self.closed = False
 
     def __len__(self) -> int:
-        """How many are watching."""
+        """The number of watches."""
         return len(self._watches)
 
     @contextmanager
     def watch(self, job_id: UUID) -> Iterator[Watch]:
-        """Raises Overloaded where too many are watching."""
+        """Watch a job for the length of the block. Raises Overloaded when there are too many watches."""
         if len(self._watches) >= self._max_watches:
             raise Overloaded(f"{self._max_watches} requests are waiting for jobs already")
         watch = Watch(self, job_id)
@@ -95,22 +95,21 @@ class Watcher:
             self._watches.discard(watch)
 
     def close(self) -> None:
-        """End all waiting, now and from now on."""
+        """End all waiting, present and future."""
         self.closed = True
         for watch in self._watches:
             watch.changed.set()
 
     async def run(self) -> None:
-        """Look until cancelled; without a watch, do nothing."""
+        """Look for changes until cancelled. Without a watch no statement runs."""
         while True:
             await self._watched.wait()
             pause = self._look_seconds
             try:
                 await self._look()
             except (DatabaseUnavailable, Error) as error:
-                log.warning(
-                    "watcher.look_failed", error=str(error)
-                )  # who waits gets what is known at time-out
+                # A waiting request answers with the state that it has read when its time is up.
+                log.warning("watcher.look_failed", error=str(error))
                 pause = RETRY_SECONDS
             await asyncio.sleep(pause)
 

@@ -7,9 +7,9 @@ The life of one attempt, read from top to bottom in `Consumer._run`:
 | claimed      | the row is leased to this worker, `attempt` + 1, and audited    | source.py, subscription.py  |
 | running      | the pipeline runs, on the loop or in a thread, in a slot        | execution.py, slots.py      |
 | ended        | the outcome is known: returned, raised, out of time, cancelled  | outcome.py                  |
-| recorded     | result or release are written, in groups; or with effects, alone| recorder.py, effects.py     |
-| acknowledged | the write has committed: counted, logged, held no more          | attempt_metrics.py          |
+| recorded     | the outcome is written, in a group; or alone, with its effects  | recorder.py, effects.py     |
+| acknowledged | the write has committed: the attempt is counted and logged      | attempt_metrics.py          |
 
-Beside it: the lease that all attempts share, renewed from a thread (lease.py); what the database shows as leased to
-this worker and is not running here (releases.py); what attempts say of their progress (progress.py).
+Beside the attempts: a thread renews the lease that all attempts share (lease.py); attempts that the database shows as
+leased to this worker but that are not running here are released (releases.py); progress is written (progress.py).
 """

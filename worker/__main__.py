@@ -23,7 +23,8 @@ log = structlog.get_logger()
 @asynccontextmanager
 async def _open_source(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Source]:
     if settings.transport == "pubsub":
-        from worker.subscription import open_source  # here, for Google's client takes half a second to import
+        # Imported here because Google's client takes half a second to import.
+        from worker.subscription import open_source
 
         async with open_source(settings, url, tuple(registry)) as source:
             yield source

@@ -1,4 +1,4 @@
-"""What a worker says of its attempts: metrics, one log line each, and the execution metadata of the result."""
+"""Reports a worker's attempts: metrics, one log line per attempt, and the execution metadata of the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REASONS = ("failed", "timeout")
 
 
 class AttemptMetrics:
-    """Counts by preset, with every labelled child looked up once: an unbound lookup costs 7 µs."""
+    """Counts attempts by preset. Every labelled child is looked up once, because a lookup costs 7 µs."""
 
     def __init__(self, presets: Iterable[str]) -> None:
         self.throughput = Throughput()
@@ -39,17 +39,18 @@ class AttemptMetrics:
         self._claimed, self._ran, self._recorded = (
             STAGE_SECONDS.labels(stage).observe for stage in ("claim", "run", "record")
         )
-        self._log = structlog.get_logger().bind()  # now, for the lazy proxy binds anew at each line
+        # Bound once, because the lazy proxy binds again at each line.
+        self._log = structlog.get_logger().bind()
         self._logs_info = self._log.is_enabled_for(logging.INFO)
 
     def started(self, attempt: Attempt) -> None:
-        """Count how long a job that starts now has waited: since it was due, and since it could be claimed."""
+        """Count how long a starting job has waited: since the job was due, and since the job could be claimed."""
         tally = self._tallies[attempt.job.preset]
         tally.waited(_waited(attempt), attempt.job.traceparent)
         self._claimed(max((attempt.started_at - attempt.ready_at).total_seconds(), 0.0))
 
     def ended(self, execution: Execution) -> str:
-        """Count a run, and give the metadata to keep with its result, as JSON text."""
+        """Count a run. Returns the execution metadata of the result as JSON text; durations are in seconds."""
         attempt = execution.attempt
         ran = execution.ended_at - execution.started
         self._tallies[attempt.job.preset].ran(ran, attempt.job.traceparent)
@@ -70,7 +71,7 @@ class AttemptMetrics:
             if state is JobState.FAILED:
                 tally.dead_letters[name]()
             elif state is JobState.COMPLETED:
-                # The claim was timed by the database's clock, as the job's creation; since then only ours has run.
+                # Creation and claim are times of the database's clock. This process's clock measures from the claim on.
                 age = (attempt.started_at - attempt.job.created_at).total_seconds()
                 tally.completed(age + now - execution.started, attempt.job.traceparent)
         error = _error(outcome)
@@ -81,9 +82,9 @@ class AttemptMetrics:
             _log(self._log.info, execution, name, error)
 
     def dropped(self, execution: Execution, error: Exception) -> None:
-        """Count and log an attempt whose outcome never will be in the database.
+        """Count and log an attempt whose outcome will never be in the database.
 
-        A lost attempt is counted as such by whoever takes it back, in the transaction that does.
+        How the attempt ended is counted by the process that lapses or releases the attempt.
         """
         self._tallies[execution.attempt.job.preset].dropped()
         refused = None if isinstance(error, LeaseLost) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Keeps N attempts running: claims as many as there are free slots, runs them, records what they came to.
+"""Keeps N attempts running: claims jobs for the free slots, runs the attempts, and records their outcomes.
 
 `Consumer._run` is the life of one attempt; the table in worker/__init__.py names the files of its steps.
 """
@@ -37,7 +37,7 @@ MIN_IDLE_SECONDS: Final = 0.05
 MAX_IDLE_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.2
 MAX_EFFECTS: Final = 10
-"""Effects that a process commits at once; more wait for a connection."""
+"""Effects that a process commits at the same time. Further effects wait for a connection."""
 
 LOST: Final = Released(Reason.LEASE_LOST)
 
@@ -70,7 +70,7 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._slots = Slots(slots, lease_seconds, self._wake.set)
-        self._left_behind: set[asyncio.Task[None]] = set()
+        self._recording: set[asyncio.Task[None]] = set()
         self._metrics = AttemptMetrics(registry)
         self._releaser = Releaser(pool, self._metrics, publish_results=publish_results)
         self._lease = Lease(
@@ -93,10 +93,10 @@ class Consumer:
         await self._source.ready()
 
     async def run(self, stop: asyncio.Event) -> int:
-        """Work until `stop`, then finish what runs within the drain time and release the rest.
+        """Work until `stop`, then finish running attempts within the drain time and release the rest.
 
-        Returns 0; or 1, by itself, when plain functions that outlived their time-out have held every slot for a
-        whole lease: only a new process gets rid of their threads.
+        Returns 0. Returns 1, without waiting for `stop`, when plain functions past their time-out have held every
+        slot for a whole lease: only a new process gets rid of their threads.
         """
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._source.aclose)
@@ -127,17 +127,19 @@ class Consumer:
     async def _claim_until(self, stop: asyncio.Event) -> None:
         idle = MIN_IDLE_SECONDS
         while not (stop.is_set() or self._slots.stuck.exhausted):
-            # Cleared before the claim: a hint that comes while it runs must not be lost.
+            # Cleared before the claim: a hint that arrives during the claim must not be lost.
             self._wake.clear()
             room = self._slots.room
             attempts = await self._claim(room)
             self._slots.full = len(attempts) == room
             for attempt in attempts:
                 self._start(attempt)
-            if attempts:  # there may be more; only an empty claim has also looked below the source's mark
+            # More jobs may be ready: only an empty claim has also searched below the source's marks.
+            if attempts:
                 idle = MIN_IDLE_SECONDS
                 if not self._slots.full:
-                    await asyncio.sleep(0)  # what was claimed starts before the next claim is put together
+                    # The claimed attempts start before the next claim is prepared.
+                    await asyncio.sleep(0)
                 continue
             idle = min(idle * 2, MAX_IDLE_SECONDS)
             with suppress(TimeoutError):
@@ -164,7 +166,7 @@ class Consumer:
         return attempts
 
     def _start(self, attempt: Attempt) -> None:
-        execution = Execution(attempt, self._registry[attempt.job.preset], self._record_left_behind)
+        execution = Execution(attempt, self._registry[attempt.job.preset], self._record_stuck)
         self._slots.take(execution)
         execution.task = self._loop.create_task(self._run(execution), context=execution.span.context())
 
@@ -177,22 +179,22 @@ class Consumer:
             await self._record(execution, outcome)
 
     async def _record(self, execution: Execution, outcome: Outcome) -> None:
-        """Of an attempt that has ended."""
+        """Record the outcome of an attempt that has ended."""
         metadata = self._metrics.ended(execution)
         try:
             written = await self._recorder.record(execution, outcome, metadata)
-        except Exception as error:  # noqa: BLE001 - LeaseLost as a rule; whatever it is, nothing more can be done
+        except Exception as error:  # noqa: BLE001 - usually LeaseLost; the outcome is lost after any other error too
             self._metrics.dropped(execution, error)
         else:
             self._metrics.recorded(execution, written)
         finally:
             self._slots.drop(execution)
 
-    def _record_left_behind(self, execution: Execution, outcome: Outcome) -> None:
-        """The outcome of an attempt whose pipeline runs on: `_run` has still to wait for it."""
+    def _record_stuck(self, execution: Execution, outcome: Outcome) -> None:
+        """Record the outcome of an attempt whose pipeline runs on: `_run` still waits for the pipeline."""
         task = self._loop.create_task(self._record(execution, outcome))
-        self._left_behind.add(task)
-        task.add_done_callback(self._left_behind.discard)
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
 
     def _on_hint(self, channel: str, payload: str) -> None:
         if channel == CANCEL:
@@ -201,6 +203,10 @@ class Consumer:
             self._wake.set()
 
     def _on_beat(self, sent: float, leased: Leased) -> None:
+        """Compare the attempts that the database shows as leased to this worker with the held ones.
+
+        An attempt that started after the heartbeat was sent may be missing from the answer, and is not lost.
+        """
         held = self._slots.held
         for key, cancel_requested in leased.items():
             if cancel_requested and key in held:
@@ -211,10 +217,11 @@ class Consumer:
         if lost := self._slots.unacknowledged.lost(leased.keys() - held.keys()):
             self._releaser.unknown(self._lease.worker_id, lost)
         self._releaser.release_stopped()
-        self._wake.set()  # after a first beat, or one after an outage, there is a lease to claim under
+        # The first heartbeat, or the first one after an outage, brings a lease to claim under.
+        self._wake.set()
 
     async def _watch(self) -> None:
-        """Many times a lease: prove that the loop lives, end what is overdue or lost, and look for stuck slots."""
+        """Many times per lease: tick, stop overdue and lost attempts, and look for stuck pipelines."""
         while True:
             self._lease.tick()
             self._drop_lost()
@@ -225,16 +232,16 @@ class Consumer:
             stuck = self._slots.stuck
             stuck.look(self._slots.occupied)
             if stuck.exhausted and not self._draining:
-                log.error("worker.exhausted", left_behind=len(stuck))
+                log.error("worker.exhausted", stuck=len(stuck))
                 self._wake.set()
             WORKER_BUSY.set(len(self._slots.occupied))
             await asyncio.sleep(min(self._lease.seconds / 10, WATCH_SECONDS))
 
     def _drop_lost(self) -> None:
-        """Stop what runs under a lease that is no longer ours; its outcomes will find no lease to be written under.
+        """Stop attempts whose lease is lost: their outcomes can no longer be recorded.
 
-        A lease that ran out because the database was away is no crash: its jobs are released under the next lease,
-        before maintenance takes them for a dead worker's. Where the row is gone, maintenance has them already.
+        A lease that expired because the database was away is no crash. Its attempts are released under the next
+        lease, before maintenance lapses them. If the worker's row is gone, maintenance has already lapsed them.
         """
         current = self._lease.worker_id
         lost = [each for each in self._slots.held.values() if each.attempt.worker_id != current]
@@ -250,7 +257,7 @@ class Consumer:
         self._wake.set()
 
     async def _drain(self) -> None:
-        """Finish what runs within the drain time; then release the rest, and wait for that to be written."""
+        """Finish running attempts within the drain time, then release the rest and wait until that is written."""
         self._draining = self._slots.full = True
         held = self._slots.held
         if held:
@@ -273,7 +280,7 @@ class Consumer:
 async def open_consumer(
     settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline]
 ) -> AsyncIterator[Consumer]:
-    """The consumer of a process, with its pools: effects may hold theirs for long, so they have one of their own."""
+    """The consumer of a process, with its pools. Effects have a pool of their own: they may hold connections long."""
     slots = settings.worker_concurrency
     async with (
         open_pool(url, name="worker", size=2) as pool,

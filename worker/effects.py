@@ -1,4 +1,4 @@
-"""The commit of a result together with its effects: one transaction, the author's and ours."""
+"""Commits a result together with its effects: the author's statements and the engine's in one transaction."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ from worker.outcome import record
 from worker.rows import write
 
 TRIES: Final = 3
-"""A deadlock or a lost connection is nobody's error; but effects that bring one about each time are."""
+"""One deadlock or lost connection is no error of the job. Effects that cause one at every try are an error."""
 PAUSE_SECONDS: Final = 0.05
 
+# Proves that the attempt is still this worker's, and locks its row: nothing else takes the attempt while effects run.
 FENCE: LiteralString = "SELECT 1 FROM outbox WHERE job_id = %s AND attempt = %s AND worker_id = %s FOR UPDATE"
 
 log = structlog.get_logger()
 
 
 class EffectsCommit:
-    """Commits one completed attempt. It is tried again while the database is away or finds a deadlock."""
+    """Commits one completed attempt. The commit is tried again after an outage or a deadlock.
+
+    At most TRIES tries run the effects, because an author's code may itself cause the deadlock.
+    """
 
     def __init__(
         self,
@@ -54,9 +58,9 @@ class EffectsCommit:
         self._tries = 0
 
     async def run(self) -> None:
-        """Returns once the result and the effects are committed, by this try or by the one before.
+        """Return once the result and the effects are committed, by this try or by the one before.
 
-        Raises LeaseLost, TimeoutError when the effects took longer than an attempt may, or what they raised.
+        Raises LeaseLost; TimeoutError when the effects take longer than an attempt may; or the error of the effects.
         """
         while self._leased or self._tries:
             try:
@@ -76,12 +80,15 @@ class EffectsCommit:
 
     @property
     def _leased(self) -> bool:
-        """Under a lease that was lost meanwhile one question remains: has the last try committed?"""
+        """Whether the attempt's lease holds. Without the lease one question remains: has the last try committed?"""
         return self._worker_id() == self._attempt.worker_id
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """A connection for as long as an attempt may take; to wait for one is not the effects' time."""
+        """A connection for as long as an attempt may take. Waiting for the connection is not counted.
+
+        Raises TimeoutError.
+        """
         limit: asyncio.Timeout | None = None
         try:
             async with (
@@ -95,16 +102,17 @@ class EffectsCommit:
             raise
 
     async def _became_committed(self, conn: Connection) -> bool:
-        """What became of the try before: its connection broke, and its COMMIT may have been heard."""
+        """Whether the try before has committed: its connection broke, but the server may have received COMMIT."""
         return bool(await recorded(conn, [self._attempt.key]))
 
     async def _commit(self, conn: Connection) -> None:
-        """Fence first, then the effects, then result and audit."""
+        """Run the fence, then the effects, then write the result and its audit row, in one transaction."""
         attempt = self._attempt
         with tracing.record([self._traceparent], 1):
             async with conn.transaction():
                 if not await fetchone(conn, FENCE, [*attempt.key, attempt.worker_id]):
                     raise LeaseLost(str(attempt.job.id))
+                # Counted after the fence: only a try that got this far can have committed.
                 self._tries += 1
                 if self._effects is not None:
                     with tracing.step("effects"):
@@ -116,6 +124,6 @@ class EffectsCommit:
 
 
 def _passing(error: BaseException) -> bool:
-    """Whether it will go by itself: nothing is wrong with the effects."""
+    """Whether the error passes by itself, so that the effects are not at fault."""
     interrupted = errors.QueryCanceled | errors.LockNotAvailable
     return transient(error) or isinstance(error, DatabaseUnavailable | interrupted)

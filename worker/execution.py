@@ -1,4 +1,4 @@
-"""One attempt at work: runs the pipeline, on the loop or in a thread, and says what its end means."""
+"""Runs one attempt: calls the pipeline, on the event loop or in a thread, and turns its end into an outcome."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from engine.telemetry.spans import Span
 from worker.outcome import after, describe, interpret
 
 GRACE_SECONDS: Final = 1.0
-"""How long a pipeline that was told to stop may take to unwind before it is left behind, its slot still taken."""
+"""How long a pipeline may take to unwind after a stop before it counts as stuck, still in its slot."""
 
 THREADLESS_SECONDS: Final = 5.0
-"""When to try again where the process could not start a thread."""
+"""Delay of the next attempt when the process could not start a thread."""
 
 MAX_PROGRESS_MESSAGE: Final = 500
 
@@ -35,12 +35,12 @@ log = structlog.get_logger()
 class Execution:
     """A running attempt. Times are on the monotonic clock.
 
-    It ends once, when its outcome is known. As a rule the pipeline has returned by then. One that was told to stop
-    and does not is left behind: `on_left_behind` is called with its outcome, and it keeps its slot until it returns.
+    An attempt ends once, when its outcome is known. Usually the pipeline has returned by then. A pipeline that does
+    not stop when asked is stuck: `on_stuck` gets the outcome, and the pipeline keeps its slot until it returns.
     """
 
     def __init__(
-        self, attempt: Attempt, pipeline: Pipeline, on_left_behind: Callable[[Execution, Outcome], None]
+        self, attempt: Attempt, pipeline: Pipeline, on_stuck: Callable[[Execution, Outcome], None]
     ) -> None:
         self.attempt = attempt
         self.number = attempt.number
@@ -54,15 +54,15 @@ class Execution:
         self.reported_n = 0
         self.latest: tuple[float, str] = (0.0, "")
         self.task: asyncio.Task[None] | None = None
-        """What runs the attempt from its claim to its record; kept here, for the loop's own reference is weak."""
-        self._on_left_behind = on_left_behind
+        """Runs the attempt from claim to record. Kept here, because the event loop's own reference is weak."""
+        self._on_stuck = on_stuck
         self._unwinding: asyncio.Task[Any] | None = None
         self._stopped_as: Outcome | None = None
         self._cancelled: threading.Event | None = None if pipeline.is_async else threading.Event()
 
     @property
     def cancelled(self) -> threading.Event:
-        """Set when the attempt should stop. Made when first asked for: few async pipelines look at it."""
+        """Set when the attempt should stop. Created at first use, because few async pipelines read it."""
         if self._cancelled is None:
             self._cancelled = threading.Event()
             if self._stopped_as is not None:
@@ -70,7 +70,7 @@ class Execution:
         return self._cancelled
 
     def progress(self, fraction: float, message: str) -> None:
-        """Remember the latest; the worker writes it at most once a second."""
+        """Remember the latest progress. The worker writes it at most once a second."""
         try:
             share = float(fraction)
             text = str(message)[:MAX_PROGRESS_MESSAGE].replace("\0", "").encode(errors="replace").decode()
@@ -80,8 +80,8 @@ class Execution:
         self.progress_n += 1
 
     async def run(self) -> Outcome:
-        """The outcome, once the pipeline has returned. Metadata that does not fit its model fails the job at once."""
-        if self._stopped_as is not None:  # before its first step
+        """Run the pipeline and return the outcome. Metadata that does not fit the model fails the job at once."""
+        if self._stopped_as is not None:  # stopped before the first step
             return self._stopped_as
         try:
             job = self._prepared()
@@ -90,37 +90,43 @@ class Execution:
         return await (self._on_loop(job) if self.pipeline.is_async else self._in_thread(job))
 
     def time_out(self) -> None:
-        """Stop the pipeline because its time is up: an error like any other."""
-        self.stop(Retry(None, TimeoutError(f"no end after {self.deadline - self.started:g} s")))
+        """Stop the pipeline at its deadline. A time-out counts as an error of the job."""
+        self.stop(
+            Retry(None, TimeoutError(f"the attempt did not end within {self.deadline - self.started:g} s"))
+        )
 
     def stop(self, outcome: Outcome) -> None:
-        """Tell the pipeline to stop, to end as `outcome`: at once for a plain function, else once it has unwound."""
+        """Ask the pipeline to stop; the attempt ends as `outcome`.
+
+        With a plain function the attempt ends at once, because no one can interrupt a thread. With an async pipeline
+        the attempt ends once the pipeline has unwound, or after GRACE_SECONDS.
+        """
         if self.ended or self._stopped_as is not None:
             return
         self._stopped_as = outcome
         if self._cancelled is not None:
             self._cancelled.set()
         if not self.pipeline.is_async:
-            self._leave_behind(outcome)
+            self._give_up(outcome)
             return
         if self._unwinding is not None:
             self._unwinding.cancel()
-        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._leave_behind, outcome)
+        asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up, outcome)
 
     def end(self) -> bool:
-        """Note that the outcome is known. False when it was before."""
+        """Note that the outcome is known. Returns False if the outcome was known before."""
         if self.ended:
             return False
         self.ended = True
         self.ended_at = time.monotonic()
         return True
 
-    def _leave_behind(self, outcome: Outcome) -> None:
+    def _give_up(self, outcome: Outcome) -> None:
         if self.end():
-            self._on_left_behind(self, outcome)
+            self._on_stuck(self, outcome)
 
     def _prepared(self) -> Job:
-        """The job with its metadata as the pipeline's model. Raises PermanentError when it does not fit."""
+        """The job with its metadata as the pipeline's model. Raises PermanentError if the metadata does not fit."""
         job = self.attempt.job
         if self.attempt.undecodable is not None:
             raise PermanentError(f"the stored metadata cannot be read: {self.attempt.undecodable}")
@@ -139,7 +145,8 @@ class Execution:
             return interpret(await self.pipeline.function(job, AttemptRun(self)))
         except BaseException as error:
             if asyncio.current_task(task.get_loop()) is not task:
-                raise  # the loop has let go of the task, and nothing can be awaited any more
+                # The event loop no longer runs this task, so nothing can be awaited any more.
+                raise
             if self._stopped_as is not None:
                 return self._stopped_as
             if isinstance(error, asyncio.CancelledError) and task.cancelling():
@@ -155,9 +162,9 @@ class Execution:
         def work() -> None:
             try:
                 outcome = interpret(self.pipeline.function(job, AttemptRun(self)))
-            except BaseException as error:  # noqa: BLE001 - as above: it costs this job and nobody else
+            except BaseException as error:  # noqa: BLE001 - an author's code may raise anything; only this job fails
                 outcome = self._raised(error)
-            # The loop may have closed: then the job was released at shutdown, and this outcome is nobody's.
+            # The event loop may have closed. Then the job was released at shutdown, and this outcome is void.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, returned, outcome)
 
@@ -165,16 +172,18 @@ class Execution:
         thread = threading.Thread(target=context.run, args=(work,), name=f"attempt {job.id}", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # the process, or its container, has no thread left
+        except RuntimeError as error:
+            # The process or its container has reached its limit of threads.
             log.warning("attempt.refused", job_id=job.id, attempt=self.number, error=str(error))
             return Snoozed(THREADLESS_SECONDS)
         return await returned
 
     def _raised(self, error: BaseException) -> Outcome:
-        """What an exception means; its traceback, which clients never see, goes to the log."""
+        """The outcome of an exception. The traceback goes to the log, because clients never see it."""
         if not isinstance(error, PermanentError):
             job = self.attempt.job
-            with suppress(BaseException):  # writing a traceback calls the exception's own __str__
+            # Writing a traceback calls the exception's own __str__, which may raise.
+            with suppress(BaseException):
                 log.warning(
                     "attempt.raised", job_id=job.id, preset=job.preset, attempt=self.number, exc_info=error
                 )
@@ -182,7 +191,7 @@ class Execution:
 
 
 class AttemptRun:
-    """The `Run` that a pipeline is given: what of an execution is an author's."""
+    """The `Run` that a pipeline gets: the part of an execution that is for authors."""
 
     __slots__ = ("_execution", "attempt")
 
@@ -198,10 +207,10 @@ class AttemptRun:
         self._execution.progress(fraction, message)
 
     def step(self, name: str) -> Span:
-        """The attempt's span is the current one wherever its pipeline runs."""
+        """A child of the attempt's span, which is the current span on the event loop and in the thread."""
         return tracing.step(name)
 
 
 def _settle(returned: asyncio.Future[Outcome], outcome: Outcome) -> None:
-    if not returned.done():  # nobody waits at the end of the process
+    if not returned.done():  # cancelled when the process ends
         returned.set_result(outcome)

@@ -1,7 +1,7 @@
-"""A worker's lease, renewed from a thread of its own: a pipeline that blocks the event loop does not lose it at once.
+"""Renews a worker's lease from a thread, so that a pipeline that blocks the event loop does not lose it at once.
 
-The thread renews only while the loop ticks. Whoever cannot tick for two leases is ended, for its attempts run on
-elsewhere by then.
+The thread renews only while the event loop ticks. The process ends itself after two leases without a tick, because
+its attempts run elsewhere by then.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from engine.telemetry.metrics import HEARTBEATS, LEASES_LOST
 from engine.telemetry.throughput import Throughput
 
 BEATS_PER_LEASE: Final = 3
+"""One heartbeat may fail, and the next one still arrives before the lease expires."""
 MIN_GAP_SECONDS: Final = 0.05
+"""Limits the heartbeats when many cancellations ask for one."""
 LAST_WORDS_SECONDS: Final = 1.0
+"""How long the last log line of a stalled process may take."""
 
 log = structlog.get_logger()
 
 
 class Lease:
-    """The worker's row. `on_beat(sent, leased)` is called on the loop after each acknowledged beat.
+    """The worker's row in `workers`. The thread owns the connection.
 
-    `sent` is the monotonic time at which the beat left. `running()` names the running attempts, for the log.
+    `on_beat(sent, leased)` is called on the event loop after each acknowledged heartbeat; `sent` is the monotonic
+    time at which the heartbeat was sent. `running()` names the running attempts, for the log.
     """
 
     def __init__(
@@ -66,9 +70,9 @@ class Lease:
 
     @property
     def worker_id(self) -> int | None:
-        """The id under which to claim and record; None when there is no lease that surely holds.
+        """The id under which to claim and record; None unless the lease certainly holds.
 
-        A beat counts from when it was sent, so this clock always runs out before the database's.
+        A lease counts from the sending of its heartbeat, so it expires here before it expires in the database.
         """
         if time.monotonic() < self._acknowledged + self.seconds:
             return self._id
@@ -82,18 +86,18 @@ class Lease:
         self._ticks += 1
 
     def beat_now(self) -> None:
-        """Do not wait for the next turn: something may have been cancelled."""
+        """Send a heartbeat now: its answer names the attempts whose cancellation was requested."""
         self._due.set()
 
     def abandon(self) -> None:
-        """Give the id up; the thread registers a new one at its next beat."""
+        """Give up the lease. The thread registers a new worker id at its next heartbeat."""
         lost, self._id = self._id, None
         if lost is not None:
             LEASES_LOST.inc()
         self._due.set()
 
     def close(self) -> None:
-        """Stop renewing and remove the row. Blocks for as long as one statement may take."""
+        """Stop renewing and remove the row. Blocks as long as one statement takes, and at most for a lease."""
         self._stopping.set()
         self._due.set()
         self._thread.join(timeout=self.seconds)
@@ -103,23 +107,25 @@ class Lease:
             try:
                 with self._connected() as conn:
                     while not self._stopping.is_set():
+                        # A silent event loop must lose its lease, so that other workers get its jobs.
                         if self._silence() < self.seconds:
                             self._beat(conn)
                         self._wait()
                     self._deregister(conn)
-            except Exception as error:  # noqa: BLE001 - without this thread the worker could do nothing for ever
+            except Exception as error:  # noqa: BLE001 - a worker whose lease thread has died can never claim again
                 HEARTBEATS.labels("failed").inc()
-                if not self._failing:  # the first of many, in an outage
+                if not self._failing:  # once per outage
                     log.warning("heartbeat.failed", error=str(error).strip())
                 self._failing = True
+                # A stalled event loop must end the process during an outage, too.
                 self._silence()
                 self._stopping.wait(min(1.0, self._period / 2))
 
     def _silence(self) -> float:
-        """For how many seconds the loop has not ticked. Ends the process when that is hopeless.
+        """Seconds without a tick of the event loop. Ends the process after two leases without a tick.
 
-        A turn of this thread counts for a period at most: a process that was stopped and continued finds much
-        time gone, and only has to tick again.
+        One turn of this thread counts for at most one period: a process that was suspended and resumed finds much
+        time gone, although its event loop is healthy.
         """
         now = time.monotonic()
         turn = min(now - self._turned, self._period)
@@ -128,7 +134,7 @@ class Lease:
         self._seen = self._ticks
         if self._silent >= 2 * self.seconds:
             try:
-                # Writing the log may be what blocks the process.
+                # The timer ends the process if the log is what blocks it.
                 threading.Timer(LAST_WORDS_SECONDS, os._exit, [1]).start()
                 log.error("process.stalled", seconds=2 * self.seconds, running=list(self._running()))
             finally:
@@ -136,6 +142,7 @@ class Lease:
         return self._silent
 
     def _connected(self) -> psycopg.Connection[Any]:
+        # A heartbeat that hangs must fail early enough for another one on a new connection.
         limit = max(1000, int(self._period * 1000))
         return psycopg.connect(
             with_options(self._url, f"-c statement_timeout={limit} -c lock_timeout={limit}"),
@@ -153,6 +160,7 @@ class Lease:
             leased: Leased | None = {}
         else:
             leased = workers.beat(conn, worker_id, self.seconds, self._throughput.per_second())
+        # The row is gone: maintenance has lapsed this lease.
         if leased is None:
             HEARTBEATS.labels("gone").inc()
             self.abandon()
@@ -168,7 +176,8 @@ class Lease:
         try:
             self._loop.call_soon_threadsafe(self._on_beat, sent, leased)
         except RuntimeError:
-            self._stopping.set()  # the loop has closed: there is nobody left to renew for
+            # The event loop has closed, so no attempt needs the lease any more.
+            self._stopping.set()
 
     def _wait(self) -> None:
         self._due.wait(self._period)

@@ -1,4 +1,4 @@
-"""Decisions about how an attempt ended, without any I/O: what a return value or an error means for the job."""
+"""Decides what a pipeline's return value or error means for the job. No I/O."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+
 
 
 class Encoded(NamedTuple):
-    """An output that has become JSON text already, where that is cheapest."""
+    """An output that is JSON text already: `interpret` encodes it in the thread that ran the pipeline."""
 
     text: str
 
 
 def interpret(returned: Any) -> Outcome:
-    """What a pipeline's return value means. One that cannot be stored fails the job: a retry would not help."""
+    """The outcome of a return value. A value that cannot be stored fails the job, because a retry would not help."""
     try:
         match returned:
             case Retry(delay, error):
@@ -62,25 +62,25 @@ def interpret(returned: Any) -> Outcome:
 
 
 def after(error: BaseException) -> Outcome:
-    """What an exception that left a pipeline, or its effects, means."""
+    """The outcome of an exception that a pipeline or its effects raised."""
     if isinstance(error, PermanentError):
         return Failed(describe(error))
     return Retry(None, describe(error))
 
 
 def describe(error: BaseException | JobError | str) -> JobError:
-    """`error` as text that can be stored and logged. Never raises, though `__str__` is an author's code and may."""
+    """`error` as text that can be stored and logged. Never raises, although an author's `__str__` may."""
     if isinstance(error, JobError):
         return error
     name = "Error" if isinstance(error, str) else _clean(type(error).__name__, MAX_TYPE)
     try:
         return JobError(name, _clean(str(error), MAX_MESSAGE) or name)
     except BaseException:  # noqa: BLE001
-        return JobError(name, "what it says cannot be read")
+        return JobError(name, "the error's message cannot be read")
 
 
 def encode(output: Any) -> Encoded:
-    """JSON text of at most 4 MiB. Raises ValueError or TypeError for what JSON or PostgreSQL cannot hold."""
+    """JSON text of at most 4 MiB. Raises ValueError or TypeError for a value that JSON or PostgreSQL cannot hold."""
     if isinstance(output, Encoded):
         return output
     encoded = orjson.dumps(output, option=STRICT)
@@ -88,13 +88,13 @@ def encode(output: Any) -> Encoded:
         raise ValueError(f"{len(encoded)} bytes of JSON; the limit is {MAX_OUTPUT_BYTES}")
     if b"null" in encoded and output is not None:
         json.dumps(output, allow_nan=False, default=str)  # orjson writes NaN as null; this raises
-    if b"\\u0000" in encoded and ESCAPED_NUL.search(encoded):  # alone, the pattern takes 0.2 s
-        raise ValueError("it holds U+0000")
+    if b"\\u0000" in encoded and ESCAPED_NUL.search(encoded):  # the pattern alone takes 0.2 s
+        raise ValueError("the output contains U+0000")
     return Encoded(encoded.decode())
 
 
 def within_budget(attempt: Attempt, pipeline: Pipeline, outcome: Outcome, rng: random.Random) -> Outcome:
-    """`outcome` with its delay drawn and the job's budget applied: a Retry beyond `max_attempts` is Failed."""
+    """Apply the job's budget: a Retry beyond `max_attempts` becomes Failed. Draws the delay of a Retry without one."""
     match outcome:
         case Retry(delay, error):
             if attempt.errors + 1 >= (attempt.max_attempts or pipeline.max_attempts):
@@ -105,12 +105,15 @@ def within_budget(attempt: Attempt, pipeline: Pipeline, outcome: Outcome, rng: r
 
 
 def backoff(pipeline: Pipeline, errors: int, rng: random.Random) -> float:
-    """Exponential back-off with full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015)."""
+    """Seconds to wait: exponential back-off with full jitter.
+
+    The rule is that of "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
     return rng.uniform(0, min(MAX_BACKOFF_SECONDS, pipeline.backoff * 2.0**errors))
 
 
 def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending | Release:
-    """The row to write for an outcome within its budget."""
+    """The row to write for an outcome that `within_budget` has returned."""
     job_id, number = attempt.job.id, attempt.number
     match outcome:
         case Completed(output):
@@ -152,7 +155,7 @@ def label(outcome: Outcome) -> str:
 
 
 def fingerprint(error: JobError) -> str:
-    """Equal for errors that differ only in numbers, ids and addresses."""
+    """16 hex digits, equal for errors that differ only in numbers, ids and addresses."""
     likeness = f"{error.type}:{VARYING.sub('#', error.message)}"
     return hashlib.sha256(likeness.encode()).hexdigest()[:16]
 
@@ -166,5 +169,5 @@ def _json(error: JobError, number: int) -> str:
 
 
 def _clean(text: str, limit: int) -> str:
-    """Whatever an exception said, as text that PostgreSQL stores."""
+    """`text` as PostgreSQL can store it: at most `limit` characters, without NUL or lone surrogates."""
     return text[:limit].replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""Shows what running attempts say of their progress: at most once a second, all of a worker's in one statement."""
+"""Writes the progress that running attempts report: at most once a second, one statement per worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT_SECONDS: Final = 1.0
 
 
 async def report_forever(pool: Pool, held: Mapping[tuple[UUID, int], Execution]) -> None:
-    """Each second, show what is new of the attempts in `held`."""
+    """Once a second, write the new progress of the attempts in `held`."""
     while True:
         await asyncio.sleep(REPORT_SECONDS)
         news = [
@@ -32,6 +32,7 @@ async def report_forever(pool: Pool, held: Mapping[tuple[UUID, int], Execution])
             async with borrow(pool) as conn:
                 await report(conn, [progress for _, progress in news])
         except (DatabaseUnavailable, Error):
-            continue  # shown again within a second, or never: progress is a courtesy
+            # The next round tries again. Progress may get lost: it is a courtesy.
+            continue
         for execution, progress in news:
             execution.reported_n = progress.n

@@ -1,4 +1,4 @@
-"""Writes what attempts came to: everything that ended while the last write ran goes into the next one."""
+"""Writes outcomes in groups: the attempts that ended during the last write go into the next one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class Item(NamedTuple):
-    """A row to write under the lease `holder`, and the context of its attempt's span."""
+    """A row to write under the lease `holder`; `context` is the traceparent of the attempt's span."""
 
     holder: int
     row: Row
@@ -38,9 +38,9 @@ class Item(NamedTuple):
 
 
 class Recorder:
-    """Records outcomes for the worker whose lease `worker_id()` tells; None means that the lease is lost.
+    """Records outcomes under the lease `worker_id()`; None means that the lease is lost.
 
-    Effects run on connections of the pool `effects`, which resets what an author's code leaves on them.
+    The pool `effects` resets its connections, because an author's code may leave settings on them.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Recorder:
         )
 
     async def record(self, execution: Execution, outcome: Outcome, metadata: str) -> Outcome:
-        """Write the outcome, with `metadata` (JSON text) beside a result. Returns what was written in the end.
+        """Write the outcome, with `metadata` (JSON text) beside a result. Returns the outcome that was written.
 
-        That may be another outcome: an error may have used up the budget, effects may have failed, the owner may have
-        asked to cancel. Raises LeaseLost when the attempt is no longer the worker's, or the error for which nothing
-        can be written.
+        The two may differ: an error may have used up the budget, the effects may have failed, or the owner may have
+        requested cancellation. Raises LeaseLost when the attempt no longer belongs to this worker, or the database
+        error because of which nothing can be written.
         """
         outcome = within_budget(execution.attempt, execution.pipeline, outcome, self._rng)
         if isinstance(outcome, Completed) and outcome.effects is not None:
@@ -81,11 +81,11 @@ class Recorder:
                 raise
             outcome = Failed(f"the outcome cannot be stored: {error}")
             state = await self._put(execution, outcome, metadata)
-        # A job whose owner asked to cancel it is not released.
+        # Releasing a job whose cancellation was requested cancels the job.
         return Cancelled() if state is JobState.CANCELLED else outcome
 
     def release_effects(self) -> None:
-        """Stop effects that are still running: what they wrote is rolled back, and their jobs are released."""
+        """Stop running effects. Their writes are rolled back, and their jobs are released."""
         for task in self._committing:
             task.cancel()
 
@@ -98,7 +98,10 @@ class Recorder:
         return self._rows.put(Item(execution.attempt.worker_id, row, execution.span.traceparent))
 
     async def _with_effects(self, execution: Execution, outcome: Completed, metadata: str) -> Outcome:
-        """`outcome` once it is committed with its effects; else the outcome that is to be written instead."""
+        """Commit `outcome` with its effects. Returns `outcome`, or the outcome to write instead.
+
+        A task of its own, so that `release_effects` can cancel the effects without cancelling the attempt.
+        """
         task = asyncio.create_task(self._committed(execution, outcome, metadata))
         self._committing.add(task)
         task.add_done_callback(self._committing.discard)
@@ -113,17 +116,18 @@ class Recorder:
             await commit.run()
         except LeaseLost:
             raise
-        except BaseException as error:  # effects are an author's code: whatever they raise is the job's error
+        except BaseException as error:
+            # Effects are an author's code: every error that they raise is the job's.
             if isinstance(error, asyncio.CancelledError) and _being_cancelled():
                 raise
             return after(error)
         return outcome
 
     async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
-        """Write one group, again and again until that is acknowledged or the lease under it is lost.
+        """Write one group, and try again until the write is acknowledged or the lease is lost.
 
-        Where the lease is lost after a try, one question remains: what has that try written? It is asked until the
-        database answers; until then nothing else can be written either.
+        If the lease is lost after a try, one question remains: which rows has that try written? The question is
+        repeated until the database answers, because until then nothing else can be written either.
         """
         done: Recorded = {}
         tried = False
@@ -131,8 +135,10 @@ class Recorder:
         while (worker_id := self._worker_id()) is not None or tried:
             try:
                 async with self._conn.use() as conn:
+                    # A try whose connection broke may have committed: its rows are not written again.
                     if tried:
                         done |= await recorded(conn, [key_of(item.row) for item in items])
+                    # Rows of an earlier lease are left out: those attempts are lost.
                     if worker_id is not None:
                         rows = [
                             item.row
@@ -153,6 +159,6 @@ class Recorder:
 
 
 def _being_cancelled() -> bool:
-    """Whether the current task is asked to stop, rather than its code raising CancelledError by itself."""
+    """Whether the current task was cancelled, as opposed to its code raising CancelledError itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

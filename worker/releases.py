@@ -1,6 +1,6 @@
 """Releases attempts that the database shows as leased to this worker but that are not running here.
 
-No attempt is counted: nothing is spent of a job's budget.
+No attempt is counted against a job's budget.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ log = structlog.get_logger()
 
 
 class Releaser:
-    """Writes in tasks of its own, beside everything else.
+    """Releases attempts in background tasks.
 
-    A write that fails is not tried again here: two beats later the attempts are found anew; those of a lost lease are
-    taken back by maintenance.
+    A failed write is not tried again here. Two heartbeats later the attempts are found again; maintenance lapses the
+    attempts of a lost lease.
     """
 
     def __init__(self, pool: Pool, metrics: AttemptMetrics, *, publish_results: bool) -> None:
@@ -48,7 +48,10 @@ class Releaser:
         self._stopped[worker_id].add(key)
 
     def release_stopped(self) -> None:
-        """Under the next lease: the database answers again, and maintenance has not taken the attempts yet."""
+        """Release the remembered attempts, under the next lease and before maintenance lapses them.
+
+        A new lease proves that the database answers again.
+        """
         for worker_id, keys in self._stopped.items():
             self._release(worker_id, keys, Reason.LEASE_LOST)
         self._stopped.clear()
@@ -60,7 +63,7 @@ class Releaser:
         task.add_done_callback(self._writing.discard)
 
     async def _write(self, worker_id: int, rows: Sequence[Release]) -> None:
-        with suppress(DatabaseUnavailable, Error):  # as said above
+        with suppress(DatabaseUnavailable, Error):  # not tried again: see the class
             async with borrow(self._pool) as conn:
                 presets = await presets_of(conn, [row.job_id for row in rows])
                 released = await release(conn, worker_id, rows, publish_results=self._publish_results)

@@ -1,4 +1,4 @@
-"""The rows that outcomes become, written together: results and releases of one group are one transaction."""
+"""Writes the rows of outcomes: the results and releases of one group share a transaction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.telemetry.metrics import BATCH_ROWS, BATCH_SECONDS
 ROWS: Final = BATCH_ROWS.labels("record")
 SECONDS: Final = BATCH_SECONDS.labels("record")
 ROW_BYTES: Final = 200
-"""What a row weighs in a group beside its text."""
+"""Weight of a row in a group, without its text."""
 
 Row = Ending | Release
 
@@ -25,7 +25,10 @@ Row = Ending | Release
 async def write(
     conn: AsyncConnection[Any], worker_id: int, rows: Sequence[Row], *, publish_results: bool
 ) -> Recorded:
-    """All of `rows` or, when this raises, none: a group that is split for its bad row is written from the start."""
+    """Write all of `rows`, or none if this raises: the batcher then splits the group and writes the parts.
+
+    Joins the caller's transaction if there is one.
+    """
     began = time.perf_counter()
     done: Recorded = {}
     endings = [row for row in rows if isinstance(row, Ending)]
@@ -45,5 +48,5 @@ def key_of(row: Row) -> tuple[UUID, int]:
 
 
 def size_of(row: Row) -> int:
-    """Bytes, roughly."""
+    """Roughly the row's size in bytes."""
     return ROW_BYTES + len((row.output if isinstance(row, Ending) else row.error) or "")

@@ -1,12 +1,4 @@
-"""What a worker has: attempts that run, outcomes that wait to be written, threads that are stuck, lost claims.
-
-| | from | until |
-|---|---|---|
-| held | the claim | the outcome's write is acknowledged |
-| occupied | the claim | the pipeline has really returned |
-| stuck | the outcome is known, and the pipeline runs on | the pipeline has really returned |
-| unacknowledged | the database shows an attempt as ours that was never held | its release |
-"""
+"""The accounts of a worker: running attempts, outcomes that wait to be written, stuck threads, and lost claims."""
 
 from __future__ import annotations
 
@@ -29,10 +21,17 @@ log = structlog.get_logger()
 
 
 class Slots:
-    """The `number` slots of a worker, and everything it holds.
+    """The `number` slots of a worker, and the attempts that the worker holds.
 
-    A slot is free again when its pipeline has returned. No more is claimed while as many outcomes wait to be written
-    as there are slots. `wake` is called when there is room again after a claim that filled every slot.
+    | | from | until |
+    |---|---|---|
+    | held | the claim | the outcome's write is acknowledged |
+    | occupied | the claim | the pipeline has really returned |
+    | stuck | the outcome is known, and the pipeline runs on | the pipeline has really returned |
+    | unacknowledged | a heartbeat shows an attempt as leased here that was never held | its release |
+
+    A slot is free again when its pipeline has returned. At most twice `number` attempts are held, those whose outcome
+    waits to be written among them. `wake` is called when there is room again after a claim that filled the room.
     """
 
     def __init__(self, number: int, patience: float, wake: Callable[[], None]) -> None:
@@ -42,30 +41,31 @@ class Slots:
         self.stuck = StuckThreads(number, patience)
         self.unacknowledged = UnacknowledgedClaims()
         self.full = False
-        """Whether the last claim took all that there was room for: only then does somebody wait for room."""
+        """Whether the last claim filled the room. Only then does the claim loop wait for room."""
         self._wake = wake
 
     @property
     def room(self) -> int:
-        """How many to claim now.
+        """How many jobs to claim now.
 
-        Half of the slots at a time: PostgreSQL claims the one half while Python runs the other.
+        At most half of the slots at a time: PostgreSQL claims one half while Python runs the other.
         """
+        # `held` bounds the outcomes that pile up in memory while the database is slow or away.
         room = min(self.number - len(self.occupied), 2 * self.number - len(self.held))
         return max(0, min(room, (self.number + 1) // 2))
 
     def take(self, execution: Execution) -> None:
-        """It begins."""
+        """The attempt begins."""
         self.occupied.add(execution)
         self.held[execution.attempt.key] = execution
 
     def vacate(self, execution: Execution) -> None:
-        """Its pipeline has returned."""
+        """The attempt's pipeline has returned."""
         self.occupied.discard(execution)
         self._changed()
 
     def drop(self, execution: Execution) -> None:
-        """Its outcome has been written, or never will be."""
+        """The attempt's outcome has been written, or never will be."""
         self.held.pop(execution.attempt.key, None)
         self._changed()
 
@@ -75,7 +75,10 @@ class Slots:
 
 
 class StuckThreads:
-    """Pipelines that run on though their attempt has ended, each in its slot: plain functions, as a rule."""
+    """Pipelines that run on although their attempt has ended, each in its slot: usually plain functions.
+
+    Nothing can stop such a thread, so its slot stays occupied: otherwise threads would pile up without limit.
+    """
 
     def __init__(self, slots: int, patience: float) -> None:
         self._slots = slots
@@ -84,16 +87,16 @@ class StuckThreads:
         self._since = NEVER
 
     def look(self, occupied: Collection[Execution]) -> None:
-        """Find them among the occupied slots, and log the new ones."""
+        """Find the stuck pipelines among the occupied slots, and log the new ones."""
         stuck = {execution for execution in occupied if execution.ended}
         for execution in stuck - self._stuck:
-            log.warning("attempt.left_behind", job_id=execution.attempt.job.id, attempt=execution.number)
+            log.warning("attempt.stuck", job_id=execution.attempt.job.id, attempt=execution.number)
         self._stuck = stuck
         self._since = min(self._since, time.monotonic()) if len(stuck) >= self._slots else NEVER
 
     @property
     def exhausted(self) -> bool:
-        """Whether they have held every slot for `patience` seconds: only a new process gets rid of their threads."""
+        """Whether stuck pipelines have held every slot for `patience` seconds: only a new process frees the slots."""
         return time.monotonic() - self._since > self._patience
 
     def __len__(self) -> int:
@@ -101,10 +104,10 @@ class StuckThreads:
 
 
 class UnacknowledgedClaims:
-    """Finds attempts that are leased to this worker and were never held: the reply to their claim was lost.
+    """Finds attempts that are leased to this worker but were never held: the reply to their claim was lost.
 
-    A beat may also show an attempt whose claim is still on its way. Claims run one at a time and are counted, which
-    tells the two apart.
+    A heartbeat may also show an attempt whose claim has not returned yet. Claims run one at a time and are counted,
+    to distinguish the two cases.
     """
 
     def __init__(self) -> None:
@@ -114,7 +117,7 @@ class UnacknowledgedClaims:
 
     @contextmanager
     def claiming(self) -> Iterator[None]:
-        """While a claim runs."""
+        """Count a claim while it runs."""
         self.begun += 1
         try:
             yield
@@ -122,9 +125,10 @@ class UnacknowledgedClaims:
             self.ended = self.begun
 
     def lost(self, not_held: set[Key]) -> set[Key]:
-        """Of what a beat returned and nobody holds, the attempts to be released: returned twice running.
+        """The attempts to release, of those that a heartbeat returned but that are not held.
 
-        An attempt is not among them while the claim that ran when it was first seen still runs, and may bring it.
+        An attempt is lost when two heartbeats in a row return it and the claim that ran at the first one has ended.
+        Until then that claim may still bring the attempt.
         """
         lost = {key for key in not_held if key in self._seen and self._seen[key] <= self.ended}
         self._seen = {key: self._seen.get(key, self.begun) for key in not_held - lost}

@@ -1,4 +1,4 @@
-"""Where a consumer's attempts come from: in Postgres mode straight from the outbox."""
+"""The sources of a consumer's attempts: in Postgres mode the outbox itself."""
 
 from __future__ import annotations
 
@@ -15,38 +15,40 @@ from engine.tables.outbox import lanes_of
 from engine.telemetry.metrics import CLAIM_SECONDS, FALLBACK_CLAIMS
 
 READY_SECONDS: Final = 5.0
+"""How long the fallback leaves a ready job to the relay."""
 PUBLISHED_SECONDS: Final = 10.0
+"""How long the fallback leaves a published job to its message."""
 SCAN_SECONDS: Final = 1.0
 MAX_SCAN_SECONDS: Final = 0.15
-"""What a scan is taken to cost at most."""
+"""The most that the throttle counts for a scan, see Throttle."""
 
 CURSOR: Final = CLAIM_SECONDS.labels("cursor")
 SWEEP: Final = CLAIM_SECONDS.labels("sweep")
 
 
 class Source(Protocol):
-    """Gives attempts to a consumer."""
+    """Supplies a consumer with attempts."""
 
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
-        """Up to `limit` attempts leased to the worker; empty when nothing is due. Raises DatabaseUnavailable."""
+        """Lease up to `limit` attempts to the worker; empty when no job is due. Raises DatabaseUnavailable."""
 
     async def run(self, wake: Callable[[], None]) -> None:
-        """What it does beside that, until drained; `wake` says that a claim may find something."""
+        """Background work until drained. Calls `wake` when a claim may find jobs."""
 
     async def ready(self) -> None:
-        """A readiness check: raises while nothing can come from it."""
+        """A readiness check: raises while the source can deliver nothing."""
 
     async def drain(self) -> None:
-        """Nothing more will be claimed."""
+        """Stop the background work: no claim follows."""
 
     async def aclose(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
 
 
 class PostgresSource:
-    """Claims from the outbox on a connection of its own: ready jobs, and those that were published in the other mode.
+    """Claims from the outbox on a connection of its own: ready jobs, and jobs that were published in pubsub mode.
 
-    The latter are looked for at each sweep of the cursor.
+    Each sweep of the cursor looks for published jobs, too.
     """
 
     def __init__(self, url: str, presets: Sequence[str]) -> None:
@@ -55,7 +57,7 @@ class PostgresSource:
         self._cursor: ScanCursor[Attempt] = ScanCursor()
 
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
-        # In turn, so that no preset starves one of its own priority.
+        # The presets take turns, so that none starves another one of the same priority.
         self._presets.append(self._presets.pop(0))
         return await self._cursor.next(lambda marks: self._scan(worker_id, limit, marks))
 
@@ -79,10 +81,10 @@ class PostgresSource:
 
 
 class FallbackScan:
-    """Jobs that ought to have come by a message and have not: the fallback, and what a change of mode leaves.
+    """Claims jobs whose message should have come and has not, after a fault of the broker or a change of mode.
 
-    The scan runs again at once after one that came back full, for then it has to keep up; else once a second, and
-    never for more than 1/20 of the time.
+    After a full scan the next scan runs at once, to keep up. Otherwise a scan runs once a second, and scans take at
+    most 1/20 of the time.
     """
 
     def __init__(self, conn: PinnedConnection, presets: Sequence[str]) -> None:
@@ -94,10 +96,10 @@ class FallbackScan:
             FALLBACK_CLAIMS.labels(status).inc for status in ("ready", "published")
         )
         self.undelivered = False
-        """Whether the last scan found jobs that were published, and that no message has brought to a worker."""
+        """Whether the last scan found published jobs whose message has reached no worker."""
 
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
-        """As Source.claim; `undelivered` is of this call."""
+        """Like Source.claim; sets `undelivered`."""
         self.undelivered = False
         began = time.monotonic()
         if not self._throttle.due:

@@ -1,4 +1,4 @@
-"""One StreamingPull of a subscription: read its messages, and end it by half-closing it."""
+"""One StreamingPull call of a subscription: reads messages, and ends by half-closing the call."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from engine.pubsub.client import routed
 ACK_SECONDS: Final = 300
 KEEP_ALIVE_SECONDS: Final = 25.0
 CLOSE_SECONDS: Final = 5.0
-"""How long the broker may take to end a stream that was half-closed."""
+"""How long the broker may take to end a half-closed stream."""
 
 RawRequest: Final = StreamingPullRequest.pb()
 
 
 class Received(NamedTuple):
-    """A message as it came; `ack_id` is of this delivery."""
+    """A message as received. `ack_id` names this delivery, not the message."""
 
     ack_id: str
     message_id: str
@@ -29,9 +29,9 @@ class Received(NamedTuple):
 
 
 class Stream:
-    """An open stream. At most `outstanding` messages wait for their acknowledgement, where the broker heeds that.
+    """An open stream. At most `outstanding` messages are unacknowledged, if the broker honours that limit.
 
-    It is not cancelled while it can be half-closed: the emulator goes on delivering to a cancelled call for 90 s.
+    `close` half-closes the call first: the emulator goes on delivering to a cancelled call for 90 s.
     """
 
     def __init__(self, open_call: Callable[..., Any], subscription: str, outstanding: int) -> None:
@@ -49,9 +49,9 @@ class Stream:
         await self._call.wait_for_connection()
 
     async def read(self) -> list[Received] | None:
-        """The next messages; None when the stream has ended, or was made to. Raises grpc.RpcError.
+        """The next messages; None when the stream has ended or was closed. Raises grpc.RpcError.
 
-        To cancel this would cancel the stream: close it instead.
+        Cancelling this call would cancel the stream: use `close` instead.
         """
         try:
             response = await self._call.read()
@@ -59,14 +59,15 @@ class Stream:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return None  # nobody has cancelled the reader: this is how gRPC tells of a call that was
+            # The reader was not cancelled: this is how gRPC reports a cancelled call.
+            return None
         if response is grpc.aio.EOF:
             return None
         raw = StreamingPullResponse.pb(response).received_messages
         return [Received(each.ack_id, each.message.message_id, each.message.data) for each in raw]
 
     def close(self) -> None:
-        """Half-close it; `read` goes on until the broker has ended it too, or is made to end."""
+        """Half-close the call. `read` goes on until the broker ends the call, at most for CLOSE_SECONDS."""
         if not self.closing:
             self._closing.set()
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._call.cancel)

@@ -1,4 +1,4 @@
-"""The source of a worker in pubsub mode: messages name the jobs that are claimed, and the outbox has the rest."""
+"""The source of a worker in pubsub mode: messages name the jobs to claim, and the outbox has the jobs' data."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from worker.stream import CLOSE_SECONDS, Received, Stream
 
 CALL_SECONDS: Final = 5.0
 ACK_PAUSES: Final = (0.1, 1.0, 0.0)
-"""Seconds after each try to acknowledge that failed."""
+"""Seconds to wait after each failed try to acknowledge."""
 MAX_IDS: Final = 1000
-"""Of one request; an ack id has up to 200 bytes, and a request 512 KiB."""
+"""Ack ids in one request: an ack id has up to 200 bytes, and a request up to 512 KiB."""
 SILENT_SECONDS: Final = 10.0
+"""A stream has stalled when it delivers nothing for this long while published jobs grow old."""
 MAX_STALLS: Final = 3
 LOST_SECONDS: Final = 30.0
-"""How long there may be no stream before the worker is not ready; its jobs come by the outbox meanwhile."""
+"""How long the worker stays ready without a stream. Its jobs come from the outbox meanwhile."""
 ESTABLISHED_SECONDS: Final = 1.0
 DATABASE_PAUSE_SECONDS: Final = 1.0
 
@@ -55,18 +56,19 @@ log = structlog.get_logger()
 
 
 class Delivery(NamedTuple):
-    """A message that names a job, not claimed yet."""
+    """A message whose job is not claimed yet."""
 
     ack_id: str
     job_id: UUID
 
 
 class PubSubSource:
-    """Claims the jobs that messages name, and acknowledges a message once its claim has committed, never before.
+    """Claims the jobs that messages name. A message is acknowledged after its claim has committed, never before.
 
-    From then on PostgreSQL owns the job. What cannot be claimed is another's, or done: acknowledged as well. While
-    the database is away nothing is: the messages stay here, no more are read, and none is released, for the broker
-    would count that as a failed delivery. With nothing at hand, jobs are claimed whose message did not come.
+    From the commit on PostgreSQL owns the job. A job that cannot be claimed belongs to another worker or is finished:
+    its message is acknowledged, too. While the database is away, messages wait here, and none is read, acknowledged
+    or released: the broker would count a release as a failed delivery. With no message at hand, jobs are claimed
+    whose message did not come.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class PubSubSource:
         self._conn = PinnedConnection(url, name="claim")
         self._burying = PinnedConnection(url, name="dead-letters")
         self._fallback = FallbackScan(self._conn, presets)
-        # Nobody waits for their answers: PostgreSQL owns the job already.
+        # No caller waits for an acknowledgement, because PostgreSQL owns the job already.
         self._acks: Batcher[str, None] = Batcher(self._acknowledge, max_group=MAX_IDS)
         self._breaker = Breaker()
         self._at_hand: deque[Delivery] = deque()
@@ -93,15 +95,16 @@ class PubSubSource:
 
     async def ready(self) -> None:
         if self._stalls >= MAX_STALLS:
-            raise BrokerUnavailable(f"{self._stalls} streams in a row have delivered nothing")
+            raise BrokerUnavailable(f"the last {self._stalls} Pub/Sub streams delivered no message")
         if self._breaker.open_seconds > LOST_SECONDS:
-            raise BrokerUnavailable(f"no stream for {self._breaker.open_seconds:.0f} s")
+            raise BrokerUnavailable(f"no Pub/Sub stream for {self._breaker.open_seconds:.0f} s")
 
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
         try:
             attempts = await self._claim_at_hand(worker_id, limit)
         except LeaseLost:
-            return []  # the messages are kept for the lease to come
+            # The messages wait for the next lease.
+            return []
         if not attempts:
             attempts = await self._fallback.claim(worker_id, limit)
             self._look_for_stall()
@@ -126,13 +129,13 @@ class PubSubSource:
     def _settle(self, batch: Sequence[Delivery], attempts: Sequence[Attempt]) -> None:
         claimed = {attempt.job.id for attempt in attempts}
         for delivery in batch:
-            # Once each: a second message for the same job is late already.
+            # A job counts as claimed once: a second message for the same job is late.
             (CLAIMED if delivery.job_id in claimed else LATE).inc()
             claimed.discard(delivery.job_id)
             self._acks.put(delivery.ack_id)
 
     async def run(self, wake: Callable[[], None]) -> None:
-        """Keep a stream open, and `wake` when it has brought something, until drained."""
+        """Keep a stream open until drained, and call `wake` when messages have arrived."""
         try:
             while not self._closing.is_set():
                 self._stream = Stream(self._transport.streaming_pull, self._subscription, self._slots)
@@ -141,7 +144,7 @@ class PubSubSource:
                 try:
                     await self._receive(self._stream, wake)
                     if not self._stream.closing:
-                        self._lost(Fault.PASSING, grpc.StatusCode.OK, "the broker has ended it")
+                        self._lost(Fault.PASSING, grpc.StatusCode.OK, "the broker ended the stream")
                 except grpc.RpcError as error:
                     self._lost(fault(error), code(error), details(error))
                 finally:
@@ -152,8 +155,8 @@ class PubSubSource:
             self._ended.set()
 
     async def _establish(self, stream: Stream) -> None:
-        """A stream that is connected, and not refused within a second, is one: an idle broker sends nothing."""
-        with suppress(grpc.RpcError):  # `read` meets it too
+        """Count a stream as open when it is connected and not refused for a second: an idle broker sends nothing."""
+        with suppress(grpc.RpcError):  # `read` raises the error, too
             await stream.connected()
             await asyncio.sleep(ESTABLISHED_SECONDS)
             self._found()
@@ -179,14 +182,15 @@ class PubSubSource:
             await self._bury(message, error)
 
     async def _bury(self, message: Received, error: Undecodable) -> None:
-        """Keep the bytes as a dead letter, then acknowledge. Nothing else is read while the database is away."""
+        """Write the message as a dead letter, then acknowledge it. No message is read while the database is away."""
         letter = undecodable(message.message_id, message.data, error, datetime.now(UTC))
         log.error("message.undecodable", message_id=message.message_id, error=str(error))
         while not self._closing.is_set():
             try:
                 async with self._burying.use() as conn:
                     await events.write(conn, "dead-letters", letter)
-            except (DatabaseUnavailable, Error):  # it is redelivered if this never succeeds
+            except (DatabaseUnavailable, Error):
+                # If no try succeeds, the broker delivers the message again.
                 await pause(self._closing, DATABASE_PAUSE_SECONDS)
                 continue
             UNDECODABLE.inc()
@@ -199,10 +203,14 @@ class PubSubSource:
             log.info("stream.found", subscription=self._subscription, after_seconds=round(seconds, 1))
 
     def _lost(self, kind: Fault, reason: grpc.StatusCode, error: str) -> None:
-        # Nothing can be done about a refusal either but to try again, and to say so.
+        # A refused stream is handled like a misconfigured one: it is tried again, and logged with a fix.
         kind = Fault.MISCONFIGURED if kind is Fault.REFUSED else kind
         if self._breaker.fail(kind) and not self._closing.is_set():
-            fix = "run `outrider provision`, and see its rights" if kind is Fault.MISCONFIGURED else None
+            fix = (
+                "run `outrider provision`, and check the process's Pub/Sub permissions"
+                if kind is Fault.MISCONFIGURED
+                else None
+            )
             log.warning(
                 "stream.lost",
                 subscription=self._subscription,
@@ -212,7 +220,7 @@ class PubSubSource:
             )
 
     def _look_for_stall(self) -> None:
-        """Published jobs grow old while an open stream brings nothing: a stream may die so without an error."""
+        """Close a stream that delivers nothing while published jobs grow old: a stream may die without an error."""
         silent = time.monotonic() - self._heard
         if self._stream is None or self._stream.closing or not self._fallback.undelivered:
             return
@@ -226,7 +234,7 @@ class PubSubSource:
         self._room.set()
 
     async def drain(self) -> None:
-        """Close the stream and release what is at hand: other workers have it sooner than at its deadline."""
+        """Close the stream and release the messages at hand: other workers get them before their ack deadline."""
         self._closing.set()
         if self._stream is not None:
             self._stream.close()
@@ -235,7 +243,8 @@ class PubSubSource:
             async with asyncio.timeout(CLOSE_SECONDS + 1):
                 await self._ended.wait()
         await self._release()
-        with suppress(TimeoutError):  # unacknowledged they come again, and are late
+        # Messages that stay unacknowledged are delivered again, and are late then.
+        with suppress(TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
                 await self._acks.drain()
 
@@ -250,11 +259,12 @@ class PubSubSource:
                     request, timeout=CALL_SECONDS, metadata=routed(self._subscription, "subscription")
                 )
             except grpc.RpcError:
-                return  # they come again at their deadline
+                # The broker delivers the messages again at their ack deadline.
+                return
             RELEASED.inc(len(batch))
 
     async def _acknowledge(self, ids: Sequence[str]) -> list[None]:
-        """Tried again, for what is not acknowledged takes room in the stream until its deadline."""
+        """Acknowledge, with retries: an unacknowledged message takes room in the stream until its ack deadline."""
         request = RawAcknowledge(subscription=self._subscription, ack_ids=ids)
         for seconds in ACK_PAUSES:
             try:
@@ -275,7 +285,7 @@ class PubSubSource:
 
 @asynccontextmanager
 async def open_source(settings: Settings, url: str, presets: Sequence[str]) -> AsyncIterator[PubSubSource]:
-    """Raises ConfigurationError without credentials for Pub/Sub."""
+    """The source of the jobs subscription. Raises ConfigurationError without a project or credentials for Pub/Sub."""
     topics = names(settings)
     async with open_subscriber() as client:
         yield PubSubSource(

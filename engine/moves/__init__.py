@@ -1,8 +1,8 @@
-"""The moves: every way a job changes hands or state. One move a file.
+"""The moves: every way in which a job changes its holder or its state. One file for each move.
 
 | move    | from → to                                    | who         | file        |
 |---------|----------------------------------------------|-------------|-------------|
-| enqueue | new → waiting or ready                        | web, you    | enqueue.py  |
+| enqueue | new → waiting or ready                        | web, caller | enqueue.py  |
 | publish | ready → published                            | relay       | publish.py  |
 | claim   | ready, published → leased                    | worker      | claim.py    |
 | finish  | leased → gone, with a result                 | worker      | finish.py   |
@@ -12,8 +12,8 @@
 | cancel  | waiting, ready, published → gone, CANCELLED  | web, CLI    | cancel.py   |
 | redrive | FAILED, CANCELLED → ready                    | web, CLI    | redrive.py  |
 
-Each move is one statement where it can be, and safe in a caller's transaction. A change of state writes its audit
-row in the statement that makes it, with `seq` = the row's new `version`.
+Each move is one statement where possible, and safe in a caller's transaction. The statement that changes a state also
+writes the audit row, with `seq` = the row's new `version`.
 """
 
 from engine.moves.cancel import cancel

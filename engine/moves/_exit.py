@@ -1,8 +1,8 @@
-"""The tail of every move that takes a row out of a lease, or out of the queue.
+"""The last part of every move that takes a row out of a lease or out of the queue.
 
-It follows a CTE `held` of locked outbox rows, each with the state that it goes to. PENDING keeps the outbox row: it
-waits until `due_at`, or is ready in its old place when `due_at` is NULL. A terminal state replaces the outbox row by
-a result. The rows are locked before anything is decided, so `cancel_requested` is the latest word.
+It follows a CTE `held` of locked outbox rows, each with its next state. PENDING keeps the outbox row: the job waits
+until `due_at`, or is ready in its old place if `due_at` is NULL. PROCESSING leaves the row alone. A terminal state
+replaces the outbox row by a result. Rows are locked before anything is decided, so `cancel_requested` is up to date.
 
 Parameters: `publish_results`, see engine/tables/events.py.
 """
@@ -19,7 +19,8 @@ EXIT: LiteralString = (
     UPDATE outbox q
     SET status = (CASE WHEN h.due_at IS NULL THEN 'ready' ELSE 'waiting' END)::outbox_status,
         worker_id = NULL, version = h.version, errors = h.errors, crashes = h.crashes,
-        run_at = coalesce(h.due_at, clock_timestamp()),  -- what comes now is due now: the run was no waiting
+        -- A job without `due_at` is due from now on: its attempt was not waiting time.
+        run_at = coalesce(h.due_at, clock_timestamp()),
         ready_at = CASE WHEN h.due_at IS NULL THEN clock_timestamp() END
     FROM held h
     WHERE q.job_id = h.job_id AND h.to_state = 'PENDING'

@@ -1,4 +1,4 @@
-"""Where a job stands, for a move that has found nothing to do."""
+"""The current state of a job, for a move that found nothing to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHERE j.id = %(id)s AND (%(owner)s::text IS NULL OR j.user_id = %(owner)s)
 
 
 async def state_of(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> JobState:
-    """The job's state; `owner` None is an operator. Raises JobNotFound."""
+    """The job's state. `owner` None stands for an operator. Raises JobNotFound."""
     row = await fetchone(conn, STATE, {"id": job_id, "owner": owner})
     if row is None:
         raise JobNotFound(job_id)

@@ -1,4 +1,4 @@
-"""Cancel: the owner takes a job back; a running attempt is asked to stop. `owner` None is an operator: any owner's."""
+"""Cancel: ends a pending job, or asks a running attempt to stop. `owner` None stands for an operator: any job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from engine.moves._state import state_of
 from engine.storage.statements import fetchone, timed
 from engine.tables.outbox import STATE_OF
 
-# Found by key and judged after the lock: a claim that comes in between is seen, and then only asked to stop.
+# The row is found by its key and judged after the lock. A claim that comes in between is seen, and its attempt is only
+# asked to stop.
 CANCEL: LiteralString = (
     """
 WITH held AS MATERIALIZED (
@@ -35,11 +36,12 @@ WITH held AS MATERIALIZED (
     UPDATE outbox q SET cancel_requested = true FROM held h WHERE q.job_id = h.job_id AND h.to_state = 'PROCESSING'
 )"""
     + EXIT
-    # The worker is told at once, not at its next beat. Rare enough for a NOTIFY inside the transaction.
+    # The worker learns of the request at once, not at its next heartbeat. Cancelling is rare enough for a NOTIFY inside
+    # the transaction.
     + "SELECT to_state, preset, CASE WHEN to_state = 'PROCESSING' THEN pg_notify('outrider_cancel', '') END FROM held"
 )
 
-# Effects hold the row while they run, which may be long: whoever cancels must not wait for them with his connection.
+# Effects hold the row while they run, perhaps for long. A cancel must not wait for them with its connection.
 BRIEFLY: LiteralString = "SELECT set_config('lock_timeout', '1s', true)"
 
 TRIES = 5
@@ -54,13 +56,13 @@ async def cancel(
     publish_results: bool = False,
     on_result: Callable[[str], None] = lambda _: None,
 ) -> JobState:
-    """CANCELLED when the job is (now or before), PROCESSING when its running attempt has been asked to stop.
+    """Returns CANCELLED if the job is cancelled, now or before, and PROCESSING if its attempt was asked to stop.
 
-    With `publish_results` the result is also told to Pub/Sub, as all results are in that mode. `on_result` is called
-    with the job's preset if this call writes the result.
+    With `publish_results` the result is also published through Pub/Sub, as all results are with that transport.
+    `on_result` is called with the job's preset if this call writes the result.
 
-    Raises JobNotFound, StateConflict when the job is COMPLETED or FAILED, and Overloaded when its row has been held
-    for longer than a second: by effects that are being committed, as a rule.
+    Raises JobNotFound, StateConflict if the job is COMPLETED or FAILED, and Overloaded if the row stays locked for
+    more than a second, as a rule by effects that are being committed.
     """
     asked = {
         "id": job_id,
@@ -79,7 +81,7 @@ async def cancel(
             return state
         if state.terminal:
             break
-        # A redrive has put the job back between the two statements: there is something to cancel again.
+        # A redrive has queued the job again between the two statements, so there is something to cancel.
     raise StateConflict(job_id, state, "cancelled")
 
 

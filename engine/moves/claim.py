@@ -1,4 +1,4 @@
-"""Claim: a worker leases due jobs, a batch at a time: straight from the outbox, or those that messages name."""
+"""Claim: a worker leases a batch of due jobs, straight from the outbox or as named by messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.storage.statements import fetchall, timed
 from engine.tables.outbox import Lane
 from engine.telemetry.traceparent import kept
 
-# `= ANY(ARRAY(…))` fixes the plan to one index look-up an id. A worker without a live row claims nothing.
+# `= ANY(ARRAY(…))` fixes the plan to one index look-up for each id. A worker without a live row claims nothing.
 _LEASE: LiteralString = """
 WITH alive AS MATERIALIZED (
     SELECT id FROM workers WHERE id = %(worker_id)s AND expires_at > clock_timestamp()
@@ -40,8 +40,8 @@ SELECT c.job_id, c.attempt, c.errors, c.crashes, c.position, c.run_at, c.claimed
 _FOUND: LiteralString = "FROM claimed c JOIN jobs j ON j.id = c.job_id"
 _FOUND_OR_ALIVE: LiteralString = "FROM alive LEFT JOIN (claimed c JOIN jobs j ON j.id = c.job_id) ON true"
 
-# Lanes are scanned in the order given, and each only as far as rows are still wanted. `position > low` lets the
-# scan start behind the dead entries that a held snapshot keeps in the index: without it a claim slows 24-fold.
+# Lanes are scanned in the given order, each only while rows are still wanted. `position > low` lets the scan start
+# after the dead entries that a held snapshot keeps in the index: without the condition a claim is 24 times slower.
 _READY: LiteralString = """
         SELECT due.job_id
         FROM alive
@@ -69,8 +69,9 @@ _PUBLISHED: LiteralString = """
             FOR UPDATE SKIP LOCKED) due"""
 CLAIM_PUBLISHED: LiteralString = _LEASE + _PUBLISHED + _LEASED + _FOUND
 
-# Waits for locked rows instead of skipping them: one that its relay is just marking must not be missed. In the order
-# of ids, as every statement that waits for several rows. A row without a job says that the worker is alive.
+# Waits for locked rows instead of skipping them, because a row that a relay is just marking must not be missed. Locks
+# rows in the order of ids, as every statement does that waits for several rows. The answer has a row without a job if
+# the worker is alive and no job was claimed.
 _NAMED: LiteralString = """
         SELECT q.job_id
         FROM alive
@@ -86,9 +87,10 @@ CLAIM_NAMED: LiteralString = _LEASE + _NAMED + _LEASED + _FOUND_OR_ALIVE
 async def claim(
     conn: AsyncConnection[Any], worker_id: int, lanes: Sequence[Lane], limit: int, *, age: float = 0
 ) -> list[Attempt]:
-    """Lease up to `limit` jobs of `lanes`, ready for `age` seconds, to the worker: each starts a new attempt.
+    """Lease up to `limit` jobs of `lanes` to the worker, each as a new attempt.
 
-    Empty also when the worker's own row is gone. Rows that others are taking are skipped.
+    Only jobs that have been ready for `age` seconds are leased. Rows that others have locked are skipped. The answer
+    is empty also if the worker's own row is gone.
     """
     asked = {
         "presets": array(lane.preset for lane in lanes),
@@ -105,7 +107,7 @@ async def claim(
 async def claim_published(
     conn: AsyncConnection[Any], worker_id: int, presets: Sequence[str], limit: int, *, age: float
 ) -> list[Attempt]:
-    """As `claim`, of jobs that were published `age` seconds ago and that no message has brought to a worker."""
+    """As `claim`, for jobs that were published `age` seconds ago and that no message has brought to a worker."""
     asked = {"presets": array(presets), "limit": limit, "age": age}
     rows = await fetchall(conn, CLAIM_PUBLISHED, _claiming(worker_id) | asked)
     return [_attempt(worker_id, row) for row in rows]
@@ -115,9 +117,9 @@ async def claim_published(
 async def claim_named(
     conn: AsyncConnection[Any], worker_id: int, presets: Sequence[str], ids: Sequence[UUID]
 ) -> list[Attempt]:
-    """Lease those of the jobs `ids` that are due and nobody's to the worker; the others are not ours to run.
+    """Lease those of the jobs `ids` to the worker that are due and not leased. The other jobs are left out.
 
-    Raises LeaseLost when the worker's own row is gone.
+    Raises LeaseLost if the worker's own row is gone.
     """
     asked = {"presets": array(presets), "ids": bare_array(ids)}
     rows = await fetchall(conn, CLAIM_NAMED, _claiming(worker_id) | asked)
@@ -157,7 +159,7 @@ def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
 
 
 def _parsed(metadata: str) -> tuple[dict[str, Any], str | None]:
-    """The metadata, or why it cannot be read: one bad row, written by SQL, must not cost its batch."""
+    """The metadata, or why they cannot be read. One bad row that SQL wrote must not fail the whole batch."""
     try:
         return orjson.loads(metadata), None
     except orjson.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Enqueue: the move that begins every job. Its job, outbox and first audit row are one statement's."""
+"""Enqueue: the move that begins every job. One statement inserts the job, its outbox row and its first audit row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from engine.storage.literals import array
 from engine.storage.statements import fetchone, timed
 from engine.tables.idempotency import KEY_HOURS, Held, IdempotencyKey, KeyName, held_answers
 
-# Everything after `jobs` derives from what that insert returned: a group sent again after a connection was lost
-# at COMMIT inserts nothing, rather than a second outbox row for a job that may have finished meanwhile.
-# Keys are inserted in sorted order, or two groups that share two keys could deadlock.
+# Everything after the insert into `jobs` derives from the rows that were inserted. A group that is sent again after a
+# connection was lost at COMMIT therefore adds no second outbox row for a job that may have finished meanwhile.
+# Keys are inserted in sorted order, because otherwise two groups that share two keys could deadlock.
 ENQUEUE: LiteralString = """
 WITH new AS MATERIALIZED (
     SELECT * FROM unnest(%(id)s::uuid[], %(user_id)s::text[], %(preset)s::text[], %(content)s::text[],
@@ -66,23 +66,28 @@ SELECT array(SELECT no FROM fresh), (SELECT max(created_at) FROM job)
 
 
 class Submission(NamedTuple):
-    """Jobs that are accepted all or none."""
+    """Jobs that are accepted together or not at all."""
 
     jobs: tuple[NewJob, ...]
     key: IdempotencyKey | None = None
 
 
 class Accepted(NamedTuple):
-    """The ids of the jobs, in the order given; `replayed` when an earlier submission had the same key."""
+    """The ids of the jobs, in the order given. `replayed` is true if an earlier submission had the same key."""
 
     job_ids: tuple[UUID, ...]
     replayed: bool = False
 
 
 async def enqueue(conn: AsyncConnection[Any], new: NewJob) -> Job:
-    """Add `new` in the caller's transaction: the job exists if and when the caller commits.
+    """Add `new` in the caller's transaction. The job exists if and when the caller commits.
 
-    Raises InvalidJob.
+    `conn` is a psycopg AsyncConnection; any row factory will do. On a connection in autocommit mode, outside of a
+    transaction, the job exists at once. No NOTIFY is sent: an idle worker finds the job by polling, within about a
+    second. With Pub/Sub a relay finds the job and publishes its wake-up.
+
+    Raises InvalidJob with every field that breaks a limit of `NewJob`, before anything is sent to the database. Errors
+    of the database are psycopg's own.
     """
     check(new)
     row = await fetchone(conn, ENQUEUE, _parameters([Submission((new,))]))
@@ -103,10 +108,10 @@ async def enqueue(conn: AsyncConnection[Any], new: NewJob) -> Job:
 async def enqueue_group(
     conn: AsyncConnection[Any], submissions: Sequence[Submission]
 ) -> list[Accepted | Exception]:
-    """Add every submission in one statement (a transaction of its own on an autocommit connection).
+    """Add every submission in one statement, which is a transaction of its own on an autocommit connection.
 
-    Safe to repeat with the same ids. A submission whose key is held answers as the first one did, or with
-    IdempotencyMismatch; equal keys within the group are folded onto the first.
+    The call is safe to repeat with the same ids. A submission whose key is held gets the answer of the first
+    submission, or IdempotencyMismatch if its body differs. Of equal keys within the group the first is written.
     """
     keyed: dict[KeyName, Submission] = {}
     for each in submissions:
@@ -158,7 +163,7 @@ def _answer(submission: Submission, held: Held) -> Accepted | Exception:
     if submission.key is None:
         return Accepted(_ids(submission))
     if submission.key.name not in held:
-        return Overloaded("the idempotency key expired this moment")
+        return Overloaded("the idempotency key has just expired")
     fingerprint, ids = held[submission.key.name]
     if fingerprint != submission.key.fingerprint:
         return IdempotencyMismatch("this Idempotency-Key was used with another body")

@@ -1,4 +1,4 @@
-"""Finish: a worker writes results and takes their rows out of the outbox, fenced by (job_id, attempt, worker_id)."""
+"""Finish: a worker writes results and deletes their outbox rows, fenced by (job_id, attempt, worker_id)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from engine.storage.statements import fetchall, timed
 from engine.tables.events import RESULT_EVENTS
 
 BARE: Final = frozenset({"job_id", "attempt", "state", "spent"})
-"""Columns whose text needs no quotes."""
+"""Columns whose values need no quotes in an array literal."""
 
 
 class Ending(NamedTuple):
-    """A result to be written. `output`, `error` and `metadata` are JSON text; `spent` errors are added."""
+    """A result to be written. `output`, `error` and `metadata` are JSON text; `spent` is added to the job's errors."""
 
     job_id: UUID
     attempt: int
@@ -31,9 +31,9 @@ class Ending(NamedTuple):
     spent: int = 0
 
 
-# The WHERE must not repeat `status = 'leased'`: with a partial index's predicate in it the planner may scan every
+# The WHERE must not repeat `status = 'leased'`. With the predicate of a partial index in it, the planner may scan every
 # leased and dead entry of that index instead of the primary key (187 µs a job instead of 10).
-# The answer names the attempts that were not found: as a rule none. To read back every id cost 3 µs a job.
+# The answer names the attempts that were not found, as a rule none. Returning every id cost 3 µs a job.
 FINISH: LiteralString = (
     """
 WITH done AS (
@@ -78,16 +78,16 @@ WHERE a.from_state = 'PROCESSING' AND a.reason = ANY (%(outcomes)s::text[])
 OUTCOMES: Final = [reason for reason in Reason if reason.ends_attempt]
 
 Recorded = dict[tuple[UUID, int], JobState]
-"""(job_id, attempt) → the state that its worker's outcome left the job in."""
+"""(job_id, attempt) → the state in which the worker's outcome left the job."""
 
 
 @timed("finish")
 async def finish(
     conn: AsyncConnection[Any], worker_id: int, endings: Sequence[Ending], *, publish_results: bool = False
 ) -> Recorded:
-    """Write results, and with `publish_results` the events that tell Pub/Sub of them.
+    """Write results, and with `publish_results` also the events that publish them.
 
-    An attempt that is missing from the answer is lost: nothing was written for it.
+    An attempt that is missing from the answer is lost: nothing was written for that attempt.
     """
     fence = {"worker_id": worker_id, "publish_results": publish_results}
     lost = await fetchall(conn, FINISH, columns(Ending._fields, endings) | fence)
@@ -99,10 +99,10 @@ async def finish(
 
 @timed("find recorded")
 async def recorded(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, int]]) -> Recorded:
-    """Which of these (job_id, attempt) have an outcome of their own worker in the audit trail.
+    """Those of `attempts` (job_id, attempt) that have an outcome of their own worker in the audit trail.
 
-    This is asked after a connection broke at COMMIT, to tell what was written from what was lost. A lapse, and the
-    release of what ran under a lost lease, end an attempt as well: those are no outcomes.
+    A caller whose connection broke at COMMIT learns from the answer what was written. A lapse and a release after a
+    lost lease end an attempt as well, but they are no outcomes.
     """
     ids, numbers = zip(*attempts, strict=True)
     asked = {"id": bare_array(ids), "attempt": bare_array(numbers), "outcomes": OUTCOMES}
@@ -111,7 +111,7 @@ async def recorded(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, in
 
 
 def columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
-    """The rows as one array literal a column."""
+    """One array literal for each column of `rows`. The column `job_id` is passed as `id`."""
     by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
     literals: dict[str, object] = {
         name: (bare_array if name in BARE else array)(column) for name, column in by_name.items()

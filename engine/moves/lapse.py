@@ -1,4 +1,4 @@
-"""Lapse: maintenance takes back what a worker held that is gone, and counts a crash."""
+"""Lapse: maintenance ends the attempts of workers that are gone, and counts a crash for each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.model import MAX_CRASHES, JobState, Reason
 from engine.moves._exit import EXIT
 from engine.storage.statements import fetchall, fetchone, timed
 
-# A row that a heartbeat is renewing is locked and skipped; a heartbeat that comes later waits and finds it gone.
+# A row that a heartbeat is renewing is locked, so it is skipped. A heartbeat that comes later waits and finds no row.
 EXPIRE: LiteralString = """
 DELETE FROM workers
 WHERE id = ANY (ARRAY(SELECT id FROM workers WHERE expires_at < now() FOR UPDATE SKIP LOCKED))
@@ -24,8 +24,9 @@ FROM outbox q
 WHERE q.status = 'leased' AND NOT EXISTS (SELECT FROM workers w WHERE w.id = q.worker_id)
 """
 
-# Names the dead workers instead of asking for "no live worker" again: when a row changes hands while this waits,
-# PostgreSQL checks the new row against the old snapshot, where a worker that has just registered is missing.
+# Names the dead workers instead of checking for "no live worker" again. If an outbox row changes its worker while this
+# statement waits, PostgreSQL checks the new row against the old snapshot. There, a worker that has just registered is
+# missing.
 LAPSE: LiteralString = (
     """
 WITH held AS MATERIALIZED (
@@ -50,9 +51,9 @@ WITH held AS MATERIALIZED (
 
 
 class Lapsed(NamedTuple):
-    """An attempt taken from a worker that is gone, and where its job went.
+    """An attempt whose worker is gone, and the state that its job went to.
 
-    `worker` is its id, with its name unless another process has removed its row.
+    `worker` is the worker's id, followed by its name unless another process has deleted the worker's row.
     """
 
     job_id: UUID
@@ -66,9 +67,9 @@ class Lapsed(NamedTuple):
 async def lapse(
     conn: AsyncConnection[Any], limit: int = 1000, *, publish_results: bool = False
 ) -> list[Lapsed]:
-    """Remove workers whose lease has expired, and take back up to `limit` of their jobs.
+    """Delete the workers whose lease has run out, and lapse up to `limit` of their attempts.
 
-    Three statements; needs no transaction around them, for a worker that is gone never comes back.
+    The three statements need no transaction around them, because a worker that is gone never comes back.
     """
     names: dict[int, str] = dict(await fetchall(conn, EXPIRE))
     row = await fetchone(conn, ABANDONED)

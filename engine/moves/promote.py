@@ -1,4 +1,4 @@
-"""Promote: maintenance makes jobs ready that have become due."""
+"""Promote: maintenance makes waiting jobs ready once they are due."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ UPDATE outbox
 SET status = 'ready', ready_at = clock_timestamp(), position = nextval('outbox_position')
 WHERE job_id = ANY (ARRAY(
     SELECT job_id FROM outbox
-    WHERE status = 'waiting' AND run_at <= now()  -- a volatile clock_timestamp() would read every waiting row
+    -- clock_timestamp() is volatile, and would read every waiting row.
+    WHERE status = 'waiting' AND run_at <= now()
     ORDER BY run_at
     LIMIT %s
     FOR UPDATE SKIP LOCKED))
@@ -22,5 +23,5 @@ WHERE job_id = ANY (ARRAY(
 
 @timed("promote")
 async def promote(conn: AsyncConnection[Any], limit: int = 1000) -> int:
-    """Make up to `limit` jobs that are due ready, each at the end of its queue. Returns how many."""
+    """Make up to `limit` due jobs ready, each at the end of its lane. Returns how many."""
     return (await conn.execute(PROMOTE, [limit])).rowcount

@@ -1,4 +1,4 @@
-"""Publish: a relay reserves ready jobs, tells Pub/Sub of them, and marks them. A claim that comes between wins."""
+"""Publish: a relay reserves ready jobs, publishes their wake-ups, and marks them. A claim that comes between wins."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.storage.literals import array, bare_array
 from engine.storage.statements import fetchall, timed
 from engine.tables.outbox import Lane
 
-# As CLAIM scans its lanes, and for the same reasons. The row stays ready: workers may claim it all the while.
+# Lanes are scanned as in CLAIM, for the same reasons. The rows stay ready, so workers may claim them at any time.
 RESERVE: LiteralString = """
 WITH reserved AS (
     UPDATE outbox SET publish_until = clock_timestamp() + %(seconds)s * interval '1 second'
@@ -36,8 +36,9 @@ SELECT r.job_id, r.position, r.attempt, r.user_id, r.preset, r.priority, j.creat
 FROM reserved r JOIN jobs j ON j.id = r.job_id
 """
 
-# The turn is named by position and attempt: a row that was claimed meanwhile, and perhaps given back, is another's.
-# Locked in the order of ids, as every statement that waits for several rows: else two of them could deadlock.
+# Position and attempt name the turn of a job: a row that was claimed meanwhile, and perhaps released, is on another.
+# Rows are locked in the order of ids, as in every statement that waits for several rows: otherwise two such statements
+# could deadlock.
 _TURNS: LiteralString = """
 WHERE job_id = ANY (ARRAY(
     SELECT q.job_id
@@ -57,9 +58,9 @@ RELEASE: LiteralString = "UPDATE outbox SET publish_until = NULL" + _TURNS  # no
 async def reserve(
     conn: AsyncConnection[Any], lanes: Sequence[Lane], *, limit: int, seconds: float
 ) -> list[WakeUp]:
-    """Take up to `limit` ready jobs of `lanes` for `seconds`, to publish them; workers may claim them still.
+    """Reserve up to `limit` ready jobs of `lanes` for `seconds`, most urgent first. Workers may still claim them.
 
-    The most urgent come first. What a relay that dies has reserved is anybody's again afterwards.
+    After `seconds` any relay may reserve the jobs again, so a relay that dies blocks no job.
     """
     parameters = {
         "presets": array(lane.preset for lane in lanes),
@@ -76,13 +77,13 @@ async def reserve(
 
 @timed("mark published")
 async def published(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> int:
-    """Mark what has been told to Pub/Sub. Returns how many are marked: a worker has claimed the others already."""
+    """Mark jobs whose wake-ups were published. Returns how many; workers have claimed the others already."""
     return (await conn.execute(PUBLISHED, _turns(wake_ups))).rowcount
 
 
 @timed("release reserved")
 async def release(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> None:
-    """End the reservation of what could not be published, so that it is tried again."""
+    """End the reservation of jobs whose wake-ups could not be published, so that a relay tries again."""
     await conn.execute(RELEASE, _turns(wake_ups))
 
 

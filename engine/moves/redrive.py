@@ -1,4 +1,4 @@
-"""Redrive: the owner has a FAILED or CANCELLED job run again. `owner` None is an operator: any owner's."""
+"""Redrive: queues a FAILED or CANCELLED job again. `owner` None stands for an operator: any job."""
 
 from __future__ import annotations
 
@@ -41,11 +41,9 @@ SELECT preset FROM taken
 
 @timed("redrive")
 async def redrive(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> str:
-    """Queue a FAILED or CANCELLED job again, its budget new; the old result moves to the audit trail.
+    """Queue a FAILED or CANCELLED job again with a new budget. The old result moves to the audit trail.
 
-    Returns the job's preset.
-
-    Raises JobNotFound, and StateConflict in any other state.
+    Returns the job's preset. Raises JobNotFound, and StateConflict if the job is in any other state.
     """
     row = await fetchone(conn, REDRIVE, {"id": job_id, "owner": owner, "reason": Reason.REDRIVEN})
     if row is None:

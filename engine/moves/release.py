@@ -1,6 +1,6 @@
-"""Release: a worker gives jobs up without a result, fenced by (job_id, attempt, worker_id).
+"""Release: a worker ends attempts without a result, fenced by (job_id, attempt, worker_id).
 
-A retry and a snooze wait; at shutdown, and for attempts that are not running, the job is ready again at once.
+After a retry or a snooze the job waits. At shutdown, and for attempts that do not run, the job is ready again at once.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from engine.storage.statements import fetchall, timed
 
 
 class Release(NamedTuple):
-    """A job to be released: to wait `delay` seconds, or to its old place in the queue when `delay` is None.
+    """An attempt to be released. Its job waits `delay` seconds, or is ready in its old place if `delay` is None.
 
-    `spent` errors are added to what the job has used of its budget; `error` is JSON text.
+    `spent` is added to the job's errors; `error` is JSON text.
     """
 
     job_id: UUID
@@ -56,10 +56,10 @@ WITH held AS MATERIALIZED (
 async def release(
     conn: AsyncConnection[Any], worker_id: int, releases: Sequence[Release], *, publish_results: bool = False
 ) -> Recorded:
-    """Release jobs. One whose cancellation was asked for becomes CANCELLED instead, which is a result.
+    """Release attempts. A job whose cancellation was requested becomes CANCELLED instead, which is a result.
 
-    With `publish_results` that result is told to Pub/Sub. An attempt that is missing from the answer is lost: nothing
-    was written for it.
+    With `publish_results` that result is also published. An attempt that is missing from the answer is lost: nothing
+    was written for that attempt.
     """
     fence = {"worker_id": worker_id, "publish_results": publish_results, "cancelled": Reason.CANCELLED}
     rows = await fetchall(conn, RELEASE, columns(Release._fields, releases) | fence)

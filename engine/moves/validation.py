@@ -1,9 +1,9 @@
-"""Whether a job can be stored: the check that enqueue makes, by the table in engine/limits.py."""
+"""The check that enqueue makes: whether a job can be stored, by the table in engine/limits.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -24,9 +24,11 @@ from engine.model import NewJob
 from engine.telemetry.traceparent import accept
 from engine.text import json_faults, text_fault
 
+INTEGERS: Final = frozenset({"/priority", "/max_attempts", "/timeout_seconds"})
+
 
 def check(new: NewJob) -> None:
-    """Raise InvalidJob with every fault that would make `new` unstorable or break its limits."""
+    """Raise InvalidJob with every fault that breaks a limit or keeps `new` from being stored."""
     if problems := list(_problems(new)):
         raise InvalidJob(problems)
 
@@ -44,7 +46,11 @@ def _problems(new: NewJob) -> Iterator[Problem]:
         ("/delay_seconds", new.delay_seconds, DELAY_SECONDS),
     )
     for pointer, value, limit in limits:
-        if value is not None and value not in limit:
+        if value is None:
+            continue
+        if pointer in INTEGERS and type(value) is not int:
+            yield Problem(pointer, "not an integer")
+        elif value not in limit:
             yield Problem(pointer, limit.fault)
     if new.id.version != 7:
         yield Problem("/id", "not a version 7 UUID")
@@ -59,10 +65,11 @@ def _problems(new: NewJob) -> Iterator[Problem]:
 
 
 def metadata_problems(metadata: dict[str, Any], pointer: str) -> list[Problem]:
-    """What makes metadata unstorable: its size, or the first MAX_PROBLEMS faults of engine/text.py."""
+    """What keeps metadata from being stored: the size, or the first MAX_PROBLEMS faults that engine/text.py finds."""
     try:
         size = len(orjson.dumps(metadata))
-    except orjson.JSONEncodeError:  # for a fault that is found below, or for nesting
+    except orjson.JSONEncodeError:
+        # json_faults finds the cause below, be it a value or the nesting.
         size = 0
     if size not in METADATA:
         return [Problem(pointer, METADATA.fault)]

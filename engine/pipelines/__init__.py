@@ -1,4 +1,4 @@
-"""The built-in pipelines, registered by listing. They are written as an author's are: against the public API."""
+"""The built-in pipelines. They are written against the public API, as an author's pipelines are."""
 
 from engine import Pipeline
 from engine.pipelines import storyboard

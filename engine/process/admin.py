@@ -26,22 +26,22 @@ RETRY_SECONDS = "1"
 
 
 async def verdict(checks: Checks) -> tuple[bool, dict[str, str]]:
-    """Whether all `checks` pass, and what each said; a check fails by raising."""
-    said = dict(zip(checks, await asyncio.gather(*map(_said, checks.values())), strict=True))
-    return all(answer == "ok" for answer in said.values()), said
+    """Whether all `checks` pass, and the answer of each check. A check fails by raising."""
+    answers = dict(zip(checks, await asyncio.gather(*map(_answer, checks.values())), strict=True))
+    return all(answer == "ok" for answer in answers.values()), answers
 
 
 async def health(checks: Checks) -> web.Response:
-    """200, or 503 with Retry-After; `{"status", "checks"}`."""
-    good, said = await verdict(checks)
+    """200 if all `checks` pass, else 503 with Retry-After. The body is `{"status", "checks"}`."""
+    good, answers = await verdict(checks)
     if good:
-        return web.json_response({"status": "ok", "checks": said})
-    body = {"status": "unavailable", "checks": said}
+        return web.json_response({"status": "ok", "checks": answers})
+    body = {"status": "unavailable", "checks": answers}
     return web.json_response(body, status=503, headers={"Retry-After": RETRY_SECONDS})
 
 
 def accepting(stop: asyncio.Event) -> Check:
-    """A readiness check: raises from the moment that the process has been told to stop."""
+    """A readiness check that raises once `stop` is set."""
 
     async def check() -> None:
         if stop.is_set():
@@ -52,7 +52,10 @@ def accepting(stop: asyncio.Event) -> Check:
 
 @asynccontextmanager
 async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIterator[int]:
-    """Serve until the block ends; gives the port. `checks` decide /readyz; answering at all is /healthz."""
+    """Serve until the block ends; yields the port. `checks` decide /readyz, and /healthz passes by answering at all.
+
+    Raises ConfigurationError if the port cannot be opened.
+    """
     BUILD.info({"version": version.installed(), "role": role, "transport": settings.transport})
     CONFIG.info({name: str(getattr(settings, name)) for name in ALIKE})
     autoscale = Autoscale(settings)
@@ -97,7 +100,7 @@ async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIt
 
 
 async def _observe_lag() -> None:
-    """How late the loop is for a timer: what everything that runs on it waits for, beside its own work."""
+    """Observe how late the loop runs a timer: all work on the loop waits that long beside its own time."""
     clock = asyncio.get_running_loop().time
     while True:
         due = clock() + LAG_SECONDS
@@ -105,12 +108,12 @@ async def _observe_lag() -> None:
         LOOP_LAG_SECONDS.observe(max(0.0, clock() - due))
 
 
-async def _said(check: Check) -> str:
+async def _answer(check: Check) -> str:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await check()
     except TimeoutError:
         return f"no answer within {CHECK_SECONDS:g} s"
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer to "are you well?"
+    except Exception as error:  # noqa: BLE001 - any error is the check's answer
         return str(error) or type(error).__name__
     return "ok"

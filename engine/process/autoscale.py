@@ -1,6 +1,6 @@
-"""What `/autoscale` answers: how much there is to do, and how many workers would do it in time.
+"""The answer of `/autoscale`: the backlog, and how many workers would work it off in time.
 
-However often it is asked, the database is looked at every few seconds at the most.
+The database is read at most every few seconds, however often the answer is requested.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from engine.telemetry.throughput import WINDOW_SECONDS
 
 LOOK_SECONDS: Final = 3.0
 MAX_LOOK_SECONDS: Final = 1.5
-"""What a look is taken to cost at most: its answer must not grow stale before the next one."""
+"""The most that a look counts for in the throttle, so that an answer is not stale before the next look."""
 STALE_SECONDS: Final = 60.0
 DEADLINE_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 1.0
 TARGET_SECONDS: Final = 60.0
-"""Within which a backlog should be worked off."""
+"""The time within which a backlog should be worked off."""
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Sampled:
 
 
 class Autoscale:
-    """The latest answer, renewed by one look at a time. It connects when it is first asked."""
+    """The latest answer, renewed by one look at a time. The first request opens the connection."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -51,16 +51,16 @@ class Autoscale:
         self._looking: asyncio.Task[None] | None = None
 
     async def answer(self) -> dict[str, Any]:
-        """Raises DatabaseUnavailable when there is no look of the last minute."""
+        """The latest answer. Raises DatabaseUnavailable if no look of the last minute succeeded."""
         if self._last is None or self._throttle.due:
             if self._looking is None:
                 self._looking = asyncio.create_task(self._look())
                 self._looking.add_done_callback(self._looked)
-            # An answer that is fresh enough need not wait for a database that is slow today.
+            # An answer that is fresh enough need not wait for a slow database.
             fresh = self._last is not None and time.monotonic() - self._last.at < STALE_SECONDS / 2
             await asyncio.wait([self._looking], timeout=PATIENCE_SECONDS if fresh else None)
         if self._last is None or time.monotonic() - self._last.at > STALE_SECONDS:
-            raise DatabaseUnavailable("the database has not been looked at for a minute")
+            raise DatabaseUnavailable("the database could not be read within the last minute")
         return self._last.answer
 
     def _looked(self, looking: asyncio.Task[None]) -> None:
@@ -76,7 +76,8 @@ class Autoscale:
                 began = time.monotonic()
                 stats = await queue_stats(conn)
         except (DatabaseUnavailable, Error):
-            self._throttle.ended(time.monotonic())  # a look that failed does not tell what a look costs
+            # The time of a failed look says nothing about the cost of a look, so it counts as 0.
+            self._throttle.ended(time.monotonic())
             raise
         self._throttle.ended(began)
         self._last = Sampled(advice(stats, datetime.now(UTC)), time.monotonic())
@@ -90,11 +91,11 @@ class Autoscale:
 
 
 def advice(stats: QueueStats, now: datetime) -> dict[str, Any]:
-    """The answer to a look: `backlog` is of jobs that are due and nobody's, `desired_workers` of whole processes."""
+    """The answer from one look. `backlog` counts jobs that are due and not leased, `desired_workers` processes."""
     needs = {name: needed(queue, saturated=stats.saturated) for name, queue in sorted(stats.queues.items())}
     served = [need for name, need in needs.items() if stats.queues[name].slots]
-    # Whatever has no worker yet is one worker's: each runs every preset of its deployment, and one that nobody knows
-    # must not hold more.
+    # All presets without a worker count as one worker together. Each worker runs every preset of its deployment, and a
+    # preset that no deployment knows must not hold more than one.
     unserved = any(need for name, need in needs.items() if not stats.queues[name].slots)
     return {
         "presets": {
@@ -113,12 +114,11 @@ def advice(stats: QueueStats, now: datetime) -> dict[str, Any]:
 
 
 def needed(queue: Queue, *, saturated: bool) -> float:
-    """The workers that a preset can use, in fractions of one: those that run its jobs now, and for its backlog more.
+    """The workers that a preset can use, in fractions of one: those that run its jobs now, and more for the backlog.
 
-    A worker is expected to go on at the throughput of those that are busy, and the backlog should last at most
-    TARGET_SECONDS. More slots than jobs are of no use. The throughput is unknown where fewer attempts end within
-    WINDOW_SECONDS than are busy, as with long jobs: then the workers are doubled for as long as all of them are busy,
-    and none is let go.
+    Each worker is expected to keep the throughput of the busy ones, and the backlog should last at most TARGET_SECONDS.
+    More slots than jobs are of no use. The throughput is unknown if fewer attempts end within WINDOW_SECONDS than are
+    running, as with long jobs: then the workers are doubled as long as all of them are busy, and none is removed.
     """
     if not queue.due and not queue.leased:
         return 0.0
@@ -136,5 +136,5 @@ def needed(queue: Queue, *, saturated: bool) -> float:
 
 
 def rounded(workers: float) -> int:
-    """Whole workers: at least one where there is anything to do, none where there is not."""
+    """Whole workers: at least one if there is work, none if there is not."""
     return math.ceil(workers - 1e-9)

@@ -1,4 +1,4 @@
-"""How each of our processes starts and ends: settings, logs, signals, exit code."""
+"""The start and the end of each process: settings, logs, signals, exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DONE, FAILED, USAGE, UNHEALTHY = 0, 1, 2, 3
 """Exit codes of every command."""
 
 EXIT_SECONDS = 5.0
-"""How long what `main` left behind may take to end."""
+"""How long the tasks and threads that `main` left behind may take to end."""
 
 
 def run(role: str, main: Main, settings: Settings | None = None) -> int:
@@ -50,7 +50,7 @@ def run(role: str, main: Main, settings: Settings | None = None) -> int:
 
 
 def process_name() -> str:
-    """This process among all of the fleet, as logs, workers and relays name it."""
+    """The name of this process in the fleet, as in the rows of workers and relays."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -58,17 +58,17 @@ def _calm_the_collector() -> None:
     """Collect cyclic garbage less often.
 
     Thousands of live attempts and requests make each pass long, and they hold no cycles: at the default threshold
-    a fifth of a worker's time went into looking for some.
+    the search for cycles took a fifth of a worker's time.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
 
 async def _bounded(main: Main, settings: Settings, left: threading.Event) -> int:
-    """Bound what comes between the end of `main` and `left`, too.
+    """Run `main`, and bound the time between its end and `left`.
 
-    asyncio.run waits, for ever if need be, for tasks that swallow their cancellation and for the threads of
-    `asyncio.to_thread`; both may be a pipeline's.
+    asyncio.run waits without limit for tasks that swallow their cancellation and for the threads of
+    `asyncio.to_thread`. Both may belong to a pipeline.
     """
     code = FAILED
     try:
@@ -105,9 +105,10 @@ async def _signalled(main: Main, settings: Settings) -> int:
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:
-    """Sleep, but no longer than until `stop`."""
+    """Sleep for `seconds`, or until `stop` is set."""
     try:
         async with asyncio.timeout(seconds):
             await stop.wait()
     except TimeoutError:
-        pass  # nobody stopped us: the pause is over
+        # `stop` was not set: the pause is over.
+        pass

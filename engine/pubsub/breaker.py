@@ -1,4 +1,4 @@
-"""A circuit breaker: after a failure nothing is sent for a while, then one request tries for all."""
+"""A circuit breaker: after a failure nothing is sent for a while, then one request at a time probes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from engine.pubsub.client import Fault
 FIRST_SECONDS: Final = 0.1
 MAX_SECONDS: Final = 10.0
 PROBE_SECONDS: Final = 5.0
-"""How often something that only people can fix is tried."""
+"""How often a fault that only an operator can fix is probed."""
 
 
 class Breaker:
-    """Closed, until something fails; then open for a time that doubles with each failed probe, with jitter.
+    """Closed until a request fails, then open for a time that doubles with each failed probe, with jitter.
 
-    Whoever sends asks `pause` first. While it is not closed one request at a time may go: the probe.
+    A sender asks `pause` first. While the breaker is not closed, one request at a time may go: the probe.
     """
 
     def __init__(self, rng: random.Random | None = None) -> None:
@@ -33,7 +33,7 @@ class Breaker:
 
     @property
     def open_seconds(self) -> float:
-        """For how long nothing has gone through."""
+        """For how many seconds no request has succeeded; 0 while closed."""
         return 0.0 if self._since is None else time.monotonic() - self._since
 
     @property
@@ -42,9 +42,9 @@ class Breaker:
         return max(0.0, self._open_until - time.monotonic())
 
     def fail(self, fault: Fault) -> bool:
-        """A request has failed. True when that is news: the breaker was closed, or open for another kind of fault.
+        """Note a failed request. True if that is news: the breaker was closed, or open for another kind of fault.
 
-        While it is open, others that fail add nothing.
+        Further failures during the pause add nothing.
         """
         if self.pause:
             return False
@@ -59,7 +59,7 @@ class Breaker:
         return news
 
     def succeed(self) -> bool:
-        """A request went through. True when that closed the breaker."""
+        """Note a successful request. True if that closed the breaker."""
         closed = not self.closed
         self._since, self._fault, self._open_until, self._backoff = None, None, 0.0, FIRST_SECONDS
         return closed

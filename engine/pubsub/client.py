@@ -1,7 +1,7 @@
-"""Google Pub/Sub as both of its users see it: names, connections, and what an error means.
+"""Google Pub/Sub for relays and workers: names, connections, and the meaning of errors.
 
-The official asyncio clients, called at their transports with raw protobuf and without their own retries: a default
-publish retry (60 s) doubles messages after a lost reply and hides the attempts from the breaker.
+The official asyncio clients are called at their transports, with raw protobuf and without their own retries: the
+default publish retry (60 s) doubles messages after a lost reply and hides the attempts from the breaker.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Names(NamedTuple):
-    """The three topics, each by its full resource name."""
+    """The full resource names of the three topics."""
 
     jobs: str
     results: str
@@ -48,7 +48,7 @@ class Names(NamedTuple):
 
 
 def names(settings: Settings) -> Names:
-    """Raises ConfigurationError when no project is set."""
+    """The names of the topics. Raises ConfigurationError if no project is set."""
     project = settings.pubsub_project
     if project is None:
         raise ConfigurationError([f"{PREFIX}PUBSUB_PROJECT is not set"])
@@ -57,19 +57,19 @@ def names(settings: Settings) -> Names:
 
 
 def routed(resource: str, name: str) -> Metadata:
-    """The header by which Google's front end routes a call: the clients' methods add it, their transports do not."""
+    """The header by which Google's front end routes a call. The clients' methods add it; their transports do not."""
     return (("x-goog-request-params", f"{name}={resource}"),)
 
 
 class Fault(Enum):
-    """What to do about a failed call."""
+    """The kind of a failed call, which decides what to do."""
 
     PASSING = "passing"
     """The broker is away, busy or slow: try again, behind a breaker."""
     MISCONFIGURED = "misconfigured"
-    """The resource or the right to it is missing: somebody has to fix that."""
+    """The resource or the permission is missing: an operator has to fix that."""
     REFUSED = "refused"
-    """The request itself is at fault, and will be next time."""
+    """The request itself is at fault, and would fail again."""
 
 
 FAULTS: Final = {
@@ -82,7 +82,7 @@ FAULTS: Final = {
 
 
 def fault(error: grpc.RpcError) -> Fault:
-    """What a failed call means; a code that is not known to be permanent is taken for passing."""
+    """The kind of a failed call. A code that is not known to be permanent counts as passing."""
     return FAULTS.get(code(error), Fault.PASSING)
 
 
@@ -91,16 +91,16 @@ def code(error: grpc.RpcError) -> grpc.StatusCode:
 
 
 def details(error: grpc.RpcError) -> str:
-    """What the broker says of a failed call, in one line that is not too long."""
-    told = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-    return " ".join((told or "").split())[:500]
+    """The broker's message for a failed call, in one line of at most 500 characters."""
+    text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return " ".join((text or "").split())[:500]
 
 
 @asynccontextmanager
 async def open_publisher() -> AsyncIterator[PublisherAsyncClient]:
     """A client of the emulator that PUBSUB_EMULATOR_HOST names, else of the service by the default credentials.
 
-    Raises ConfigurationError when there are no credentials. It connects when first used.
+    Raises ConfigurationError if there are no credentials. The client connects at its first use.
     """
     async with _channel(PublisherGrpcAsyncIOTransport) as channel:
         yield PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
@@ -119,7 +119,8 @@ async def _channel(transport: Any) -> AsyncIterator[grpc.aio.Channel]:
     if emulator:
         channel = grpc.aio.insecure_channel(emulator, options=OPTIONS)
     else:
-        try:  # in a thread: looking for credentials reads files and may ask a metadata server
+        # In a thread, because the search for credentials reads files and may ask a metadata server.
+        try:
             credentials, _ = await asyncio.to_thread(google.auth.default, scopes=transport.AUTH_SCOPES)
         except GoogleAuthError as error:
             raise ConfigurationError([f"no credentials for Pub/Sub: {error}"]) from error

@@ -1,7 +1,7 @@
-"""The messages that leave through Pub/Sub, and their bytes: JSON, UTF-8, with attributes for those who only route.
+"""The messages published through Pub/Sub: JSON in UTF-8, with attributes for subscribers that only route.
 
-Result and dead-letter messages of jobs are built by the statement that writes the result (engine/tables/events.py); the
-others here.
+The statement that writes a result builds the job's result and dead-letter messages (engine/tables/events.py). This
+module builds the others.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ ENCODING: Final = orjson.OPT_UTC_Z
 
 
 class Message(NamedTuple):
-    """One message to publish. Its `message_id` attribute is the same each time it is sent."""
+    """One message to publish. The attribute `message_id` is the same each time the message is sent."""
 
     data: bytes
     attributes: Mapping[str, str]
 
 
 class WakeUp(NamedTuple):
-    """A ready job whose workers are to be told. `(job_id, position, attempt)` names this turn of it.
+    """The wake-up of a ready job. `(job_id, position, attempt)` names this turn of the job.
 
-    `ready` is since when it has been so, by the monotonic clock.
+    `ready` is since when the job has been ready, on the monotonic clock.
     """
 
     job_id: UUID
@@ -51,7 +51,7 @@ class WakeUp(NamedTuple):
 
     @property
     def message(self) -> Message:
-        """`attempt` in it is the number of the attempt that this turn will start; it informs only."""
+        """The message to publish. Its `attempt` is the number that the next attempt will have, for information only."""
         body = {
             "job_id": self.job_id,
             "user_id": self.user_id,
@@ -65,11 +65,11 @@ class WakeUp(NamedTuple):
 
 
 class Undecodable(ValueError):
-    """These bytes are no JobMessage."""
+    """The bytes are not a JobMessage."""
 
 
 def job_id_of(data: bytes) -> UUID:
-    """The job that a JobMessage wakes for: all that a worker reads of it. Raises Undecodable."""
+    """The id of the job that a JobMessage names. Workers read nothing else of the message. Raises Undecodable."""
     try:
         body = orjson.loads(data)
         return UUID(body["job_id"])
@@ -78,7 +78,7 @@ def job_id_of(data: bytes) -> UUID:
 
 
 def undecodable(transport_id: str, data: bytes, error: Undecodable, failed_at: datetime) -> Message:
-    """The dead letter of a message that could not be read; `transport_id` is the broker's id of it."""
+    """The dead letter of a message that could not be read. `transport_id` is the broker's id of that message."""
     body: dict[str, Any] = {
         "job_id": None,
         "user_id": None,

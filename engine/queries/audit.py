@@ -1,4 +1,4 @@
-"""The audit trail: how a job got where it is. Rows are written by the moves; here they are read."""
+"""The audit trail: every transition of a job. The moves write the rows; this module reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.storage.statements import fetchall, timed
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One transition. `seq` counts from 0 without gaps; the first has no `from_state`."""
+    """One transition. `seq` counts from 0 without gaps. The first row has no `from_state`."""
 
     seq: int
     from_state: JobState | None
@@ -39,7 +39,7 @@ ORDER BY a.seq
 async def history(
     conn: AsyncConnection[Any], job_id: UUID, owner: str | None, after: int = -1
 ) -> list[AuditRow] | None:
-    """The job's transitions with a `seq` above `after`, oldest first; None when that owner has no such job."""
+    """The job's transitions with a `seq` above `after`, oldest first. None if `owner` has no such job."""
     rows = await fetchall(conn, HISTORY, {"id": job_id, "owner": owner, "after": after})
     if not rows:
         return None

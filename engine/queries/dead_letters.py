@@ -15,7 +15,7 @@ FIRST = UUID(int=0)
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A FAILED job. `fingerprint` is equal for failures that look alike."""
+    """A FAILED job. Failures that look alike have the same `fingerprint`."""
 
     job_id: UUID
     user_id: str

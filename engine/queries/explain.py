@@ -1,4 +1,4 @@
-"""Why a job is where it is, told from its row, the workers and the audit trail."""
+"""Explains why a job is in its state, from its row, the workers, the relays and the audit trail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.queries.explain_query import ERRORS_SHOWN, JobSnapshot, job_snapshot
 
 
 class Fact(NamedTuple):
-    """`code` is for programs and never changes its meaning, `detail` is for people."""
+    """`code` is for programs and never changes its meaning. `detail` is for people."""
 
     code: str
     detail: str
@@ -25,10 +25,10 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`summary` is the most telling fact as a sentence.
+    """`summary` is the detail of the most important fact.
 
-    `estimate_seconds` is how long it will take until the job is due, or, if it is, until it starts: from the jobs
-    ahead and the pace of the last half minute. None where there is nothing to tell it from.
+    `estimate_seconds` is the time until the job is due, or, for a due job, until the job starts. The start is estimated
+    from the jobs ahead and the throughput of the last half minute. None if there are no figures to estimate from.
     """
 
     status: JobState
@@ -40,7 +40,7 @@ class Explanation:
 async def explain(
     conn: AsyncConnection[Any], registry: Mapping[str, Pipeline], job_id: UUID, owner: str | None
 ) -> Explanation:
-    """Explain one job; `owner` None is an operator. Raises JobNotFound."""
+    """Explain one job. `owner` None stands for an operator. Raises JobNotFound."""
     job = await job_snapshot(conn, job_id, owner)
     if job is None:
         raise JobNotFound(job_id)
@@ -48,7 +48,7 @@ async def explain(
 
 
 def explanation_of(job: JobSnapshot, pipeline: Pipeline | None) -> Explanation:
-    """The facts of a job, the most telling one first."""
+    """The explanation of a job, its most important fact first."""
     facts = tuple(_facts(job, pipeline))
     return Explanation(job.state, facts[0].detail, facts, _estimate(job))
 
@@ -70,7 +70,7 @@ def _facts(job: JobSnapshot, pipeline: Pipeline | None) -> Iterator[Fact]:
         case _:
             yield from _pending(job)
     if pipeline is None:
-        yield Fact("preset_unknown", f"no pipeline for the preset {job.preset} is known here")
+        yield Fact("preset_unknown", f"this process has no pipeline for the preset {job.preset}")
     for code, error in zip(
         ("last_error", *["earlier_error"] * ERRORS_SHOWN), job.latest_errors, strict=False
     ):
@@ -80,7 +80,7 @@ def _facts(job: JobSnapshot, pipeline: Pipeline | None) -> Iterator[Fact]:
         allowed = job.max_attempts or (pipeline.max_attempts if pipeline else None)
         yield Fact(
             "budget",
-            f"{job.attempt} attempts were started; spent since the last redrive: {job.errors} of "
+            f"attempts started: {job.attempt}; counted since the last redrive: {job.errors} of "
             f"{allowed or 'an unknown number of'} errors, {job.crashes} of {MAX_CRASHES} crashes",
         )
 
@@ -88,7 +88,7 @@ def _facts(job: JobSnapshot, pipeline: Pipeline | None) -> Iterator[Fact]:
 def _ended(job: JobSnapshot) -> Fact:
     what = job.state.lower()
     why = f" ({job.reason})" if job.reason not in (None, what) else ""
-    return Fact(what, f"the job has been {what} since {_at(job.completed_at)}{why}")
+    return Fact(what, f"the job ended as {what} at {_at(job.completed_at)}{why}")
 
 
 def _running(job: JobSnapshot, pipeline: Pipeline | None) -> Iterator[Fact]:
@@ -100,7 +100,7 @@ def _running(job: JobSnapshot, pipeline: Pipeline | None) -> Iterator[Fact]:
         ran = f"and has been running since {_at(job.claimed_at)}, for {job.running_seconds:.0f} s{of}"
         yield Fact("running", f"{leased} until {_at(job.lease_until)}, {ran}")
     else:
-        yield from _kept(job, Fact("worker_lost", f"{leased}, which is gone"), "take the job back")
+        yield from _kept(job, Fact("worker_lost", f"{leased}, which is gone"), "lapse the attempt")
     if job.cancel_requested:
         yield Fact("cancel_requested", "the attempt has been asked to stop")
     if job.fraction is not None:
@@ -116,7 +116,7 @@ def _pending(job: JobSnapshot) -> Iterator[Fact]:
             yield Fact("due_later", f"the job is due at {_at(job.run_at)}{why}")
         else:
             due = Fact("due", f"the job was due at {_at(job.run_at)}{why}")
-            yield from _kept(job, due, "make it ready")
+            yield from _kept(job, due, "make the job ready")
     if not job.workers:
         yield no_worker
     if job.outbox_status == "ready":
@@ -124,22 +124,22 @@ def _pending(job: JobSnapshot) -> Iterator[Fact]:
     if job.outbox_status == "published":
         yield Fact(
             "published",
-            f"its wake-up was published at {_at(job.published_at)}; no worker has claimed the job yet",
+            f"the wake-up was published at {_at(job.published_at)}; no worker has claimed the job yet",
         )
     if job.ahead is not None:
         yield _queued(job, job.ahead)
 
 
 def _kept(job: JobSnapshot, fact: Fact, promise: str) -> Iterator[Fact]:
-    """A fact that maintenance will change, and before it why it will not."""
+    """A fact that maintenance will change, and before that fact the reason if maintenance cannot."""
     if not job.relays_live:
         since = f" since {_at(job.relays_heard_at)}" if job.relays_heard_at else ""
-        why = f"no relay has been heard of{since}: nothing is promoted or taken back until one runs"
+        why = f"no relay has reported{since}: due jobs are not promoted, and lost attempts do not lapse, until one runs"
         yield Fact("no_maintenance", why)
     elif job.maintenance_state == "failing":
         why = f"the relays' maintenance has been failing since {_at(job.maintenance_since)}"
         yield Fact(
-            "maintenance_failing", f"{why}: jobs may be neither promoted nor taken back until that is fixed"
+            "maintenance_failing", f"{why}: due jobs and lost attempts may have to wait until that is fixed"
         )
     else:
         fact = Fact(fact.code, f"{fact.detail}: maintenance will {promise}")
@@ -147,34 +147,39 @@ def _kept(job: JobSnapshot, fact: Fact, promise: str) -> Iterator[Fact]:
 
 
 def _unpublished(job: JobSnapshot) -> Iterator[Fact]:
-    """Why a ready job's wake-up has not left. Without relays that publish there is none to leave."""
+    """Why the wake-up of a ready job is not published yet. Nothing is said if no relay publishes."""
     if job.relay_state is None:
         return
-    instead = "workers look for such jobs in the outbox themselves"
+    instead = "workers claim such jobs from the outbox"
     if not job.relay_live:
-        yield Fact("no_relay", f"no relay has been heard of since {_at(job.relay_heard_at)}; {instead}")
+        yield Fact("no_relay", f"no relay has reported since {_at(job.relay_heard_at)}; {instead}")
     elif job.relay_state == "publishing":
         yield Fact(
-            "unpublished", f"the job is ready since {_at(job.ready_at)}, its wake-up still to be published"
+            "unpublished",
+            f"the job has been ready since {_at(job.ready_at)}; its wake-up is not published yet",
         )
     else:
-        fix = "until somebody fixes that" if job.relay_state == "misconfigured" else "until it can again"
+        fix = (
+            "until an operator fixes that" if job.relay_state == "misconfigured" else "until publishing works"
+        )
         yield Fact(
             "breaker_open",
-            f"nothing could be published since {_at(job.relay_since)} ({job.relay_detail}); {fix}, {instead}",
+            f"publishing has failed since {_at(job.relay_since)} ({job.relay_detail}); {fix}, {instead}",
         )
 
 
 def _queued(job: JobSnapshot, ahead: int) -> Fact:
-    pace = f", at {job.per_second:.3g} a second" if job.per_second else ""
+    pace = f"; throughput: {job.per_second:.3g} per second" if job.per_second else ""
     if not ahead:
-        return Fact("next", f"the job is {job.outbox_status}, and the next of the preset {job.preset}{pace}")
-    whose = f"of the preset {job.preset}"
+        return Fact(
+            "next", f"the job is {job.outbox_status} and the next one of the preset {job.preset}{pace}"
+        )
+    whose = f"jobs of the preset {job.preset} ahead"
     if job.uncounted:
-        # Of published jobs the first so many are looked at, whichever preset they have.
-        whose = "that were published before it" if job.outbox_status == "published" else whose
+        # Of published jobs the first COUNTED are looked at, whatever their preset.
+        whose = "jobs published earlier" if job.outbox_status == "published" else whose
     number = f"more than {ahead - 1}" if job.uncounted else str(ahead)
-    return Fact("queued", f"the job is {job.outbox_status}, behind {number} {whose}{pace}")
+    return Fact("queued", f"the job is {job.outbox_status}; {whose}: {number}{pace}")
 
 
 def _at(moment: datetime | None) -> str:

@@ -1,4 +1,4 @@
-"""All that explaining a job takes, read by one statement: its row, the workers, the relays and the audit trail."""
+"""Reads what explaining a job takes in one statement: the job's row, the workers, the relays and the audit trail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.storage.statements import timed
 from engine.tables.relay_status import SILENT_SECONDS
 
 COUNTED: Final = 10_000
-"""How many jobs ahead are counted; beyond it the answer is "more than"."""
+"""The most jobs ahead that are counted. Beyond that the answer is "more than"."""
 ERRORS_SHOWN: Final = 3
 
 
@@ -23,9 +23,9 @@ ERRORS_SHOWN: Final = 3
 class JobSnapshot:
     """Everything that the facts are drawn from.
 
-    `worker_…` is of the worker that holds the lease, and `lease_until` of its lease. `latest_errors` begin with the
-    last one. `relay_…` is of the relay that fares best with the jobs' topic, `relays_…` of all relays, and
-    `maintenance_…` of the live relay whose maintenance fares best.
+    `worker_…` and `lease_until` describe the worker that holds the lease. `latest_errors` begin with the latest.
+    `relay_…` describe the relay that does best with the topic of jobs, `relays_…` all relays, and `maintenance_…` the
+    live relay whose maintenance does best.
     """
 
     state: JobState
@@ -70,12 +70,12 @@ class JobSnapshot:
 
     @property
     def uncounted(self) -> bool:
-        """Whether more than COUNTED jobs are ahead: how many is not known, and of published ones not whose either."""
+        """Whether more than COUNTED jobs are ahead: the number is unknown, and for published jobs the presets too."""
         return self.ahead is not None and self.ahead > COUNTED
 
 
-# Jobs ahead are those that a worker with this preset alone would take first; other presets compete for its slots
-# too, but in no fixed order. Published jobs are taken about in the order in which they were published.
+# Jobs ahead are those that a worker with this preset alone would take first. Other presets compete for the worker's
+# slots too, but in no fixed order. Published jobs are taken roughly in the order in which they were published.
 SNAPSHOT: LiteralString = """
 SELECT s.state, s.outbox_status, s.preset, s.attempt, s.errors, s.crashes, s.max_attempts, s.timeout_seconds,
        s.cancel_requested, s.run_at, extract(epoch FROM s.run_at - clock_timestamp())::double precision AS due_seconds,
@@ -137,7 +137,7 @@ WHERE s.job_id = %(id)s AND (%(owner)s::text IS NULL OR s.user_id = %(owner)s)
 
 @timed("explain")
 async def job_snapshot(conn: AsyncConnection[Any], job_id: UUID, owner: str | None) -> JobSnapshot | None:
-    """None where there is no such job, or it is another owner's; `owner` None is an operator."""
+    """None if there is no such job, or if it belongs to another owner. `owner` None stands for an operator."""
     asked = {
         "id": job_id,
         "owner": owner,

@@ -1,8 +1,8 @@
-"""The invariants that stored rows can answer for, each a statement over the whole database.
+"""The invariants that can be checked on stored rows, each a statement over the whole database.
 
-A statement judges rows of `steps` (the audit trail, each row beside what came before it) and `standing`
-(where each job stands now), and gives `(job_id, detail)`: what is wrong, or NULL where the invariant holds.
-They are drawn apart: a fault shows in the invariant that it breaks, not in all that build on it.
+A statement judges rows of `steps` (the audit trail, each row beside its predecessor) and `standing` (where each job
+stands now). It returns `(job_id, detail)`: what is wrong, or NULL if the invariant holds. The invariants do not
+overlap: a fault shows in the invariant that it breaks, not in all that build on that one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from engine.model import MAX_CRASHES, TRANSITIONS, Reason
 from engine.tables.outbox import STATE_OF
 
 SHOWN: Final = 10
-"""How many offenders of an invariant are named."""
+"""The most offenders that are named for an invariant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
+    """`states` is the invariant as a sentence, `sql` the query that judges it."""
+
     name: str
     states: str
     sql: LiteralString
@@ -30,7 +32,7 @@ class Invariant:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A broken invariant: how many jobs break it, and the first of them, each with what is wrong."""
+    """A broken invariant: the number of jobs that break it, and the first of them, each with what is wrong."""
 
     invariant: Invariant
     jobs: int
@@ -39,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One look at the database: how many jobs it held, and what was broken."""
+    """One look at the database: the number of jobs, and the broken invariants."""
 
     jobs: int
     findings: tuple[Finding, ...]
@@ -61,7 +63,7 @@ FULL JOIN job_results r ON r.job_id = coalesce(j.id, o.job_id)
     ),
     Invariant(
         "I2",
-        "history is seq 0..n without gaps, along legal edges, and ends where the job stands",
+        "the history counts seq 0..n without gaps, takes legal transitions only, and ends in the job's state",
         """
 SELECT coalesce(j.id, s.job_id) AS job_id,
        CASE WHEN s.job_id IS NULL THEN 'no history'
@@ -81,7 +83,7 @@ LEFT JOIN standing now ON now.job_id = s.job_id AND s.last
     ),
     Invariant(
         "I3",
-        "no result and no transition by an attempt that is not the current one",
+        "only the current attempt writes a result or a transition",
         """
 SELECT s.job_id,
        CASE WHEN s.to_state <> 'PROCESSING' AND s.attempt <> s.current
@@ -106,7 +108,7 @@ JOIN standing now ON now.job_id = s.job_id AND s.last
     ),
     Invariant(
         "I6",
-        "no attempt number runs twice: each claim starts the next one",
+        "no attempt number is used twice: each claim starts the next one",
         """
 SELECT job_id,
        CASE WHEN attempt <> current + 1
@@ -115,10 +117,10 @@ FROM steps
 WHERE to_state = 'PROCESSING'
 """,
     ),
-    # A job at a limit may also be CANCELLED: its owner had asked for that before the last attempt ended.
+    # A job at a limit may also be CANCELLED, if that was requested before the last attempt ended.
     Invariant(
         "I7",
-        "errors and crashes since the last redrive keep their limits; at a limit the job has failed",
+        "errors and crashes since the last redrive stay within their limits; a job at a limit has failed",
         """
 SELECT now.job_id,
        CASE WHEN now.errors > allowed.errors THEN concat(now.errors, ' errors of ', allowed.errors)
@@ -157,7 +159,7 @@ WHERE to_state = 'COMPLETED'
     ),
 )
 
-# A job that stands in two places at once, or in none, is I1's alone.
+# A job with both an outbox row and a result, or with neither, is judged by I1 alone.
 _SETTING: LiteralString = (
     """
 WITH standing AS (
@@ -197,19 +199,19 @@ JOBS: LiteralString = "SELECT count(*) FROM jobs"
 
 
 def statement(invariant: Invariant) -> LiteralString:
-    """The whole statement: the first offenders, each with a detail and the number of all offenders."""
+    """The whole statement. It returns the first offenders, each with a detail and the number of all offenders."""
     return _SETTING + invariant.sql + _OFFENDERS
 
 
 async def check(conn: AsyncConnection[Any], limits: Mapping[str, int]) -> list[Finding]:
-    """What is broken; empty when every stored job keeps every invariant. See `report`."""
+    """The broken invariants. Empty if every stored job keeps every invariant. See `report`."""
     return list((await report(conn, limits)).findings)
 
 
 async def report(conn: AsyncConnection[Any], limits: Mapping[str, int]) -> Report:
-    """Judge every stored job, in one snapshot: `conn` must not be in a transaction.
+    """Judge every stored job in one snapshot. `conn` must not be in a transaction.
 
-    `limits` are the presets' own max_attempts; a job of another preset is held to its own limit only.
+    `limits` maps each preset to its own max_attempts. A job of another preset is held to the job's own limit only.
     """
     parameters = {
         "edges": [f"{start or ''}>{end}" for start, ends in TRANSITIONS.items() for end in ends],

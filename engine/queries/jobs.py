@@ -1,4 +1,4 @@
-"""Reading jobs: one by one, in pages, or only whether they changed. `owner` None is an operator: any owner's."""
+"""Reads jobs: single ones, pages, or only their versions. `owner` None stands for an operator: any owner's jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from engine.tables.outbox import STATE_OF
 class JobView:
     """A job as it stands now. `metadata` and `output` are JSON text, unparsed.
 
-    `max_attempts` and `timeout_seconds` of None are the preset's own; `error` is {"type", "message", "attempt"}.
+    `max_attempts` and `timeout_seconds` of None mean the preset's own. `error` is {"type", "message", "attempt"}.
     """
 
     job_id: UUID
@@ -51,7 +51,7 @@ class JobView:
 
 
 class JobVersion(NamedTuple):
-    """What changes when a job does."""
+    """The values that change whenever the job changes."""
 
     version: int
     progress_n: int
@@ -59,7 +59,7 @@ class JobVersion(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """The worker that has leased a job. `name` is None, and `live` False, once its row is gone."""
+    """The worker that has leased a job. Once the worker's row is gone, `name` is None and `live` is False."""
 
     id: int
     name: str | None
@@ -110,7 +110,7 @@ ORDER BY s.job_id DESC
 """
 
 # Row comparisons pin each owner's page to its index: with `user_id = …` the planner once walked the primary key.
-# They are written with both bounds, so that a page never reads past its owner or its state.
+# Each comparison has both bounds, so that a page never reads past its owner or its state.
 _ZERO: Final = UUID(int=0)
 _LAST: Final = UUID(int=2**128 - 1)
 
@@ -183,7 +183,7 @@ _FOUND: Final[Mapping[JobState | None, LiteralString]] = {
 
 @timed("read jobs")
 async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None]]) -> list[JobView | None]:
-    """The job of each (id, owner), in order; None where there is none or it is another owner's."""
+    """The job of each (id, owner), in order. None if there is no such job, or if it belongs to another owner."""
     async with conn.cursor(row_factory=class_row(JobView)) as cursor:
         await cursor.execute(READ, [array(job_id for job_id, _ in asks), array(owner for _, owner in asks)])
         found = {view.job_id: view for view in await cursor.fetchall()}
@@ -192,13 +192,13 @@ async def read(conn: AsyncConnection[Any], asks: Sequence[tuple[UUID, str | None
 
 
 async def holder(conn: AsyncConnection[Any], job_id: UUID) -> Holder | None:
-    """None unless a worker has leased the job."""
+    """The worker that has leased the job, or None."""
     rows = await fetchall(conn, HOLDER, [job_id])
     return Holder(*rows[0]) if rows else None
 
 
 async def presets_of(conn: AsyncConnection[Any], ids: Iterable[UUID]) -> dict[UUID, str]:
-    """The preset of each job that there is."""
+    """The preset of each of the jobs `ids` that exists."""
     return dict(await fetchall(conn, PRESETS, [array(ids)]))
 
 
@@ -231,6 +231,6 @@ async def page(
 
 @timed("watch jobs")
 async def versions(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> dict[UUID, JobVersion]:
-    """Version, progress and state of each id that exists."""
+    """The version, progress and state of each of the jobs `ids` that exists."""
     rows = await fetchall(conn, VERSIONS, [array(ids)])
     return {job_id: JobVersion(version, n, JobState(state)) for job_id, version, n, state in rows}

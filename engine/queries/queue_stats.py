@@ -1,7 +1,7 @@
-"""How much there is to do and who does it: unfinished jobs and events, counted here and nowhere else.
+"""Counts unfinished jobs, events and live workers. No other module counts them.
 
-`queue_stats` and `event_stats` look only as far as that is cheap, however many rows there are: they are asked every
-few seconds. The others serve an operator; `job_counts` and `event_counts` read every row.
+`queue_stats` and `event_stats` run every few seconds, so they look only as far as is cheap, however many rows there
+are. The other functions serve an operator; `job_counts` and `event_counts` read every row.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from engine.tables.events import TOPICS
 from engine.tables.outbox import READY_PRESETS
 
 COUNTED: Final = 50_000
-"""Rows counted of each status, of the ready ones in each lane, and of each topic's events; beyond that there are "at
-least so many"."""
+"""The most rows counted of each status, of ready rows in each lane, and of events in each topic. A full count means "at
+least"."""
 MAX_PRESETS: Final = 100
-"""Presets told apart: SQL may enqueue jobs of any name, and each would become a label."""
+"""The most presets counted apart. SQL may enqueue jobs of any preset, and each would become a metric's label."""
 OTHER: Final = "other"
 OVERDUE_SECONDS: Final = 5.0
-"""Maintenance looks for due jobs several times a second: one that waits for so long more is overdue."""
+"""Maintenance promotes due jobs several times a second. A job that still waits after this time is overdue."""
 OVERDUE_COUNTED: Final = 10_000
 
 # For a connection with pinned plans: each part reads the head of one partial index.
@@ -73,7 +73,7 @@ GROUP BY preset, status
 QUEUES: LiteralString = "WITH RECURSIVE" + READY_PRESETS + _COUNTS
 
 
-# The pending ones of each topic by their index, in the order in which they were written.
+# The pending events of each topic are read by their index, in the order in which they were written.
 EVENTS: LiteralString = """
 SELECT topic, pending.events, extract(epoch FROM clock_timestamp() - pending.oldest)::float8, quarantined.events
 FROM unnest(%(topics)s::text[]) AS topic
@@ -128,9 +128,9 @@ LIMIT %s
 
 @dataclass(slots=True)
 class Queue:
-    """One preset: its unfinished jobs by status, those `due` and nobody's, the workers that would take them.
+    """One preset: unfinished jobs by status, how many are `due` and not leased, and the live workers of the preset.
 
-    `age_seconds` is since when the oldest due job has been due; `per_second` how many attempts end.
+    `age_seconds` is how long the oldest due job has been due; `per_second` is how many attempts end.
     """
 
     jobs: dict[str, int] = field(default_factory=dict)
@@ -147,7 +147,7 @@ class Queue:
 
 @dataclass(slots=True)
 class QueueStats:
-    """Every preset that has jobs or workers, and the live workers and their slots, each counted once."""
+    """Every preset that has jobs or workers. `workers` and `slots` count each live worker once."""
 
     queues: dict[str, Queue]
     workers: int
@@ -155,12 +155,12 @@ class QueueStats:
 
     @property
     def saturated(self) -> bool:
-        """Whether there is hardly a slot left."""
+        """Whether at least nine tenths of the slots are leased."""
         return sum(queue.leased for queue in self.queues.values()) >= 0.9 * self.slots
 
 
 class EventStats(NamedTuple):
-    """Of one topic: the events that are pending, how long the oldest has been, and those that are quarantined."""
+    """The events of one topic: how many are pending, the age of the oldest of these, and how many are quarantined."""
 
     pending: int
     age_seconds: float
@@ -169,10 +169,10 @@ class EventStats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobCount:
-    """The unfinished jobs of one preset in one status, and since when the oldest of them is in it.
+    """The unfinished jobs of one preset in one status. `oldest` is since when the oldest of them has that status.
 
-    Of waiting jobs `oldest` is the time when the first is due, so that its age is negative before; `overdue` are
-    those that should have been promoted long since.
+    For waiting jobs `oldest` is when the first is due, so `age_seconds` is negative before that time. `overdue` counts
+    waiting jobs that were due more than OVERDUE_SECONDS ago.
     """
 
     preset: str
@@ -185,7 +185,7 @@ class JobCount:
 
 @dataclass(frozen=True, slots=True)
 class EventCount:
-    """The events that have still to be published to one topic, since when the oldest has, and those set aside."""
+    """The events of one topic: how many are pending, when the oldest of them was written, how many are quarantined."""
 
     topic: str
     events: int
@@ -194,7 +194,7 @@ class EventCount:
 
 
 class Overdue(NamedTuple):
-    """Waiting jobs that maintenance should have promoted, counted up to OVERDUE_COUNTED, and by how much the first."""
+    """The number of overdue jobs, counted up to OVERDUE_COUNTED, and for how many seconds the first has been due."""
 
     jobs: int
     seconds: float
@@ -202,7 +202,7 @@ class Overdue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """An event that the broker will never take, and what it said of it."""
+    """An event that the broker will never accept. `reason` is the broker's error."""
 
     id: int
     topic: str
@@ -214,8 +214,10 @@ class Quarantined:
 
 @timed("count jobs")
 async def queue_stats(conn: AsyncConnection[Any]) -> QueueStats:
-    """One statement. Beyond MAX_PRESETS, presets that no live worker has are shown as one, or, where all their jobs
-    are ready, not at all.
+    """The figures of all presets, by one statement.
+
+    Beyond MAX_PRESETS, presets that no live worker runs are summed up as OTHER. Presets beyond that limit whose jobs
+    are all ready are not counted.
     """
     rows = await fetchall(conn, QUEUES, {"presets": MAX_PRESETS, "counted": COUNTED})
     stats = QueueStats({}, 0, 0)
@@ -236,7 +238,7 @@ async def queue_stats(conn: AsyncConnection[Any]) -> QueueStats:
 
 @timed("count events")
 async def event_stats(conn: AsyncConnection[Any]) -> Mapping[str, EventStats]:
-    """Of every topic, whether or not it has events."""
+    """The figures of every topic, with or without events."""
     rows = await fetchall(conn, EVENTS, {"topics": list(TOPICS), "limit": COUNTED})
     return {topic: EventStats(pending, age or 0.0, quarantined) for topic, pending, age, quarantined in rows}
 
@@ -254,13 +256,13 @@ async def event_counts(conn: AsyncConnection[Any]) -> list[EventCount]:
 
 
 async def overdue(conn: AsyncConnection[Any]) -> Overdue:
-    """Reads the head of one index."""
+    """The overdue jobs. Reads the head of one index only."""
     [(jobs, seconds)] = await fetchall(conn, OVERDUE, [OVERDUE_SECONDS, OVERDUE_COUNTED])
     return Overdue(jobs, seconds)
 
 
 async def quarantined(conn: AsyncConnection[Any], limit: int) -> list[Quarantined]:
-    """The latest of them."""
+    """The `limit` events that were quarantined last, latest first."""
     async with conn.cursor(row_factory=class_row(Quarantined)) as cursor:
         await cursor.execute(QUARANTINED, [limit])
         return await cursor.fetchall()

@@ -1,4 +1,4 @@
-"""Coalesces concurrent calls: whatever arrived while the last group was written is the next group."""
+"""Groups concurrent calls: the calls that arrive while one group is written form the next group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_WAITING = 10_000
 TRIES = 5
 
 BISECTED = (DataError, IntegrityError, ProgramLimitExceeded, UnicodeError)
-"""Errors that are an item's own fault: the rest of its group is written without it."""
+"""Errors caused by a single item. The rest of the group is written without that item."""
 
 
 class _Waiting(NamedTuple, Generic[T, R]):
@@ -32,9 +32,10 @@ class _Waiting(NamedTuple, Generic[T, R]):
 class Batcher(Generic[T, R]):
     """Groups concurrent items into calls of `flush`, one at a time and without a timer.
 
-    `flush` answers each item in order; an answer that is an exception is for its item alone. An item's own error
-    is bisected down to it; a deadlock or a lost connection sends the same group again, so `flush` must be safe to
-    repeat. `weigh` bounds a group, and what waits, beside their counts.
+    `flush` answers each item in order. An answer that is an exception is raised for that item alone. If `flush` raises
+    one of BISECTED, the group is halved until the faulty item stands alone. After a deadlock or a lost connection the
+    same group is sent again, up to `tries` times, so `flush` must be safe to repeat. The weights that `weigh` returns
+    bound a group and the waiting items, beside their counts.
     """
 
     def __init__(
@@ -58,21 +59,21 @@ class Batcher(Generic[T, R]):
         self._writer: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """Items that wait, not yet taken into a group."""
+        """The number of items that wait and are not in a group yet."""
         return len(self._queue)
 
     async def submit(self, item: T) -> R:
-        """Wait for the group that holds `item` and return its answer.
+        """Wait for the group that holds `item` and return the item's answer.
 
-        Cancelled before its group is taken, the item is withdrawn; later it is still written and its answer
-        dropped. Raises Overloaded, or what `flush` raised for this item.
+        If the call is cancelled before the group is formed, the item is withdrawn. Later, the item is still written
+        and the answer is dropped. Raises Overloaded, or what `flush` raised for this item.
         """
         if len(self._queue) >= MAX_WAITING or self._waiting_weight >= self._max_waiting_weight:
             raise Overloaded(f"{len(self._queue)} requests are waiting already")
         return await self.put(item)
 
     def put(self, item: T) -> asyncio.Future[R]:
-        """Have `item` written; the answer is the future's. As `submit`, for a caller that bounds what waits itself."""
+        """Queue `item` and return a future of the answer. As `submit`, but the caller must bound the waiting items."""
         weight = self._weigh(item)
         self._waiting_weight += weight
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -82,7 +83,7 @@ class Batcher(Generic[T, R]):
         return answer
 
     async def drain(self) -> None:
-        """Wait until everything put in so far has been answered."""
+        """Wait until every queued item has been answered."""
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
@@ -117,7 +118,7 @@ class Batcher(Generic[T, R]):
             half = len(group) // 2
             await self._answer(group[:half])
             await self._answer(group[half:])
-        except Exception as error:  # noqa: BLE001 - it belongs to the waiters, and must not end the writer
+        except Exception as error:  # noqa: BLE001 - the waiters get the error; the writer goes on
             for waiting in group:
                 _settle(waiting.answer, error)
         else:
@@ -137,7 +138,8 @@ class Batcher(Generic[T, R]):
 
 
 def _settle(answer: asyncio.Future[R], value: R | Exception) -> None:
-    if answer.done():  # who gave up while the group was written
+    # The caller may have been cancelled while the group was written.
+    if answer.done():
         return
     if isinstance(value, Exception):
         answer.set_exception(value)

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: one at a time, pooled, or pinned to their plans."""
+"""Connections to PostgreSQL: single, pooled, or with pinned plans."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LINK: Final[dict[str, Any]] = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
-"""What every connection of ours says of its socket: a peer that is gone must be noticed."""
+"""Socket options of every connection, so that a lost peer is noticed. `tcp_user_timeout` is in ms, the others in s."""
 
 # An empty queue once made the planner choose sequential scans for the prepared claim, and keep them (p99 5.6 s).
-# Every hot statement has one good plan, by index and nested loop: leave it no other, and plan it once.
+# Every hot statement has one good plan, by index and nested loop. These options allow no other, and plan it once.
 PINNED: Final = (
     "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_bitmapscan=off "
     "-c jit=off -c plan_cache_mode=force_generic_plan"
@@ -41,7 +41,7 @@ PINNED: Final = (
 
 
 async def connect(url: str, *, name: str, pinned: bool = False) -> Connection:
-    """Open a connection in autocommit. `pinned` pins the plans and prepares each statement at its first use.
+    """Open a connection in autocommit mode. `pinned` pins the plans and prepares each statement at its first use.
 
     Raises DatabaseUnavailable.
     """
@@ -59,17 +59,17 @@ async def connect(url: str, *, name: str, pinned: bool = False) -> Connection:
 
 
 def with_options(url: str, options: str) -> str:
-    """`url` with more server settings, beside any that it brings: a search_path must hold on every connection."""
+    """`url` with more server settings. Settings in `url` are kept: a search_path must hold on every connection."""
     given = conninfo_to_dict(url).get("options") or os.environ.get("PGOPTIONS", "")
     return make_conninfo(url, options=f"{given} {options}".strip())
 
 
 @asynccontextmanager
 async def open_pool(url: str, *, name: str, size: int, reset_on_return: bool = False) -> AsyncIterator[Pool]:
-    """A pool of autocommit connections for everything that is not hot. Getting one waits 5 s at most.
+    """A pool of autocommit connections, for everything but hot statements. Getting a connection waits 5 s at most.
 
-    `reset_on_return` is for a pool that an author's code uses: each connection comes back as new, whatever was SET
-    or locked on it.
+    `reset_on_return` is for a pool that an author's code uses: each connection returns to the pool as new, whatever
+    was SET or locked on the connection.
     """
     pool: Pool = AsyncConnectionPool(
         url,
@@ -89,7 +89,7 @@ async def open_pool(url: str, *, name: str, size: int, reset_on_return: bool = F
 
 @asynccontextmanager
 async def borrow(pool: Pool, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[Connection]:
-    """A connection of the pool, under a deadline. Raises DatabaseUnavailable."""
+    """A connection of the pool, under a deadline of `seconds`. Raises DatabaseUnavailable."""
     try:
         conn = await pool.getconn()
     except (PoolTimeout, OperationalError) as error:
@@ -102,9 +102,9 @@ async def borrow(pool: Pool, seconds: float = STATEMENT_SECONDS) -> AsyncIterato
 
 
 class PinnedConnection:
-    """One connection with pinned plans, opened when first needed and again after it broke. For one user at a time.
+    """One connection with pinned plans, opened at its first use and again after it broke. For one user at a time.
 
-    A pool costs 96 µs a round trip, a connection of one's own 40 to 58.
+    A round trip costs 96 µs through a pool, and 40 to 58 µs on a connection of one's own.
     """
 
     def __init__(self, url: str, *, name: str) -> None:
@@ -114,7 +114,7 @@ class PinnedConnection:
 
     @asynccontextmanager
     async def use(self, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[Connection]:
-        """The connection, under a deadline. Raises DatabaseUnavailable."""
+        """The connection, under a deadline of `seconds`. Raises DatabaseUnavailable."""
         if self._conn is not None and not self._conn.closed and _hung_up(self._conn):
             await self._conn.close()
         if self._conn is None or self._conn.closed:
@@ -128,7 +128,7 @@ class PinnedConnection:
 
 
 def _show(name: str, pool: Pool) -> None:
-    """Have a scrape ask the pool itself: that costs no query."""
+    """Make each scrape read the figures from the pool itself, which costs no query."""
     for state, figure in (("open", "pool_size"), ("idle", "pool_available"), ("waiting", "requests_waiting")):
         POOL_CONNECTIONS.labels(name, state).set_function(partial(_figure, pool, figure))
 
@@ -144,9 +144,9 @@ async def _discard(conn: Connection) -> None:
 
 
 def _hung_up(conn: Connection) -> bool:
-    """Whether the server has said something on an idle connection, as it does when it ends it.
+    """Whether the server has sent something on an idle connection, as servers do when they end a connection.
 
-    The next use of such a connection would only tell of a fault that may be over by now.
+    The next use of such a connection would only report a fault that may be over by now.
     """
     waiting = select.poll()
     waiting.register(conn.fileno(), select.POLLIN)

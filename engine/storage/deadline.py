@@ -1,4 +1,4 @@
-"""How long a statement may take, and what its failure means: try again, come back later, or a fault of our own."""
+"""The deadline of a statement, and the meaning of a failure: try again, come back later, or a fault of our own."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from psycopg import AsyncConnection, Error, errors
 from engine.errors import DatabaseUnavailable
 
 STATEMENT_SECONDS: Final = 10.0
-"""How long an ordinary statement may take before its connection is given up."""
+"""How long an ordinary statement may take before its connection is severed."""
 
 
 @asynccontextmanager
 async def deadline(conn: AsyncConnection[Any], seconds: float = STATEMENT_SECONDS) -> AsyncIterator[None]:
-    """Sever `conn` when the block takes longer. Raises DatabaseUnavailable for that, and for a broken connection.
+    """Sever `conn` if the block takes longer than `seconds`. Raises DatabaseUnavailable then, and if `conn` breaks.
 
-    Cancelling psycopg asks the server to cancel and waits for it: behind a black-holed server that took 13 s.
-    Shutting the socket down ends the wait at once, and unlike closing it cannot hit a reused descriptor.
+    Cancelling psycopg asks the server to cancel and waits for the answer: behind a black-holed server that took 13 s.
+    Shutting the socket down ends the wait at once. Closing the socket could hit a reused descriptor instead.
     """
     timer = asyncio.get_running_loop().call_later(seconds, sever, conn)
     try:
         yield
     except Error as error:
         if conn.closed or _unavailable(error):
-            sever(conn)  # after a fail-over it may lead to a server that only reads
+            # After a fail-over the connection may lead to a read-only server.
+            sever(conn)
             raise DatabaseUnavailable(str(error).strip()) from error
         raise
     finally:
@@ -37,20 +38,20 @@ async def deadline(conn: AsyncConnection[Any], seconds: float = STATEMENT_SECOND
 
 
 def sever(conn: AsyncConnection[Any]) -> None:
-    """Cut the connection's socket, so that whatever waits on it fails now."""
+    """Shut the connection's socket down, so that every wait on the connection fails now."""
     if conn.closed:
         return
-    # The peer may have been quicker: then the connection is down already.
+    # If the peer has closed the connection already, shutdown() raises OSError.
     with socket.socket(fileno=os.dup(conn.fileno())) as link, suppress(OSError):
         link.shutdown(socket.SHUT_RDWR)
 
 
 def transient(error: BaseException) -> bool:
-    """Whether the same statements may simply be sent again: a deadlock or a serialization failure."""
+    """Whether the same statements may be sent again: after a deadlock or a serialization failure."""
     return isinstance(error, errors.DeadlockDetected | errors.SerializationFailure)
 
 
 def _unavailable(error: Error) -> bool:
-    """Whether the server, not the statement, is at fault: out of disk or memory, shutting down, or read-only."""
+    """Whether the server is at fault, not the statement: out of disk or memory, shutting down, or read-only."""
     state = error.sqlstate or ""
     return state.startswith(("53", "57P", "58")) or state == errors.ReadOnlySqlTransaction.sqlstate

@@ -1,4 +1,4 @@
-"""PostgreSQL array literals. One literal a column is the cheapest way to send a batch of rows."""
+"""PostgreSQL array literals. One literal for each column is the cheapest way to send a batch of rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def array(values: Iterable[object]) -> str:
-    """An array literal of any values; None becomes NULL."""
+    """An array literal of any values. None becomes NULL."""
     return "{" + ",".join(["NULL" if v is None else _quoted(str(v)) for v in values]) + "}"
 
 

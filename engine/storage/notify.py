@@ -1,7 +1,7 @@
-"""Wake-ups between processes: a hint that rows became ready. Polling is the truth; a lost hint costs a poll.
+"""Hints between processes that rows became ready. Workers poll as well, so a lost hint only costs the time of a poll.
 
-NOTIFY inside a submitting transaction takes a lock of the whole cluster until it commits (32 clients: 4930 → 1484
-transactions/s). So it is sent afterwards, debounced, on a connection of its own.
+NOTIFY inside a submitting transaction takes a lock of the whole cluster until COMMIT (32 clients: 4930 → 1484
+transactions/s). The hint is therefore sent afterwards, debounced, on a connection of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEBOUNCE_SECONDS: Final = 0.002
 RECONNECT_SECONDS: Final = 1.0
 
 MAX_PAYLOAD: Final = 7000
-"""Characters; PostgreSQL's own limit is 8000 bytes, and presets are ASCII."""
+"""In characters. PostgreSQL's limit is 8000 bytes, and presets are ASCII."""
 
 NOTIFY: LiteralString = "SELECT pg_notify('outrider_ready', %s)"
 
@@ -31,15 +31,15 @@ log = structlog.get_logger()
 
 
 class WakeHint(Protocol):
-    """Says that rows of these presets became ready; without any, that rows of any preset may have."""
+    """Hints that rows of `presets` became ready, or, without presets, that rows of any preset may have."""
 
     def __call__(self, presets: Collection[str] = (), /) -> None: ...
 
 
 class Notifier:
-    """Sends a NOTIFY for a poke at once, and one more for all pokes of the next 2 ms.
+    """Sends a NOTIFY for the first hint at once, and one more for all hints of the next 2 ms.
 
-    It names the presets, so that nobody wakes for work that others do.
+    The payload names the presets, so that no worker wakes for presets that it does not run.
     """
 
     def __init__(self, url: str) -> None:
@@ -49,7 +49,7 @@ class Notifier:
         self._any = False
 
     def notify(self, presets: Collection[str] = ()) -> None:
-        """See Poke. Never blocks and never fails."""
+        """See WakeHint. Never blocks and never fails."""
         self._any = self._any or not presets
         self._presets.update(presets)
         self._poked.set()
@@ -71,16 +71,17 @@ class Notifier:
                     async with self._conn.use() as conn:
                         await conn.execute(NOTIFY, [self._payload()])
                 except (DatabaseUnavailable, Error):
-                    await asyncio.sleep(RECONNECT_SECONDS)  # the hint is lost: the workers poll
+                    # The hint is lost. The workers find the rows by polling.
+                    await asyncio.sleep(RECONNECT_SECONDS)
                 await asyncio.sleep(DEBOUNCE_SECONDS)
         finally:
             await self._conn.aclose()
 
 
 async def listen(url: str, heard: Callable[[str, str], None]) -> None:
-    """Call `heard(channel, payload)` at each hint until cancelled. A READY's payload names presets; empty, any.
+    """Call `heard(channel, payload)` for each hint until cancelled. READY's payload names presets; empty means any.
 
-    After every connect it is called with READY, for hints may have been missed.
+    `heard` is also called with READY after every connect, because hints may have been missed.
     """
     while True:
         try:

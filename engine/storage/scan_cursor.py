@@ -1,4 +1,4 @@
-"""Where the scans of a queue go on: dead index entries that they have passed are not read again."""
+"""Remembers where the scans of a queue go on, so that dead index entries once passed are not read again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from engine.storage.throttle import Throttle
 
 SWEEP_SECONDS: Final = 2.0
 MAX_SWEEP_SECONDS: Final = 0.25
-"""What a sweep is taken to cost at most; behind a held snapshot one costs 0.15 s."""
+"""The most that a sweep counts for in the throttle. Behind a held snapshot a sweep costs 0.15 s."""
 
 
 class Placed(Protocol):
-    """A row with its place: positions only grow within a lane, but for rows that are released."""
+    """A row with its place. Positions only grow within a lane, except for rows that are released."""
 
     @property
     def lane(self) -> Hashable: ...
@@ -28,10 +28,10 @@ Scan = Callable[[Marks | None], Awaitable[list[Row]]]
 
 
 class ScanCursor(Generic[Row]):
-    """Remembers, lane by lane, how far the scans have come.
+    """Remembers for each lane how far the scans have come.
 
-    Rows below that mark (late commits, released rows) are found by a sweep of the whole index: when a scan comes
-    back empty, every 2 s while scans do not, and never for more than 1/20 of the time.
+    Rows below that mark (late commits, released rows) are found by a sweep of the whole index. A sweep runs when a scan
+    finds nothing, every 2 s while scans find rows, and never for more than 1/20 of the time.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class ScanCursor(Generic[Row]):
         self._sweeps = Throttle(SWEEP_SECONDS, most=MAX_SWEEP_SECONDS)
 
     async def next(self, scan: Scan[Row]) -> list[Row]:
-        """The next rows. `scan(marks)` looks above the mark of each lane; None is a sweep, from the start."""
+        """The next rows. `scan(marks)` looks above the mark of each lane; `scan(None)` is a sweep from the start."""
         if self._sweeps.due:
             return await self._sweep(scan)
         found = self._passed(await scan(self._marks))

@@ -1,4 +1,4 @@
-"""Running one statement: its rows as tuples, and its time in a histogram."""
+"""Runs one statement: returns its rows as tuples, and observes its time in a histogram."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ async def fetchall(conn: AsyncConnection[Any], statement: LiteralString, paramet
 async def fetchone(
     conn: AsyncConnection[Any], statement: LiteralString, parameters: Any = None
 ) -> TupleRow | None:
-    """The row of a statement that gives one row at most, as a tuple."""
+    """The row of a statement that returns at most one row, as a tuple; None without a row."""
     async with conn.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(statement, parameters)
         return await cursor.fetchone()
 
 
 def timed(statement: str) -> Callable[[Callable[P, Running[R]]], Callable[P, Running[R]]]:
-    """Decorate a function that runs one statement and little else: its seconds are observed under that name."""
+    """Decorate a function that runs one statement and little else. Its time is observed under the name `statement`."""
     observe = STATEMENT_SECONDS.labels(statement).observe
 
     def around(run: Callable[P, Running[R]]) -> Callable[P, Running[R]]:

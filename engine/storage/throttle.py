@@ -1,4 +1,4 @@
-"""Work that must not take more than its share of the time, however long it takes."""
+"""Limits repeated work to a share of the time, however long one run takes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 from typing import Final
 
 COST: Final = 20.0
-"""A twentieth of the time: after work of a second comes a pause of 20."""
+"""A twentieth of the time: after one second of work comes a pause of 20 seconds."""
 
 
 class Throttle:
-    """Says when work may run again: `every` seconds after its end, or after COST times what it took.
+    """Decides when work may run again: `every` seconds after its end, but not before COST times its duration.
 
-    `most` bounds the seconds that count: work that waited for a lock, or in a process that was stopped, took longer
-    than it costs.
+    `most` bounds the duration that counts, in seconds. Work that waited for a lock, or in a process that was stopped,
+    took longer than it costs.
     """
 
     def __init__(self, every: float = 0.0, *, most: float) -> None:
@@ -24,16 +24,16 @@ class Throttle:
 
     @property
     def due(self) -> bool:
-        """Whether the work is wanted again and may run."""
+        """Whether `every` seconds have passed, and the work may run again."""
         return self.allowed and self._since_end >= self._every
 
     @property
     def allowed(self) -> bool:
-        """Whether the work may run again, though it is not wanted yet."""
+        """Whether the work may run again, even before `every` seconds have passed."""
         return self._since_end >= COST * self._cost
 
     def ended(self, began: float) -> None:
-        """The work that began at `began`, by the monotonic clock, has ended now."""
+        """Note that the work begun at `began` (monotonic clock) has ended now."""
         self._ended = time.monotonic()
         self._cost = min(self._ended - began, self._most)
 

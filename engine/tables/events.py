@@ -1,6 +1,6 @@
-"""The outbox_events table: result and dead-letter messages, written with the result, deleted once published.
+"""The outbox_events table: result and dead-letter messages, written with the result and deleted once published.
 
-`topic` is what an event is about, not a Pub/Sub name: a topic that is renamed keeps its events.
+`topic` is the kind of an event, not the name of a Pub/Sub topic, so that renaming a topic keeps its events.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from engine.storage.statements import fetchall, timed
 Topic = Literal["results", "dead-letters"]
 TOPICS: Final[tuple[Topic, ...]] = ("results", "dead-letters")
 
-# A tail of the moves that write a result. It follows a CTE `ended` (job_id, user_id, attempt, version, state, output
-# json, error jsonb, reason, ran interval, finished_at). Without `publish_results` its scan never starts.
+# The last part of the moves that write a result. It follows a CTE `ended` (job_id, user_id, attempt, version, state,
+# output json, error jsonb, reason, ran interval, finished_at). Without `publish_results` the scan of `ended` never
+# starts.
 RESULT_EVENTS: LiteralString = """
 , events AS (
     INSERT INTO outbox_events (topic, payload, attributes)
@@ -48,9 +49,10 @@ RESULT_EVENTS: LiteralString = """
 )
 """
 
-# As many as fit into one request, but one at least. Found by the index in the order of their ids, above `low`: dead
-# entries that a held snapshot keeps would be read again and again. Rows are compared, for `topic = … AND id > …` lets
-# the planner walk the primary key, past every event of the other topic and all that are quarantined.
+# Reserves as many events as fit into one request, but at least one. The index finds them in the order of ids, above
+# `low`: otherwise dead entries that a held snapshot keeps would be read again and again. Rows are compared, because
+# `topic = … AND id > …` lets the planner walk the primary key, past every event of the other topic and every
+# quarantined event.
 RESERVE: LiteralString = """
 WITH due AS MATERIALIZED (
     SELECT id, octet_length(payload) + octet_length(attributes::text) AS bytes
@@ -102,7 +104,7 @@ class Event(NamedTuple):
 async def reserve(
     conn: AsyncConnection[Any], topic: Topic, *, low: int, limit: int, max_bytes: int, seconds: float
 ) -> list[Event]:
-    """Take up to `limit` events with ids above `low` for `seconds`; afterwards they are anybody's again."""
+    """Reserve up to `limit` events with ids above `low` for `seconds`. Afterwards any relay may reserve them."""
     asked = {"topic": topic, "low": low, "limit": limit, "max_bytes": max_bytes, "seconds": seconds}
     rows = await fetchall(conn, RESERVE, asked)
     return sorted(Event(id_, topic, Message(bytes(payload), attributes)) for id_, payload, attributes in rows)
@@ -110,20 +112,20 @@ async def reserve(
 
 @timed("delete published")
 async def published(conn: AsyncConnection[Any], events: Sequence[Event]) -> None:
-    """Delete what has been published; another relay may have done so too."""
+    """Delete published events. Another relay may have deleted some of them already."""
     await conn.execute(PUBLISHED, [bare_array(event.id for event in events)])
 
 
 async def release(conn: AsyncConnection[Any], events: Sequence[Event]) -> None:
-    """End the reservation of what could not be published."""
+    """End the reservation of events that could not be published."""
     await conn.execute(RELEASE, [bare_array(event.id for event in events)])
 
 
 async def quarantine(conn: AsyncConnection[Any], event: Event, reason: str) -> None:
-    """Set an event aside that the broker will never take. Its row stays, for people to look at."""
+    """Quarantine an event that the broker will never accept. The row stays for an operator to inspect."""
     await conn.execute(QUARANTINE, [reason, event.id])
 
 
 async def write(conn: AsyncConnection[Any], topic: Topic, message: Message) -> None:
-    """Have `message` published once the caller's transaction has committed."""
+    """Write an event. A relay publishes the event once the caller's transaction has committed."""
     await conn.execute(WRITE, [topic, message.data, Jsonb(message.attributes)])

@@ -1,6 +1,6 @@
-"""The idempotency_keys table: what a submission with a key was answered, for a day.
+"""The idempotency_keys table: the answer to each submission with a key, kept for a day.
 
-A key is inserted by the statement that enqueues its jobs (engine/moves/enqueue.py).
+The statement that enqueues the jobs also inserts the key (engine/moves/enqueue.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEY_HOURS: Final = 24
 KeyName = tuple[str, str, str]
 """Owner, route and key."""
 Held = dict[KeyName, tuple[bytes, tuple[UUID, ...]]]
-"""A key that is held → the fingerprint of its body, and the ids of its jobs."""
+"""A held key → the fingerprint of its body, and the ids of its jobs."""
 
 HELD: LiteralString = """
 SELECT held.fingerprint, held.answer::text
@@ -31,7 +31,7 @@ ORDER BY k.no
 
 
 class IdempotencyKey(NamedTuple):
-    """What makes two submissions the same: `fingerprint` is the SHA-256 of the body as JSON, members sorted."""
+    """Identifies equal submissions. `fingerprint` is the SHA-256 of the body as JSON with sorted members."""
 
     owner: str
     route: str
@@ -44,7 +44,7 @@ class IdempotencyKey(NamedTuple):
 
 
 async def held_answers(conn: AsyncConnection[Any], names: Sequence[KeyName]) -> Held:
-    """What those of `names` that are held were answered."""
+    """The stored answers of those `names` that are held."""
     if not names:
         return {}
     columns = [array(name[column] for name in names) for column in range(3)]

@@ -1,11 +1,11 @@
-"""The outbox table: one row for each unfinished job, whose status says where the job stands.
+"""The outbox table: one row for each unfinished job. The row's status says where the job stands.
 
-| status    | the job                                                       | column that dates it |
-|-----------|---------------------------------------------------------------|----------------------|
-| waiting   | is due later: a delay, a retry or a snooze                    | `run_at`             |
-| ready     | may be claimed, in the order of `position` within its lane    | `ready_at`           |
-| published | may be claimed, and Pub/Sub has been told                     | `published_at`       |
-| leased    | is one worker's: `worker_id` is NULL in every other status    | `claimed_at`         |
+| status    | the job                                                               | dated by       |
+|-----------|-----------------------------------------------------------------------|----------------|
+| waiting   | is due later: a delay, a retry or a snooze                            | `run_at`       |
+| ready     | may be claimed, in the order of `position` within its lane            | `ready_at`     |
+| published | may be claimed, and its wake-up was published through Pub/Sub         | `published_at` |
+| leased    | belongs to one worker; `worker_id` is NULL in every other status      | `claimed_at`   |
 
 The statements that change a row are the moves (engine/moves).
 """
@@ -23,7 +23,7 @@ from engine.storage.statements import fetchall
 
 
 class OutboxStatus(StrEnum):
-    """As PostgreSQL's type outbox_status."""
+    """The values of PostgreSQL's type outbox_status."""
 
     WAITING = "waiting"
     READY = "ready"
@@ -34,9 +34,9 @@ class OutboxStatus(StrEnum):
 PRIORITIES: Final = tuple(range(PRIORITY.low, PRIORITY.high + 1))
 
 STATE_OF: LiteralString = "(CASE WHEN o.status = 'leased' THEN 'PROCESSING' ELSE 'PENDING' END)::job_state"
-"""The state of the job whose outbox row is `o`."""
+"""The state of a job, by its outbox row `o`."""
 
-# A loose scan of the index: one step a preset, however many rows it has.
+# A loose index scan: one step for each preset, however many rows the preset has.
 READY_PRESETS: LiteralString = """
 known(preset) AS (
     (SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)
@@ -45,7 +45,7 @@ known(preset) AS (
     FROM known k
     WHERE k.preset IS NOT NULL
 )"""
-"""A recursive CTE `known`: the presets of ready jobs, and at the end a NULL."""
+"""A recursive CTE `known`: the presets of ready jobs, and a NULL at the end."""
 
 PRESETS: LiteralString = (
     "WITH RECURSIVE" + READY_PRESETS + "SELECT preset FROM known WHERE preset IS NOT NULL"  # noqa: S608
@@ -53,7 +53,7 @@ PRESETS: LiteralString = (
 
 
 class Lane(NamedTuple):
-    """The ready jobs of one preset and priority, in the order of `position`; a scan of it starts above `low`."""
+    """The ready jobs of one preset and priority, in the order of `position`. A scan starts above the position `low`."""
 
     preset: str
     priority: int
@@ -61,7 +61,7 @@ class Lane(NamedTuple):
 
 
 def lanes_of(presets: Sequence[str], marks: Mapping[Any, int]) -> list[Lane]:
-    """Every lane of these presets, the most urgent first, each above its mark by (preset, priority)."""
+    """Every lane of `presets`, most urgent first. `marks` maps (preset, priority) to the position to start above."""
     return [
         Lane(preset, priority, marks.get((preset, priority), 0))
         for priority in PRIORITIES

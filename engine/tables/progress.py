@@ -1,4 +1,4 @@
-"""The job_progress table: what running attempts last said of themselves."""
+"""The job_progress table: the latest progress report of each running attempt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHERE (known.attempt, known.n) < (excluded.attempt, excluded.n)
 
 
 class Progress(NamedTuple):
-    """`n` counts the reports of one attempt; `fraction` is 0..1."""
+    """One progress report. `n` counts the reports of an attempt; `fraction` is 0..1."""
 
     job_id: UUID
     attempt: int
@@ -36,5 +36,5 @@ class Progress(NamedTuple):
 
 @timed("write progress")
 async def report(conn: AsyncConnection[Any], latest: Sequence[Progress]) -> None:
-    """Show `latest` to the jobs' owners, in one statement."""
+    """Write the latest reports of several attempts in one statement. Older reports never replace newer ones."""
     await conn.execute(REPORT, [array(column) for column in zip(*latest, strict=True)])

@@ -1,7 +1,7 @@
-"""The relay_status table: how each relay's maintenance fares, and each topic that it publishes to.
+"""The relay_status table: the state of each relay's maintenance, and of each topic that the relay publishes to.
 
-Each relay renews its rows every few seconds (relay/status.py). `explain`, `doctor` and `outbox status` read them, to
-tell why a job has not started and whether anything runs at all.
+Each relay renews its rows every few seconds (relay/status.py). `explain`, `doctor` and `outbox status` read the rows
+to report why a job has not started and whether any relay runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from psycopg.rows import class_row
 from engine.storage.literals import array
 
 SILENT_SECONDS: Final = 20.0
-"""A relay that has not renewed its rows for so long is taken to be gone."""
+"""A relay that has not renewed its rows for this long is considered gone."""
 
 Subject = Literal["jobs", "results", "dead-letters", "maintenance"]
-"""What a status is of: a topic; or maintenance, which every relay reports in both transports."""
+"""The subject of a status: a topic, or maintenance, which every relay reports with both transports."""
 State = Literal["publishing", "passing", "misconfigured", "maintaining", "failing"]
-"""Of a topic: `passing` and `misconfigured` are the kinds of fault for which its breaker is open. Of maintenance: the
-last two."""
+"""A topic is `publishing`, or, while its breaker is open, `passing` or `misconfigured` by the kind of fault.
+Maintenance is `maintaining` or `failing`."""
 
 REPORT: LiteralString = """
 INSERT INTO relay_status AS known (relay, topic, state, since, detail)
@@ -44,7 +44,7 @@ ORDER BY relay, topic
 
 
 class RelayStatus(NamedTuple):
-    """How one topic or maintenance fares, for how many seconds already, and the error for which it fails."""
+    """The state of one topic or of maintenance, its age in `seconds`, and in `detail` the error of a failing state."""
 
     topic: Subject
     state: State
@@ -54,7 +54,7 @@ class RelayStatus(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReportedStatus:
-    """A row of the table. `live`: the relay has renewed it within SILENT_SECONDS."""
+    """A row of the table. `live`: the relay has renewed the row within SILENT_SECONDS."""
 
     relay: str
     topic: Subject
@@ -66,7 +66,7 @@ class ReportedStatus:
 
 
 async def report(conn: AsyncConnection[Any], relay: str, statuses: Sequence[RelayStatus]) -> None:
-    """Write how `relay` fares. Its rows stay when it is gone: their age says since when."""
+    """Write the statuses of `relay`. The rows outlive the relay: their age shows since when the relay is gone."""
     await conn.execute(
         REPORT,
         {
@@ -80,7 +80,7 @@ async def report(conn: AsyncConnection[Any], relay: str, statuses: Sequence[Rela
 
 
 async def reported(conn: AsyncConnection[Any]) -> list[ReportedStatus]:
-    """Every row. While a relay runs, those of relays that are gone are pruned after a minute."""
+    """Every row. A running relay prunes the rows of other relays once they have been gone for a minute."""
     async with conn.cursor(row_factory=class_row(ReportedStatus)) as cursor:
         await cursor.execute(REPORTED, [SILENT_SECONDS])
         return await cursor.fetchall()

@@ -1,6 +1,6 @@
 """The workers table: one row for each worker process, the lease of all its attempts.
 
-Synchronous, because the lease has a thread of its own (worker/lease.py).
+The functions are synchronous, because a thread of its own renews the lease (worker/lease.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DEREGISTER: LiteralString = "DELETE FROM workers WHERE id = %s"
 
 
 class Registration(NamedTuple):
-    """What a worker says of itself: its presets are the only ones it claims."""
+    """What a worker registers: it claims jobs of `presets` only, and runs up to `slots` attempts at once."""
 
     name: str
     presets: Sequence[str]
@@ -40,11 +40,11 @@ class Registration(NamedTuple):
 
 
 Leased = dict[tuple[UUID, int], bool]
-"""(job_id, attempt) leased to a worker → whether its cancellation was asked for."""
+"""(job_id, attempt) leased to a worker → whether the job's cancellation was requested."""
 
 
 def register(conn: Connection[Any], worker: Registration, lease_seconds: float) -> int:
-    """A new row; returns its id, which is never used again."""
+    """Insert a row and return its id. Ids are never reused."""
     row = conn.execute(REGISTER, [worker.name, list(worker.presets), worker.slots, lease_seconds]).fetchone()
     assert row is not None
     return int(row[0])
@@ -53,9 +53,9 @@ def register(conn: Connection[Any], worker: Registration, lease_seconds: float) 
 def beat(
     conn: Connection[Any], worker_id: int, lease_seconds: float, throughput: Mapping[str, float]
 ) -> Leased | None:
-    """Renew the lease, and give what is leased under it; None when the row is gone, and everything with it.
+    """Renew the lease and return the attempts under it. None if the row is gone, and every lease with it.
 
-    `throughput` is how many attempts end a second, by preset.
+    `throughput` is the number of attempts that end per second, by preset.
     """
     asked = [lease_seconds, orjson.dumps(throughput).decode(), worker_id]
     rows = conn.execute(BEAT, asked).fetchall()
@@ -65,5 +65,5 @@ def beat(
 
 
 def deregister(conn: Connection[Any], worker_id: int) -> None:
-    """Remove the row of a worker that holds nothing any more."""
+    """Delete the row of a worker that holds no attempts any more."""
     conn.execute(DEREGISTER, [worker_id])

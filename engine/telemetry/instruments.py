@@ -1,4 +1,4 @@
-"""The kinds of metrics that prometheus-client lacks: a quick histogram, a time, the figures of a database."""
+"""Metrics that prometheus-client lacks: a fast histogram, a fast counter, a time, and figures of a database."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from prometheus_client.samples import Sample
 FOLDED: Final = 500
 EXEMPLAR_SECONDS: Final = 1.0
 SAMPLED: Final = 1
-"""The flag of a traceparent (W3C): whoever began the trace keeps it."""
+"""The flag of a traceparent (W3C) that says that the origin of the trace records it."""
 
 
 class Histogram(prometheus_client.Histogram):
-    """Sorts what was observed into its buckets many at a time: 0.2 µs each, where one by one they take 1.2 to 3."""
+    """Sorts observations into buckets in bulk: 0.2 µs for each, instead of 1.2 to 3 µs one by one."""
 
     def _metric_init(self) -> None:
         super()._metric_init()
@@ -34,7 +34,7 @@ class Histogram(prometheus_client.Histogram):
             self._fold()
 
     def traced(self, amount: float, traceparent: str | None) -> None:
-        """As `observe`; with the traceparent of a trace that is kept it is an exemplar: 4 µs, so one a second."""
+        """As `observe`, with an exemplar if the trace is recorded. An exemplar costs 4 µs, so at most one a second."""
         if (
             traceparent is not None
             and int(traceparent[-2:], 16) & SAMPLED
@@ -61,14 +61,14 @@ class Histogram(prometheus_client.Histogram):
 
 
 class Counter(prometheus_client.Counter):
-    """Counts in 0.1 µs instead of 0.4, for the event loop's thread alone: nothing guards it against others."""
+    """Counts in 0.1 µs instead of 0.4 µs. For the event loop's thread only, because no lock guards the count."""
 
     def _metric_init(self) -> None:
         super()._metric_init()
         self._loose = 0.0
 
     def inc(self, amount: float = 1, exemplar: Mapping[str, str] | None = None) -> None:
-        """Without exemplars: histograms have them."""
+        """Exemplars are not supported here; histograms have them."""
         assert exemplar is None
         self._loose += amount
 
@@ -79,16 +79,16 @@ class Counter(prometheus_client.Counter):
 
 
 class Moment(Gauge):
-    """A time, in seconds since 1970. Not shown before it is known: 0 would say that it is long ago."""
+    """A time, in seconds since 1970. An unknown time is not shown, because 0 would mean a time long ago."""
 
     def _child_samples(self) -> Iterable[Sample]:
         return super()._child_samples() if self._value.get() else ()
 
 
 class Figures:
-    """A gauge whose labels come from the database: a figure that has left it is 0 once, and then gone for good.
+    """A gauge whose labels come from the database. A figure that the database no longer has is 0 once, then removed.
 
-    Those `always` wanted are 0 instead of gone, so that a sum over them is one.
+    Labels in `always` stay at 0 instead of being removed, so that a sum over them always has a value.
     """
 
     def __init__(self, gauge: Gauge, always: Iterable[tuple[str, ...]] = ()) -> None:
@@ -97,12 +97,13 @@ class Figures:
         self._shown: Mapping[tuple[str, ...], float] = {}
 
     def forget(self) -> None:
-        """Show none: what is no longer known must not be taken for what is."""
+        """Remove every figure, because outdated figures must not be taken for current ones."""
         for labels in self._shown:
             self._gauge.remove(*labels)
         self._shown = {}
 
     def show(self, figures: Mapping[tuple[str, ...], float]) -> None:
+        """Show `figures`, by their labels, instead of those shown so far."""
         left = {labels: 0.0 for labels, figure in self._shown.items() if figure}
         figures = {**left, **self._always, **figures}
         for labels in self._shown.keys() - figures.keys():

@@ -1,4 +1,4 @@
-"""structlog, set up once for a process: events are `noun.past_verb`, one canonical line a request and an attempt."""
+"""Sets structlog up for a process. Events are `noun.past_verb`; each request and attempt has one canonical line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import structlog
 from engine.settings import Settings
 
 SECRET: Final = re.compile(r"(?i)(authorization|password|secret|token|api_?key|database_url)")
-# Each repetition is bounded or ends where no other begins: who chooses the text must not choose how long this takes.
+# Each repetition is bounded or ends where no other begins: otherwise a hostile text could make the search take long.
 CREDENTIALS: Final = re.compile(
     r"(?i)(\b\w{1,32}://[^\s:/@]{0,128}:)[^\s/]{0,256}@"
     r"|\b((?:bearer|basic)\s{1,8})[\w.~+/=-]+"
@@ -31,13 +31,13 @@ CREDENTIALS: Final = re.compile(
 HIDDEN: Final = "[redacted]"
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 MAX_TEXT: Final = 16_384
-"""Characters of a field, beyond which its middle is left out."""
+"""In characters. A longer field is logged without its middle."""
 
 Event = MutableMapping[str, Any]
 
 
 def configure(settings: Settings, role: str) -> None:
-    """Log to standard error: for people on a terminal, else JSON lines (OUTRIDER_LOG_FORMAT decides if set)."""
+    """Log to standard error: for people on a terminal, else as JSON lines. OUTRIDER_LOG_FORMAT takes precedence."""
     form = settings.log_format or ("console" if sys.stderr.isatty() else "json")
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     if form == "json":
@@ -54,7 +54,8 @@ def configure(settings: Settings, role: str) -> None:
                 _Named(role),
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.format_exc_info,  # before the redaction, and without the locals consoles show
+                # Before the redaction. The console's own tracebacks would show local variables.
+                structlog.processors.format_exc_info,
                 redact,
                 structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
             ],
@@ -66,26 +67,27 @@ def configure(settings: Settings, role: str) -> None:
 
 
 def _direct(level: int) -> type[structlog.typing.FilteringBoundLogger]:
-    """structlog's filtering logger with a shorter way from a call to its line: what lies between cost half of it."""
+    """structlog's filtering logger with a shorter way from a call to its line: the layers between cost half of it."""
 
     def method(name: str) -> Callable[..., None]:
-        def tell(self: Any, event: str, **fields: Any) -> None:
-            told: Any = {**self._context, **fields, "event": event}
+        def write(self: Any, event: str, **fields: Any) -> None:
+            line: Any = {**self._context, **fields, "event": event}
             try:
                 for process in self._processors:
-                    told = process(self._logger, name, told)
+                    line = process(self._logger, name, line)
             except structlog.DropEvent:
-                return  # as processors do that capture events
-            getattr(self._logger, name)(told)
+                # Raised by processors that capture events.
+                return
+            getattr(self._logger, name)(line)
 
-        return tell
+        return write
 
     methods = {name: method(name) for name, number in LEVELS.items() if number >= level}
     return type("Direct", (structlog.make_filtering_bound_logger(level),), methods)
 
 
 class _Named:
-    """Adds the process's role. From here, because a context variable is unknown to other threads."""
+    """Adds the process's role to an event. A context variable would be unknown to other threads."""
 
     def __init__(self, role: str) -> None:
         self._role = role
@@ -96,7 +98,7 @@ class _Named:
 
 
 class _Line(_Named):
-    """An event as JSON: every processor in one, for one by one they cost a quarter of a no-op job."""
+    """Renders an event as JSON. One processor does all, because separate ones cost a quarter of a no-op job."""
 
     def __call__(self, logger: Any, method: str, event: Event) -> Any:
         if "exc_info" in event:
@@ -109,11 +111,11 @@ class _Line(_Named):
 
 
 def redact(_logger: Any, _method: str, event: Event) -> Event:
-    """Hide fields that are named like secrets, and credentials inside text."""
+    """Hide fields with names of secrets, and credentials inside text."""
     for name in _secret(tuple(event)):
         event[name] = HIDDEN
     for name, value in event.items():
-        # What stands beside credentials in text: ids and names, which most fields are, have none of it.
+        # Credentials in text stand beside one of these characters. Most fields are ids and names without them.
         if isinstance(value, str) and (" " in value or "=" in value or ":" in value):
             event[name] = CREDENTIALS.sub(_hidden, _short(value))
     return event
@@ -129,17 +131,19 @@ def _short(text: str) -> str:
     return f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
 
 
-@cache  # finite: each call that logs has its names
+# The cache is finite, because each call that logs has fixed names.
+@cache
 def _secret(names: tuple[str, ...]) -> list[str]:
     return [name for name in names if SECRET.search(name)]
 
 
 class _Foreign(logging.Handler):
-    """Carries the records of libraries that log through the standard library."""
+    """Passes on the records of libraries that log through the standard library."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
-        level = record.levelno // 10 * 10  # structlog knows the five standard ones
+        # structlog knows the five standard levels only.
+        level = record.levelno // 10 * 10
         try:
             log.log(
                 level,
@@ -153,7 +157,7 @@ class _Foreign(logging.Handler):
 
 
 class _Sink:
-    """A stream whose reader may go away: what is logged then is lost, and whoever logs goes on."""
+    """A stream whose reader may go away. Text logged after that is lost, and the caller goes on."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -163,15 +167,16 @@ class _Sink:
             self._stream.write(text)
             self._stream.flush()
         except (OSError, ValueError):
-            pass  # as said above; `suppress` would cost as much as the write
+            # The text is lost, as said above. `suppress` would cost as much as the write.
+            pass
 
     def flush(self) -> None: ...
 
 
 class _Lines(_Sink):
-    """Takes finished lines. Those of one turn of the event loop are one write, at its end; a warning does not wait.
+    """Takes finished lines. The lines of one turn of the event loop are one write at its end; a warning does not wait.
 
-    What another thread says is written at once, with what waits: the loop may never turn again.
+    A line of another thread is written at once, together with the waiting lines: the loop may never turn again.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -200,7 +205,8 @@ class _Lines(_Sink):
     def _written(self) -> None:
         with self._writing:
             lines = []
-            while self._waiting:  # asked again after each: a line that comes meanwhile has nobody else
+            # Checked again after each line: no other call writes a line that comes meanwhile.
+            while self._waiting:
                 lines.append(self._waiting.popleft())
             if lines:
                 self.write(b"\n".join(lines) + b"\n")
@@ -215,11 +221,13 @@ def _adopt_foreign(level: int) -> None:
 def _dumps(event: Event) -> bytes:
     try:
         return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z)
-    except TypeError:  # perhaps for keys that are no strings, which cost every line something
+    except TypeError:
+        # Perhaps a key is not a string. To allow such keys at once would slow down every line.
         pass
     try:
         return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
-    except (TypeError, ValueError):  # a lone surrogate, an integer beyond 64 bits
+    except (TypeError, ValueError):
+        # A lone surrogate, or an integer beyond 64 bits.
         return json.dumps({name: _plain(value) for name, value in event.items()}, default=repr).encode()
 
 

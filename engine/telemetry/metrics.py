@@ -1,9 +1,9 @@
 """Every metric of the project, on prometheus-client's default registry. Labels come from closed sets.
 
-`preset` is closed by configuration, and `topic` is jobs, results or dead-letters; no label ever holds a job, an owner
-or an error's text. A counter is raised once what it counts has committed, so that the sums over all processes never
-exceed the database's counts. It is shown at 0 before its first event: rate() and increase() see only what comes after
-the first scrape of a series.
+`preset` is limited by the configuration, and `topic` is jobs, results or dead-letters; no label ever holds a job, an
+owner or an error's text. A counter is raised only after the counted change has committed, so that the sums over all
+processes never exceed the database's counts. A counter is shown at 0 before its first event, because rate() and
+increase() see only what comes after the first scrape of a series.
 """
 
 from __future__ import annotations
@@ -24,30 +24,34 @@ HTTP_SECONDS = Histogram(
     buckets=SECONDS,
 )
 HTTP_ANSWERS = instruments.Counter(
-    "outrider_http_answers", "Answers by the class of their status, 2xx to 5xx; probes aside", ["class"]
+    "outrider_http_answers", "Answers by class of status, 2xx to 5xx, without probes", ["class"]
 )
 HTTP_IN_FLIGHT = Gauge("outrider_http_requests_in_flight", "Requests being answered")
 SSE_CONNECTIONS = Gauge("outrider_sse_connections", "Open event streams")
 WAITING = Gauge(
     "outrider_http_waiting",
-    "What waits in a web process: submissions and reads for their group, watches for news of a job",
+    "Waiting items of a web process: submissions and reads wait for their group, watches for a change of a job",
     ["what"],
 )
-AUTH_FAILURES = Counter("outrider_auth_failures", "Refused tokens: missing, invalid, scope", ["reason"])
-IDEMPOTENCY = Counter("outrider_idempotency_keys", "Submissions with a key, by what came of it", ["outcome"])
+AUTH_FAILURES = Counter(
+    "outrider_auth_failures", "Refused tokens, by reason: missing, invalid, scope", ["reason"]
+)
+IDEMPOTENCY = Counter(
+    "outrider_idempotency_keys", "Submissions with an idempotency key, by outcome", ["outcome"]
+)
 JWKS_FETCHED_AT = Moment(
     "outrider_jwks_fetched_timestamp_seconds",
-    "When the issuer's keys were last fetched, or the process began; absent where a secret verifies the tokens",
+    "When the issuer's keys were last fetched, or the process started; absent if a secret verifies the tokens",
 )
 
-# Jobs: whoever makes the move.
+# Jobs: shown by the process that makes the move.
 JOBS_ENQUEUED = instruments.Counter("outrider_jobs_enqueued", "Jobs accepted over HTTP", ["preset"])
 JOBS_FINISHED = instruments.Counter(
-    "outrider_jobs_finished", "Results written, by state; not those of commands", ["preset", "state"]
+    "outrider_jobs_finished",
+    "Results written, by state, without those written by commands",
+    ["preset", "state"],
 )
-JOBS_REDRIVEN = Counter(
-    "outrider_jobs_redriven", "Results taken back over HTTP, to run the job again", ["preset"]
-)
+JOBS_REDRIVEN = Counter("outrider_jobs_redriven", "Jobs redriven over HTTP", ["preset"])
 DEAD_LETTERS = Counter(
     "outrider_dead_letters",
     "Jobs that failed for good, by reason: failed, timeout, lapsed",
@@ -60,64 +64,73 @@ ATTEMPTS = instruments.Counter(
 )
 OUTCOMES_DROPPED = Counter(
     "outrider_outcomes_dropped",
-    "Outcomes that found their attempt taken back, and were not written",
+    "Outcomes that were not written, because their attempt was no longer the current one",
     ["preset"],
 )
 WAIT_SECONDS = Histogram(
-    "outrider_job_wait_seconds", "From due to the attempt's start", ["preset"], buckets=SECONDS
+    "outrider_job_wait_seconds", "Seconds from due to the attempt's start", ["preset"], buckets=SECONDS
 )
-RUN_SECONDS = Histogram("outrider_attempt_run_seconds", "An attempt's run", ["preset"], buckets=SECONDS)
+RUN_SECONDS = Histogram(
+    "outrider_attempt_run_seconds", "Seconds that an attempt ran", ["preset"], buckets=SECONDS
+)
 JOB_SECONDS = Histogram(
     "outrider_job_seconds",
-    "From accepted to completed, with all that a job was told to wait, and the time before a redrive",
+    "Seconds from accepted to completed, including all delays and the time before a redrive",
     ["preset"],
     buckets=SECONDS,
 )
 STAGE_SECONDS = Histogram(
     "outrider_job_stage_seconds",
-    "A job's way: publish (ready to published), claim (ready or published to claimed), run, record (ended to written)",
+    "Seconds: publish (ready to published), claim (ready or published to claimed), run, record (ended to written)",
     ["stage"],
     buckets=SECONDS,
 )
 BATCH_ROWS = Histogram("outrider_batch_rows", "Items written together", ["batch"], buckets=ROWS)
-BATCH_SECONDS = Histogram("outrider_batch_write_seconds", "One group's write", ["batch"], buckets=SECONDS)
+BATCH_SECONDS = Histogram(
+    "outrider_batch_write_seconds", "Seconds to write one group", ["batch"], buckets=SECONDS
+)
 
 # Workers.
 WORKER_SLOTS = Gauge("outrider_worker_slots", "Attempts this process can run at once")
 WORKER_BUSY = Gauge("outrider_worker_busy_slots", "Attempts this process runs now")
-HEARTBEATS = Counter("outrider_heartbeats", "Beats of the worker's lease", ["outcome"])
-LEASES_LOST = Counter("outrider_leases_lost", "Leases that this worker found gone")
+HEARTBEATS = Counter("outrider_heartbeats", "Heartbeats of the worker's lease, by outcome", ["outcome"])
+LEASES_LOST = Counter("outrider_leases_lost", "Leases that this worker has lost")
 CLAIM_SECONDS = Histogram(
     "outrider_claim_seconds",
-    "One claim from the outbox without Pub/Sub, from where the last one ended (cursor) or from the start (sweep)",
+    "Seconds of one claim from the outbox without Pub/Sub, onward from the last (cursor) or from the start (sweep)",
     ["scan"],
     buckets=SECONDS,
 )
 MESSAGES = Counter(
     "outrider_messages",
-    "Messages that were received, by what was done with them: claimed, late, undecodable, released",
+    "Messages received, by action: claimed, late, undecodable, released",
     ["action"],
 )
 UNACKNOWLEDGED = Counter(
-    "outrider_messages_unacknowledged", "Messages whose acknowledgement Pub/Sub did not take: they come again"
+    "outrider_messages_unacknowledged",
+    "Messages that come again, because Pub/Sub did not accept the acknowledgement",
 )
 STREAM_STALLS = Counter(
-    "outrider_stream_stalls", "Streams that brought nothing while published jobs grew old"
+    "outrider_stream_stalls", "Streams that delivered nothing while published jobs grew old"
 )
 FALLBACK_CLAIMS = Counter(
-    "outrider_fallback_claims", "Jobs claimed because no message had come for them", ["status"]
+    "outrider_fallback_claims",
+    "Jobs claimed from the outbox because no message had come for them",
+    ["status"],
 )
 
 # The relay.
-PUBLISH_SECONDS = Histogram("outrider_publish_seconds", "One publish request", ["topic"], buckets=SECONDS)
+PUBLISH_SECONDS = Histogram(
+    "outrider_publish_seconds", "Seconds of one publish request", ["topic"], buckets=SECONDS
+)
 PUBLISH_ROWS = Histogram("outrider_publish_rows", "Messages of one publish request", ["topic"], buckets=ROWS)
-PUBLISHED_ROWS = Counter("outrider_published_messages", "Messages that the broker has taken", ["topic"])
+PUBLISHED_ROWS = Counter("outrider_published_messages", "Messages that the broker has accepted", ["topic"])
 PUBLISH_ERRORS = Counter(
     "outrider_publish_errors", "Publish requests that failed, by reason", ["topic", "reason"]
 )
 BREAKER_OPEN = Gauge(
     "outrider_breaker_open",
-    "1 while nothing goes to this topic; misconfigured: people must fix it",
+    "1 while nothing is published to this topic; an operator must fix the fault misconfigured",
     ["topic", "fault"],
 )
 RELAY_CYCLED_AT = Moment(
@@ -125,27 +138,27 @@ RELAY_CYCLED_AT = Moment(
     "When the relay last looked for rows, or its breaker was open",
     ["topic"],
 )
-WAKE_UPS_REFUSED = Counter("outrider_wake_ups_refused", "Wake-ups that the broker will never take")
+WAKE_UPS_REFUSED = Counter("outrider_wake_ups_refused", "Wake-ups that the broker will never accept")
 EVENTS_QUARANTINED = Counter(
-    "outrider_events_quarantined", "Events that the broker will never take, quarantined", ["topic"]
+    "outrider_events_quarantined", "Events quarantined because the broker will never accept them", ["topic"]
 )
 
-# Maintenance: the relay's, and its sampler's view of the database. Every relay shows the same figures.
+# Maintenance: the relay's tasks, and the sampler's view of the database. Every relay shows the same figures.
 MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed by maintenance", ["task"])
 MAINTENANCE_CYCLED_AT = Moment(
     "outrider_maintenance_cycled_timestamp_seconds",
-    "When a task was last done without a fault, or the process began",
+    "When a task last succeeded, or the process started",
     ["task"],
 )
 MAINTENANCE_ERRORS = Counter("outrider_maintenance_errors", "Tasks that failed and will run again", ["task"])
 OUTBOX_ROWS = Gauge(
     "outrider_outbox_rows",
-    "Unfinished jobs at the last sample; of each status, and ready ones of each priority, 50 000 are counted",
+    "Unfinished jobs at the last sample; at most 50 000 are counted of each status, and of each priority of ready jobs",
     ["preset", "status"],
 )
 OUTBOX_OLDEST = Moment(
     "outrider_outbox_oldest_due_timestamp_seconds",
-    "When the oldest due row of a preset became due; now when none is",
+    "When the oldest due row of a preset became due; now if none is due",
     ["preset"],
 )
 EVENTS_ROWS = Gauge(
@@ -153,13 +166,13 @@ EVENTS_ROWS = Gauge(
 )
 EVENTS_OLDEST = Moment(
     "outrider_outbox_events_oldest_timestamp_seconds",
-    "When the oldest pending event was written; now when none is",
+    "When the oldest pending event was written; now if none is pending",
     ["topic"],
 )
 WORKERS_ALIVE = Gauge("outrider_workers_alive", "Workers with a lease, by preset", ["preset"])
 SLOTS_ALIVE = Gauge("outrider_slots_alive", "The slots of workers with a lease, by preset", ["preset"])
 SAMPLED_AT = Moment(
-    "outrider_sampled_timestamp_seconds", "When the sampler last looked, or the process began"
+    "outrider_sampled_timestamp_seconds", "When the sampler last read the database, or the process started"
 )
 XMIN_AGE_SECONDS = Gauge(
     "outrider_database_oldest_transaction_seconds",
@@ -167,22 +180,22 @@ XMIN_AGE_SECONDS = Gauge(
 )
 XMIN_AGE_TRANSACTIONS = Gauge(
     "outrider_database_oldest_xmin_transactions",
-    "How many transactions ago the oldest snapshot was taken that vacuum must keep: replication slots have some, too",
+    "The age of the oldest snapshot that vacuum must respect, in transactions, including those of replication slots",
 )
 DEAD_TUPLES = Gauge("outrider_database_dead_tuples", "Dead rows of a hot table", ["table"])
-TABLE_BYTES = Gauge("outrider_database_table_bytes", "A table with its indexes", ["table"])
+TABLE_BYTES = Gauge("outrider_database_table_bytes", "Bytes of a table with its indexes", ["table"])
 
 # Every process.
 STATEMENT_SECONDS = Histogram(
-    "outrider_database_statement_seconds", "A statement, by name", ["statement"], buckets=SECONDS
+    "outrider_database_statement_seconds", "Seconds of a statement, by name", ["statement"], buckets=SECONDS
 )
 POOL_CONNECTIONS = Gauge(
     "outrider_database_pool_connections",
-    "Connections of a pool that are open, or idle, and those who wait for one",
+    "Connections of a pool that are open or idle, and requests waiting for a connection",
     ["pool", "state"],
 )
 LOOP_LAG_SECONDS = Histogram(
-    "outrider_event_loop_lag_seconds", "How late the event loop runs a timer", buckets=SECONDS
+    "outrider_event_loop_lag_seconds", "Seconds by which the event loop runs a timer late", buckets=SECONDS
 )
-BUILD = Info("outrider_build", "What runs: version, role, transport")
-CONFIG = Info("outrider_config", "The settings that should be alike in a fleet")
+BUILD = Info("outrider_build", "The version, role and transport of the process")
+CONFIG = Info("outrider_config", "The settings that should be equal in a fleet")

@@ -1,6 +1,6 @@
-"""Spans by OpenTelemetry, sent by OTLP over HTTP. Sampler, limits, batches and collector are set by OTEL_* variables.
+"""Spans by OpenTelemetry, sent by OTLP over HTTP. OTEL_* variables set sampler, limits, batches and collector.
 
-Imported only when `engine.telemetry.tracing` has found that they are asked for.
+Imported only if `engine.telemetry.tracing` finds that the environment asks for spans.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from engine.telemetry.spans import Value
 from engine.telemetry.traceparent import kept
 
 FLUSH_SECONDS: Final = 2.0
-"""How long the end of the process waits for the collector."""
+"""How long the end of the process waits for the last spans to be sent."""
 CHATTY: Final = ("opentelemetry.exporter", "opentelemetry.sdk._shared_internal", "opentelemetry.util.re")
-"""Loggers that tell of each failed request and each full queue, and quote headers that they cannot read."""
+"""Loggers that report each failed request and each full queue, and quote headers that they cannot read."""
 
 
 class Span(spans.Span):
@@ -68,7 +68,7 @@ class Span(spans.Span):
 
 
 class Spans:
-    """Makes the spans of this process."""
+    """Creates the spans of this process."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -85,12 +85,12 @@ class Spans:
         parent: Context | None = None
         links: list[Link] = []
         if origins is not None:
-            parent = Context()  # not the current one: whoever writes a batch was started by one of its items
+            # Not the current context: one of the batch's items started the task that writes the batch.
+            parent = Context()
             contexts = [known for origin in dict.fromkeys(origins) if (known := _remote(origin))]
             sampled = [context for context in contexts if context.trace_flags.sampled]
-            if len(contexts) == 1 or (
-                contexts and not sampled
-            ):  # what nobody keeps of its origins, nobody keeps of it
+            # If no origin is sampled, the span must not be sampled either, so it becomes the child of an origin.
+            if len(contexts) == 1 or (contexts and not sampled):
                 parent = trace.set_span_in_context(NonRecordingSpan(contexts[0]), parent)
             else:
                 links = [Link(context) for context in sampled]
@@ -98,7 +98,7 @@ class Spans:
         return Span(self._tracer.start_span(name, parent, span_kind, attributes, links, began))
 
     def close(self) -> None:
-        # In a thread, for no version of the SDK bounds all that it waits for.
+        # In a thread, because no version of the SDK bounds all of its waits.
         last = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         last.start()
         last.join(FLUSH_SECONDS)
@@ -107,7 +107,7 @@ class Spans:
 
 
 class Heard(logging.Handler):
-    """Keeps the latest of what is logged, and passes nothing on."""
+    """Keeps the latest message that is logged, and passes nothing on."""
 
     latest = ""
 
@@ -116,11 +116,12 @@ class Heard(logging.Handler):
 
 
 class Quiet(SpanExporter):
-    """An exporter that says once that it fails, and once that it does so no longer."""
+    """An exporter that logs the first failure, and the first success after failures."""
 
     def __init__(self, exporter: SpanExporter, role: str) -> None:
         self._exporter = exporter
-        self._log = structlog.get_logger().bind(role=role)  # it logs from a thread that knows none
+        # The exporter logs from a thread that knows no role.
+        self._log = structlog.get_logger().bind(role=role)
         self._failing = False
         self._heard = Heard()
         for name in CHATTY:
@@ -145,7 +146,7 @@ class Quiet(SpanExporter):
 
 
 def open_exporter(role: str) -> Spans:
-    """Spans to the collector that the environment names; pipelines find the same provider as the global one."""
+    """Spans for the collector that the environment names. Pipelines find the same provider as the global one."""
     provider = TracerProvider(resource=_resource(role), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(Quiet(OTLPSpanExporter(), role)))
     trace.set_tracer_provider(provider)
@@ -153,7 +154,7 @@ def open_exporter(role: str) -> Spans:
 
 
 def _resource(role: str) -> Resource:
-    """What the environment says of this service, and our own name where it gives none."""
+    """The service's attributes from the environment, with our own name if the environment gives none."""
     own = {
         "service.namespace": "outrider",
         "service.name": f"outrider-{role}",
@@ -167,8 +168,9 @@ def _resource(role: str) -> Resource:
 
 
 def _remote(traceparent: str | None) -> SpanContext | None:
-    """What a job's context names."""
-    traceparent = kept(traceparent)  # relays read it as it stands in the database
+    """The span context of a job's traceparent, or None."""
+    # A relay passes the text on as it stands in the database.
+    traceparent = kept(traceparent)
     if traceparent is None:
         return None
     trace_id, span_id, flags = traceparent[3:35], traceparent[36:52], traceparent[53:55]

@@ -1,4 +1,4 @@
-"""The span that does nothing, which stands for every span where none are exported, and what an exporter gives."""
+"""The span that does nothing, used wherever no spans are exported, and the interface of an exporter."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ Value = str | int | float | bool
 
 
 class Span:
-    """A piece of work that is traced, until `end` or the end of a `with` block. This one is of work that is not."""
+    """A traced piece of work, until `end` or the end of a `with` block. This base class records nothing."""
 
     traceparent: str | None = None
 
     def context(self) -> contextvars.Context | None:
-        """Where the span is the current one, for what runs as a task or in a thread of its own."""
+        """A context in which the span is the current one, for a task or a thread. None if nothing is recorded."""
         return None
 
     def note(self, name: str, value: Value) -> None:
         """Add an attribute."""
 
     def fail(self, error: str) -> None:
-        """Say that the work failed: an error's type, perhaps followed by ": " and its message."""
+        """Mark the work as failed. `error` is the error's type, optionally followed by ": " and a message."""
 
     def end(self) -> None: ...
 
@@ -38,7 +38,8 @@ OFF: Final = Span()
 class Start(Protocol):
     """Begins a span, now or at `began` (nanoseconds since 1970).
 
-    The span belongs to the current one; or, with `origins`, to the only context among them. Several are linked.
+    Without `origins` the span is a child of the current span. With one context in `origins` the span is a child of
+    that context; several contexts are linked.
     """
 
     def __call__(
@@ -52,10 +53,10 @@ class Start(Protocol):
 
 
 class Exporting(Protocol):
-    """What makes the spans of this process, and sends them."""
+    """Creates and sends the spans of this process."""
 
     @property
     def start(self) -> Start: ...
 
     def close(self) -> None:
-        """Send what is left, within a bound."""
+        """Send the remaining spans, in bounded time."""

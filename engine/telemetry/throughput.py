@@ -1,4 +1,4 @@
-"""How fast a worker works: attempts that ended, a second, by preset. Its heartbeat shows it to everybody."""
+"""A worker's throughput: ended attempts per second, by preset. The heartbeat writes it to the worker's row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WINDOW_SECONDS: Final = 30.0
 
 
 class Throughput:
-    """Counts on the event loop, and is read from the lease's thread: each reading is over the last half minute."""
+    """Counted on the event loop and read from the lease's thread. Each reading covers the last half minute."""
 
     def __init__(self) -> None:
         self._ended: dict[str, int] = {}
@@ -21,7 +21,7 @@ class Throughput:
         self._ended[preset] = self._ended.get(preset, 0) + 1
 
     def per_second(self) -> dict[str, float]:
-        """Attempts a second, of the presets that had any."""
+        """Ended attempts per second, for the presets that had any."""
         now, ended = time.monotonic(), self._ended.copy()
         while len(self._readings) > 1 and self._readings[1][0] <= now - WINDOW_SECONDS:
             self._readings.popleft()

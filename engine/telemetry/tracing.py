@@ -1,8 +1,8 @@
-"""The spans of a job's way, each with its name and attributes.
+"""The spans of a job's life, each with its name and attributes.
 
-They follow OpenTelemetry's conventions for messaging; `outrider` is the messaging system whose destinations are
-presets. They are made by engine/telemetry/otel.py, which is imported only where OTEL_* variables ask for it: else
-every span is one object that does nothing. The span of an HTTP request is made by web/middleware.py.
+They follow OpenTelemetry's conventions for messaging: `outrider` is the messaging system, and presets are its
+destinations. engine/telemetry/otel.py creates the spans, and is imported only if OTEL_* variables ask for spans:
+otherwise every span is one object that does nothing. web/middleware.py creates the span of an HTTP request.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ def enabled() -> bool:
 
 
 def start(name: str, kind: str, attributes: Mapping[str, Value], came: str | None) -> Span:
-    """A span that belongs to the context `came`, for those who name it themselves."""
+    """A span that belongs to the context `came`. The caller chooses name and attributes."""
     return OFF if _start is None else _start(name, kind, attributes, [came])
 
 
 def enqueue(jobs: int) -> Span:
-    """From a submission to its commit, within its request."""
+    """The span from a submission to its commit, within the request's span."""
     if _start is None:
         return OFF
     return _start("enqueue", "producer", _messaging("enqueue", "send", jobs))
 
 
 def publish(topic: str, contexts: Iterable[str | None], messages: int) -> Span:
-    """One publish request."""
+    """The span of one publish request."""
     if _start is None:
         return OFF
     attributes = _messaging("publish", "send", messages) | {
@@ -49,14 +49,14 @@ def publish(topic: str, contexts: Iterable[str | None], messages: int) -> Span:
 
 
 def claimed(began: int, attempts: Sequence[Attempt]) -> None:
-    """A claim that is over, and has found some: an idle worker's leave no trace."""
+    """Record the span of a finished claim, from `began` in nanoseconds since 1970. An empty claim has no span."""
     if _start is not None and attempts:
         contexts = (attempt.job.traceparent for attempt in attempts)
         _start("claim", "client", _messaging("claim", "receive", len(attempts)), contexts, began).end()
 
 
 def attempt(claimed: Attempt) -> Span:
-    """An attempt, from its start until its outcome is recorded."""
+    """The span of an attempt, from its start until its outcome is recorded."""
     if _start is None:
         return OFF
     job = claimed.job
@@ -69,7 +69,7 @@ def attempt(claimed: Attempt) -> Span:
 
 
 def ended(span: Span, outcome: str, error: str | None) -> None:
-    """The end of an attempt."""
+    """End the span of an attempt."""
     if span is OFF:
         return
     span.note("outrider.outcome", outcome)
@@ -79,12 +79,12 @@ def ended(span: Span, outcome: str, error: str | None) -> None:
 
 
 def step(name: str) -> Span:
-    """A part of what runs now."""
+    """A span within the current one."""
     return OFF if _start is None else _start(name, "internal", {})
 
 
 def record(contexts: Iterable[str | None], outcomes: int) -> Span:
-    """The write of outcomes of attempts, whose contexts they are."""
+    """The span of a write of outcomes. `contexts` belong to their attempts."""
     if _start is None:
         return OFF
     return _start("record", "client", _messaging("record", "settle", outcomes), contexts)
@@ -100,7 +100,7 @@ def _messaging(operation: str, kind: str, messages: int | None = None) -> dict[s
 
 
 def asked_for() -> bool:
-    """Whether OpenTelemetry's variables name somewhere to send spans to."""
+    """Whether OpenTelemetry's variables name a destination for spans."""
     said = {name: os.environ.get(f"OTEL_{name}", "").strip() for name in ("SDK_DISABLED", "TRACES_EXPORTER")}
     if said["SDK_DISABLED"].lower() == "true":
         return False
@@ -112,14 +112,16 @@ def asked_for() -> bool:
 
 @contextmanager
 def exporting(role: str) -> Iterator[None]:
-    """Export the spans of this process by OTLP, where that is asked for and installed; at the end, what is left."""
+    """Export the spans of this process by OTLP, if configured and installed. The end sends the remaining spans."""
     if not asked_for():
         yield
         return
     try:
         exporter: Exporting = import_module("engine.telemetry.otel").open_exporter(role)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, jobs can run without traces
-        fix = "pip install 'outrider[otel]'" if isinstance(error, ImportError) else "see the OTEL_* variables"
+    except Exception as error:  # noqa: BLE001 - jobs can run without traces
+        fix = (
+            "pip install 'outrider[otel]'" if isinstance(error, ImportError) else "check the OTEL_* variables"
+        )
         structlog.get_logger().warning("traces.off", error=f"{type(error).__name__}: {error}", fix=fix)
         yield
         return
@@ -129,7 +131,7 @@ def exporting(role: str) -> Iterator[None]:
 
 @contextmanager
 def exporting_by(exporter: Exporting) -> Iterator[None]:
-    """Make spans by `exporter`, and close it."""
+    """Create spans by `exporter` within the block, then close the exporter."""
     global _start
     _start = exporter.start
     try:

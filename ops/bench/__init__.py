@@ -1,5 +1,5 @@
-"""What the engine costs, against what its database allows: `python -m ops.bench [--quick] [section …]`.
+"""Benchmarks of the engine against the limits of its database: `python -m ops.bench [--quick] [section …]`.
 
-Absolute figures say as much of the machine as of the code. So every section measures the thing and its yardstick in
-one run, and prints their ratio.
+Absolute figures depend on the machine as much as on the code. So every section measures the engine and a yardstick in
+one run, and prints the ratio.
 """

@@ -34,19 +34,19 @@ SECTIONS: Final[Mapping[str, str]] = {
     "held": "held_xmin",
     "overhead": "overhead",
 }
-"""Each section's module, imported when it is asked for: gRPC's hooks around a fork would swallow a Ctrl-C."""
+"""The module of each section. It is imported only when needed: gRPC's hooks around a fork would swallow a Ctrl-C."""
 ALL: Final = "all"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, and print a table a section. Whether a goal is met does not change the exit code."""
+    """Measure, and print a table for each section. A missed goal does not change the exit code."""
     asked = _parser().parse_args(arguments)
     plan = QUICK if asked.quick else FULL
     if asked.repeat:
         plan = replace(plan, repeat=asked.repeat)
     if asked.against:
         plan = replace(plan, against=Checkout.at(asked.against))
-    # As Ctrl-C does: unwinding ends every process and the server.
+    # SIGTERM acts like Ctrl-C: unwinding ends every process and the server.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = measure(list(SECTIONS) if ALL in asked.sections else asked.sections, plan, console())
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(sections: Sequence[str], plan: Plan, shown: Console) -> dict[str, Any]:
-    """Run `sections` on a server of their own, print their tables and return their figures."""
+    """Run `sections` on a temporary server, print their tables and return their figures."""
     began = time.monotonic()
     figures: dict[str, list[dict[str, Any]]] = {}
     with bench_server() as server:
@@ -98,18 +98,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ops.bench", description="Measure the engine on this machine."
     )
-    parser.add_argument("--quick", action="store_true", help="smaller and once: under a minute")
+    parser.add_argument("--quick", action="store_true", help="measure less, and once: under a minute")
     parser.add_argument(
-        "--repeat", type=_positive, metavar="N", help="measurements a figure (3; with --quick 1)"
+        "--repeat",
+        type=_positive,
+        metavar="N",
+        help="measure each figure N times (default 3; with --quick 1)",
     )
     parser.add_argument(
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="compare the CPU of drain and submissions with the code of another clone, in turn",
+        help="compare the CPU time of drain and submissions with another clone, measured in turn",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, ALL], default=ALL, help="all by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, ALL], default=ALL, help="default: all")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The brokers that a benchmark publishes to: a fake, and Google's emulator where it is installed."""
+"""The brokers that a benchmark publishes to: a fake, and Google's emulator if it is installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAKE: Final = "ops.harness.pubsub_fake"
 
 @contextmanager
 def fake() -> Iterator[str]:
-    """The fake in a process of its own; gives its host. It keeps no history of what was published."""
+    """Run the fake in a separate process and yield its host. The fake keeps no history of published messages."""
     command = [sys.executable, "-m", FAKE, "--no-history"]
     process = subprocess.Popen(
         command,
@@ -42,7 +42,7 @@ def fake() -> Iterator[str]:
 
 @contextmanager
 def emulator() -> Iterator[str]:
-    """Google's emulator; gives its host."""
+    """Run Google's emulator and yield its host."""
     with TemporaryDirectory() as folder, asyncio.Runner() as runner:
         running = Emulator(require(), Path(folder) / "log")
         runner.run(running.start())
@@ -53,7 +53,7 @@ def emulator() -> Iterator[str]:
 
 
 def found() -> Mapping[str, Callable[[], AbstractContextManager[str]]]:
-    """Those that can be had here, by what a table calls them."""
+    """The available brokers by their names in tables."""
     brokers: dict[str, Callable[[], AbstractContextManager[str]]] = {"the fake": fake}
     if find():
         brokers["Google's emulator"] = emulator

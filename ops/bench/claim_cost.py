@@ -1,4 +1,4 @@
-"""What a claim costs beside much else: other ready jobs, scheduled ones, finished ones."""
+"""The cost of a claim beside many other jobs: ready, scheduled and finished ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST: Final = 1.3
 
 LATER: Final = "2100-01-01T00:00Z"
 
-# What finishing leaves of all jobs: a result and two more audit rows each.
+# Finishes all jobs: each gets a result and two more audit rows.
 FINISH_ALL: LiteralString = """
 WITH done AS (
     DELETE FROM outbox RETURNING job_id, user_id, run_at
@@ -47,7 +47,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class Cost(NamedTuple):
-    """Of one claimed row, over several claims: microseconds, and shared buffers hit or read."""
+    """The cost of one claimed row, over several claims: microseconds, and shared buffers hit or read."""
 
     microseconds: Sequence[float]
     buffers: Sequence[float]
@@ -95,14 +95,15 @@ def _cost(url: str, change: Callable[[Connection], None]) -> Cost:
 
 
 async def _claimed(url: str, worker_id: int) -> Cost:
-    """Each claim is rolled back, so that the next one meets the same queue. The first one warms the caches."""
+    """Each claim is rolled back, so that the next one finds the same queue. The first one warms the caches."""
     microseconds: list[float] = []
     buffers: list[float] = []
     prepare, explain = _prepared(), _explained(worker_id)
     async with await connect(url, name="bench", pinned=True) as conn:
         for _ in range(1 + TRIES):
             async with conn.transaction(force_rollback=True):
-                await conn.execute(prepare)  # psycopg deallocates everything at a rollback
+                # Prepared each time, because psycopg deallocates everything at a rollback.
+                await conn.execute(prepare)
                 row = await (await conn.execute(explain)).fetchone()
                 assert row is not None
                 [explained] = row[0]
@@ -112,7 +113,7 @@ async def _claimed(url: str, worker_id: int) -> Cost:
 
 
 def _prepared() -> sql.SQL:
-    """The claim as psycopg prepares it: each named parameter a number, all of one name the same."""
+    """The claim as psycopg prepares it: a number for each parameter's name."""
     names = _names()
     return sql.SQL(
         "PREPARE bench AS " + re.sub(r"%\((\w+)\)s", lambda found: f"${names.index(found[1]) + 1}", CLAIM)

@@ -1,4 +1,4 @@
-"""CPU time of a process of ours and of its PostgreSQL: what a job costs, however busy the machine is."""
+"""CPU time of one of our processes and of its PostgreSQL: the cost of a job, however busy the machine is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MICROSECONDS: Final = 1e6
 
 
 class Spent:
-    """Microseconds, known once the block has ended."""
+    """Microseconds, set when the block has ended."""
 
     process: float
     server: float
@@ -23,7 +23,7 @@ class Spent:
 
 @contextmanager
 def spent(pid: int, url: str) -> Iterator[Spent]:
-    """What the process `pid` and the server behind `url` spend while the block runs."""
+    """The CPU time of the process `pid` and of the server at `url` while the block runs."""
     with psycopg.connect(url) as conn:
         postmaster = _parent(conn.info.backend_pid)
     figures = Spent()
@@ -34,7 +34,7 @@ def spent(pid: int, url: str) -> Iterator[Spent]:
 
 
 def _family(postmaster: int) -> float:
-    """The seconds of a server: its own, with its ended children's, and its living children's."""
+    """The CPU seconds of a server: the postmaster's, with its ended children's, and its living children's."""
     living = [pid for pid in _pids() if _parent(pid) == postmaster]
     return cpu_seconds(postmaster) + sum(_seconds(pid) for pid in living)
 
@@ -46,7 +46,7 @@ def _pids() -> Iterator[int]:
 def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except FileNotFoundError:  # it has ended meanwhile
+    except FileNotFoundError:  # ended meanwhile
         return 0
 
 

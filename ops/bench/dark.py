@@ -1,4 +1,4 @@
-"""A process without metrics, for comparison: `python -m ops.bench.dark MODULE [argument …]` runs it as `-m` would."""
+"""A process without metrics, for comparison: `python -m ops.bench.dark MODULE [argument …]` runs it as `-m` does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.telemetry.instruments import Histogram
 def _nothing(*_: Any, **__: Any) -> None: ...
 
 
-# Before the module is imported: from then on it keeps the methods of labelled children.
+# Replaced before the module is imported, because the module keeps the methods of labelled children.
 for _metric, _methods in (
     (Counter, ("inc",)),
     (instruments.Counter, ("inc",)),

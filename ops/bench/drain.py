@@ -1,4 +1,4 @@
-"""Drained no-op jobs a second with one and two workers, against bare SQL that writes the same rows."""
+"""Throughput of no-op jobs with one and two workers, against bare SQL that writes the same rows."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(server: Databases, plan: Plan) -> Iterator[Row]:
 
 
 def _cpu(url: str, plan: Plan) -> dict[str, float]:
-    """CPU a job of one worker and of its server, of each checkout in turn."""
+    """CPU time for each job, of one worker and of its server, for each checkout in turn."""
     figures: dict[str, float] = {}
     for name, code in plan.code.items():
         with (
@@ -68,7 +68,7 @@ def _cpu(url: str, plan: Plan) -> dict[str, float]:
 
 
 def _by_workers(url: str, workers: int, rows: int) -> float:
-    """All of the backlog appears at once, when every worker is ready."""
+    """The throughput of workers. The whole backlog appears at once, when every worker is ready."""
     with backlog(url, rows) as commit, ExitStack() as stack:
         for _ in range(workers):
             stack.enter_context(processes.worker(url, SLOTS))
@@ -85,7 +85,7 @@ def _by_sql(url: str, drain: Callable[[str, str], None], rows: int) -> float:
 
 @contextmanager
 def backlog(url: str, rows: int, preset: str = PRESET) -> Iterator[Callable[[], None]]:
-    """Jobs that nobody sees before the given function is called."""
+    """Insert jobs that are invisible until the yielded function is called."""
     empty(url)
     with psycopg.connect(url) as conn:
         fill(conn, preset, rows)
@@ -105,7 +105,8 @@ def rate(url: str, rows: int) -> float:
         while conn.execute(UNFINISHED).fetchone() != (False,):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{rows} jobs were not drained in {DRAIN_SECONDS:g} s")
-            time.sleep(POLL_SECONDS)  # listening would cost the workers more than asking
+            # Polling costs the workers less than listening.
+            time.sleep(POLL_SECONDS)
         row = conn.execute(DRAINED).fetchone()
     assert row is not None
     drained, seconds = row

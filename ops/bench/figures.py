@@ -1,4 +1,4 @@
-"""What a section measured."""
+"""The figures of a section."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RATIO: Final = "\N{MULTIPLICATION SIGN}"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure, a sample for each repetition; its median is held against the goal, where it has one."""
+    """One figure with a sample for each repetition. The median is compared with the goal, if there is one."""
 
     name: str
     samples: Sequence[float]
@@ -26,7 +26,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met; None without one."""
+        """Whether the goal is met. None without a goal."""
         if self.at_least is not None:
             return self.median >= self.at_least
         return None if self.at_most is None else self.median <= self.at_most
@@ -56,13 +56,13 @@ def ratio(name: str, of: Row, to: Row, at_least: float | None = None, at_most: f
 
 
 def repeated(times: int, measure: Callable[[], Mapping[str, float]], unit: str) -> dict[str, Row]:
-    """Measure several times over, a row for each name."""
+    """Measure several times and return a row for each name."""
     runs = [measure() for _ in range(times)]
     return {name: Row(name, [run[name] for run in runs], unit) for name in runs[0]}
 
 
 def cpu_rows(name: str, figures: Mapping[str, Row]) -> Iterator[Row]:
-    """Figures called "what, here" and perhaps "what, there": each, and the ratio of the two where there are both."""
+    """Rows of figures named "what, here" and perhaps "what, there", and the ratio of the two if there are both."""
     for key, row in figures.items():
         yield Row(f"{name}, {key}", row.samples, row.unit)
     for key, there in figures.items():
@@ -72,7 +72,7 @@ def cpu_rows(name: str, figures: Mapping[str, Row]) -> Iterator[Row]:
 
 
 def number(value: float) -> str:
-    """Three significant digits or more, thousands apart."""
+    """At least three significant digits, with spaces between thousands."""
     if value >= 1000:
         return f"{value:,.0f}".replace(",", " ")
     return f"{value:.{3 - len(str(int(value)))}f}"

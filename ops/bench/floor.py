@@ -1,4 +1,4 @@
-"""The floor under a drained job: the rows that a worker writes, written by bare SQL in batches."""
+"""The lower bound for a drained job: bare SQL writes the rows that a worker writes, in batches."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from engine.storage.connections import PINNED
 
 BATCH: Final = 500
 IN_FLIGHT: Final = 2
-"""Batches claimed and not yet finished, where two connections take turns."""
+"""Batches that are claimed and not yet finished, with two connections."""
 SECONDS: Final = 120.0
 
-# Or maintenance would take back what no living worker holds.
+# Without a live worker, maintenance would let the attempts lapse.
 REGISTER: LiteralString = """
 INSERT INTO workers (name, presets, slots, expires_at) VALUES ('floor', '{}', 0, now() + interval '1 hour') RETURNING id
 """
@@ -58,7 +58,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 
 class Claims:
-    """Claims batch after batch, each above the last one's positions."""
+    """Claims batch after batch, each above the positions of the last one."""
 
     def __init__(self, conn: Connection, preset: str) -> None:
         self._conn = conn
@@ -92,7 +92,8 @@ def overlap(url: str, preset: str) -> None:
             with _connected(url) as conn:
                 while ids := claimed.get(timeout=SECONDS):
                     conn.execute(FINISH, [ids])
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+        except BaseException as error:  # noqa: BLE001
+            # The waiting thread raises the error.
             failed.append(error)
 
     finisher = threading.Thread(target=finish, daemon=True)
@@ -108,5 +109,5 @@ def overlap(url: str, preset: str) -> None:
 
 
 def _connected(url: str) -> Connection:
-    """With the engine's planner settings: on tables just filled the planner's own choices vary."""
+    """A connection with the engine's planner settings: on freshly filled tables the planner's own choices vary."""
     return psycopg.connect(url, autocommit=True, prepare_threshold=0, options=PINNED)

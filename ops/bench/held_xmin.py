@@ -1,4 +1,4 @@
-"""The claim while somebody's snapshot keeps every dead row: jobs come, are claimed and finished at full speed."""
+"""The cost of a claim while a snapshot keeps every dead row: jobs come, are claimed and finish at full speed."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TITLE = "Claim of 500 while a snapshot is held, jobs coming and going at full sp
 PRESET: Final = "noop"
 BATCH: Final = 500
 AHEAD: Final = 4
-"""Batches ready beyond the one that is claimed."""
+"""Ready batches in addition to the one that is claimed."""
 MOST: Final = 1.5
 
 
 class Claimed(NamedTuple):
-    """One scan: when it ended, and what it took, in seconds."""
+    """One scan: when it ended, and how many seconds it took."""
 
     at: float
     took: float
@@ -41,14 +41,14 @@ class Claimed(NamedTuple):
 
 
 class Log(NamedTuple):
-    """Every scan, and for the machine's own ups and downs every enqueue of a batch: when it ended, what it took."""
+    """Every scan; and, as a measure of the machine, every enqueue of a batch: when it ended, and its seconds."""
 
     claims: list[Claimed]
     enqueues: list[tuple[float, float]]
 
 
 class WatchedSource(PostgresSource):
-    """Notes what each scan took."""
+    """Records the time of each scan."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, [PRESET])
@@ -98,7 +98,7 @@ def _measured(server: Databases, plan: Plan) -> dict[str, float]:
 
 
 def _ends(timed: list[tuple[float, float]], head: float, tail: float) -> tuple[float, float]:
-    """The median of what ended before `head`, and of what ended after `tail`."""
+    """The median time of calls that ended before `head`, and of calls that ended after `tail`."""
     first = median(took for at, took in timed if at < head)
     return first, median(took for at, took in timed if at > tail)
 

@@ -24,8 +24,8 @@ PAUSE_SECONDS: Final = (0.02, 0.05)
 WARM: Final = 20
 ANSWER_SECONDS: Final = 10.0
 
-# The commit as the web process sees it: acknowledged. PostgreSQL's own time of it is from before its flush to disk.
-# The start is the clock that the pipeline itself read.
+# Milliseconds from the commit to the start. The first column takes the time at which web had the commit acknowledged,
+# the second PostgreSQL's own commit time, which is before the flush to disk. The pipeline itself reads the start time.
 LATENCIES: LiteralString = """
 SELECT 1000 * (r.output::text::float8 - c.committed),
        1000 * (r.output::text::float8 - extract(epoch FROM pg_xact_commit_timestamp(j.xmin))::float8)
@@ -60,7 +60,7 @@ def _measured(server: Databases, count: int) -> dict[str, float]:
 
 
 def _submit(port: int, count: int) -> None:
-    """One request at a time, at uneven intervals: an even one could fall in step with something else's period."""
+    """Send one request at a time, at uneven intervals: even ones could fall in step with another period."""
     connection = HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
     headers, body = requests.headers(), requests.body(PRESET)
     for _ in range(count):
@@ -69,5 +69,6 @@ def _submit(port: int, count: int) -> None:
         answer = response.read()
         if response.status != 202:
             raise ValueError(f"{response.status}: {answer!r}")
-        time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - the system is to be idle between two jobs
+        # The system must be idle between two jobs.
+        time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311
     connection.close()

@@ -10,18 +10,18 @@ from engine import Job, Run, pipeline
 
 @pipeline("noop")
 async def noop(_job: Job, _run: Run) -> None:
-    """Nothing."""
+    """Does nothing."""
 
 
 @pipeline("clock")
 async def clock(_job: Job, _run: Run) -> float:
-    """The time at which it was started, in seconds since 1970: the database's clock, where both are on one machine."""
+    """Returns the time of its start in seconds since 1970. On one machine the database has the same clock."""
     return time.time()
 
 
 @pipeline("short")
 async def short(_job: Job, _run: Run) -> None:
-    """Five milliseconds."""
+    """Runs for five milliseconds."""
     await asyncio.sleep(0.005)
 
 

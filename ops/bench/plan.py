@@ -10,9 +10,9 @@ from ops.bench.processes import HERE, Checkout
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`repeat` is how often each section is measured, for the median of its figures. Times are in seconds.
+    """`repeat` is how often each section is measured, for the medians of its figures. Times are in seconds.
 
-    `against` is other code, which some sections measure in turn with this one.
+    `against` is another checkout, which some sections measure in turn with this one.
     """
 
     repeat: int = 3
@@ -30,7 +30,7 @@ class Plan:
 
     @property
     def code(self) -> dict[str, Checkout]:
-        """The checkouts to be measured, by what a table calls them."""
+        """The checkouts to measure, by their names in tables."""
         return {"here": HERE} if self.against is None else {"here": HERE, "there": self.against}
 
 

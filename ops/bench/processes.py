@@ -17,7 +17,8 @@ from ops.harness.process import ROOT
 
 PIPELINES: Final = "ops.bench.pipelines"
 
-SECRET: Final = "the benchmark signs its own tokens with this"  # noqa: S105  # it guards a server that lives for minutes
+# The secret guards a server that lives for minutes.
+SECRET: Final = "the benchmark signs its own tokens with this"  # noqa: S105
 ENVIRON: Final[Mapping[str, str]] = {
     "OUTRIDER_LOG_LEVEL": "warning",
     "OUTRIDER_LOG_FORMAT": "json",
@@ -29,7 +30,7 @@ Child = subprocess.Popen[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """The code that is measured: a folder with our packages, and the interpreter that has what they need."""
+    """The code that is measured: a folder with our packages, and the interpreter that has their dependencies."""
 
     folder: Path
     python: str
@@ -50,7 +51,7 @@ class Web(NamedTuple):
 
 @contextmanager
 def web(url: str, store: str, pipelines: str = PIPELINES, **given: Any) -> Iterator[Web]:
-    """A web process over one of the stores of ops.bench.web. `given` is as of `_process`."""
+    """A web process with one of the stores of ops.bench.web. `given` goes to `_process`."""
     port = free_port()
     keys = {"OUTRIDER_JWT_SECRET": SECRET, "OUTRIDER_PIPELINES": pipelines, "OUTRIDER_HTTP_PORT": str(port)}
     with _process("ops.bench.web", store, url=url, **(given | keys)) as child:
@@ -67,7 +68,7 @@ def worker(url: str, slots: int, **settings: Any) -> Iterator[Child]:
 
 @contextmanager
 def relay(url: str, **settings: Any) -> Iterator[None]:
-    """A relay process. It does not know the benchmark's presets: in Postgres mode it maintains, and runs nothing."""
+    """A relay process without the benchmark's presets: in Postgres mode it runs maintenance, and no jobs."""
     with _process("relay", url=url, **settings):
         yield
 
@@ -82,7 +83,7 @@ def _process(
     log: Path | None = None,
     **settings: str,
 ) -> Iterator[Child]:
-    """`python -m module` of a checkout, from its readiness to its end; `dark` without metrics, its log in a file."""
+    """Run `python -m module` of a checkout, and yield it when it is ready. `dark`: no metrics. `log`: a file."""
     port = free_port()
     own = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_ADMIN_PORT": str(port)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OUTRIDER_")}

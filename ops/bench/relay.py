@@ -1,4 +1,4 @@
-"""Rows a second that one relay process moves from the outbox to a broker, against publishing alone."""
+"""Throughput of one relay from the outbox to a broker, against publishing alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.05
 GOAL: Final = 10_000.0
 SHARE: Final = 0.5
-"""Either goal will do."""
+"""One of the two goals is enough."""
 
 LEFT: LiteralString = "SELECT EXISTS (SELECT FROM outbox WHERE status = 'ready')"
 LAST: LiteralString = """
@@ -68,7 +68,7 @@ def _settings() -> dict[str, str]:
 
 @contextmanager
 def _at(host: str) -> Iterator[None]:
-    """Google's clients, and ours, find an emulator by the environment."""
+    """Set the variable by which Google's clients, and ours, find an emulator."""
     before = os.environ.get(EMULATOR)
     os.environ[EMULATOR] = host
     try:
@@ -88,7 +88,7 @@ async def _provisioned() -> Names:
 
 
 def _relayed(url: str, rows: int) -> float:
-    """All of the backlog appears at once; rows a second until the last one is marked, by the database's clock."""
+    """Rows a second until the last one is marked, by the database's clock. The whole backlog appears at once."""
     empty(url)
     with psycopg.connect(url) as conn:
         fill(conn, PRESET, rows)
@@ -100,7 +100,8 @@ def _relayed(url: str, rows: int) -> float:
         while conn.execute(LEFT).fetchone() != (False,):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{rows} rows were not published in {SECONDS:g} s")
-            time.sleep(POLL_SECONDS)  # listening would cost the relay more than asking
+            # Polling costs the relay less than listening.
+            time.sleep(POLL_SECONDS)
         [(published, ended)] = conn.execute(LAST).fetchall()
     if published != rows:
         raise ValueError(f"{published} of {rows} rows were published")
@@ -108,7 +109,7 @@ def _relayed(url: str, rows: int) -> float:
 
 
 async def _published(topic: str, rows: int) -> float:
-    """The same requests, as many at once, from messages that are made already."""
+    """Publish the same requests as the relay, as many at once, from messages that are made in advance."""
     batches = [_messages(min(MAX_ROWS, rows - start)) for start in range(0, rows, MAX_ROWS)]
     async with connected() as publisher:
         await publisher.publish(topic, batches[0])  # connects

@@ -1,4 +1,4 @@
-"""A submission as bytes, for clients that must cost nothing."""
+"""A submission as bytes, for clients that must cost little."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ SETTINGS: Final = {
 
 TABLES: Final = ("jobs", "outbox", "job_results", "job_state_records")
 
-# Rows as the API and enqueue write them, n at a time: 225 bytes of content, the size of a short paragraph.
-# With a `due` to come they wait for it.
+# Writes the rows that the API and enqueue write: 225 bytes of content, the size of a short paragraph.
+# With a `due` in the future the jobs wait.
 FILL: LiteralString = """
 WITH job AS (
     INSERT INTO jobs (id, user_id, preset, content, run_at)
@@ -48,7 +48,7 @@ SELECT id, 0, 'PENDING', 0, %(reason)s FROM job
 
 @contextmanager
 def bench_server() -> Iterator[Databases]:
-    """A server of our own; nothing of it is left afterwards."""
+    """A temporary server. Its files are removed afterwards."""
     with temporary_server(SETTINGS) as url:
         databases = Databases(url)
         try:
@@ -63,14 +63,14 @@ def fill(conn: psycopg.Connection, preset: str, rows: int, due: str | None = Non
 
 
 def empty(url: str) -> None:
-    """Forget every job. One lock at a time: holding one while waiting for the next would deadlock with the relay."""
+    """Delete every job. One lock at a time: holding one while waiting for the next would deadlock with the relay."""
     with psycopg.connect(url, autocommit=True) as conn:
         for table in TABLES:
             conn.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(table)))
 
 
 def settle(conn: psycopg.Connection) -> None:
-    """Leave neither dirty pages nor missing statistics to whatever is measured next. Needs autocommit."""
+    """Leave neither dirty pages nor missing statistics to the next measurement. Needs autocommit."""
     tables = sql.SQL(", ").join(map(sql.Identifier, TABLES))
     conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(tables))
     conn.execute("CHECKPOINT")

@@ -31,7 +31,7 @@ def run(server: Databases, plan: Plan) -> Iterator[Row]:
 
 
 def _cpu(url: str, plan: Plan, request: bytes) -> Iterator[Row]:
-    """CPU a submission, of each checkout in turn."""
+    """CPU time for each submission, for each checkout in turn."""
     with ExitStack() as stack:
         webs = {
             name: stack.enter_context(processes.web(url, "group", code=code))

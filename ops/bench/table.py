@@ -1,4 +1,4 @@
-"""Figures for people."""
+"""Prints figures as tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from ops.bench.figures import Row, number
 
 WIDE: Final = 130
-"""Columns where standard output is no terminal."""
+"""Width in columns if standard output is not a terminal."""
 
 
 def console() -> Console:

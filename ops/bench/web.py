@@ -1,4 +1,4 @@
-"""The web process over one of four stores, as `python -m ops.bench.web group | single | stub | timed`."""
+"""The web process with one of four stores: `python -m ops.bench.web group | single | stub | timed`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from web.__main__ import OpenStore, main
 from web.store import PostgresStore, open_store
 
 POOL_SIZE: Final = 20
-"""More connections than that only queue inside a PostgreSQL on a few cores."""
+"""On a few cores, more connections only queue inside PostgreSQL."""
 
 COMMITS: LiteralString = """
 CREATE TABLE bench_commits AS SELECT * FROM unnest(%s::uuid[], %s::float8[]) AS x(job_id, committed)
@@ -26,7 +26,7 @@ CREATE TABLE bench_commits AS SELECT * FROM unnest(%s::uuid[], %s::float8[]) AS 
 
 
 class SingleStore(PostgresStore):
-    """A transaction a request: the statement that group commit sends, in groups of one, on a pool."""
+    """One transaction for each request: the statement of group commit with groups of one, on a pool."""
 
     async def submit(self, submission: Submission) -> Accepted:
         async with self.connection() as conn:
@@ -38,14 +38,14 @@ class SingleStore(PostgresStore):
 
 
 class StubStore(PostgresStore):
-    """Accepts everything and keeps nothing: what HTTP alone costs."""
+    """Accepts everything and stores nothing: measures the cost of HTTP alone."""
 
     async def submit(self, submission: Submission) -> Accepted:
         return Accepted(tuple(new.id for new in submission.jobs))
 
 
 class TimedStore(PostgresStore):
-    """Group commit that remembers when each commit was acknowledged, and leaves it in the database at its end."""
+    """Group commit that records when each commit was acknowledged, and writes the times to the database at its end."""
 
     def __init__(self, url: str, pool: Pool, notify: WakeHint) -> None:
         super().__init__(url, pool, notify)

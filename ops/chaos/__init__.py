@@ -1,1 +1,1 @@
-"""Faults on purpose: real processes, real signals, and the truth kept outside the database."""
+"""Chaos runs: real processes and real signals. The expected results are kept outside the database."""

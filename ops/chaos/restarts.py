@@ -1,7 +1,7 @@
-"""Workers restarted under load: `python -m ops.chaos.restarts [--jobs N] [--connections N] [--restarts N] [--drain N]`.
+"""Restarts workers under load: `python -m ops.chaos.restarts [--jobs N] [--connections N] [--restarts N] [--drain N]`.
 
-Clients hand jobs in over HTTP and keep the ids they were promised; both workers are stopped by SIGTERM and started
-again while jobs run. Afterwards every promised id must be completed, unspent, and the invariants must hold.
+Clients submit jobs over HTTP and keep the ids. While jobs run, both workers are stopped by SIGTERM and started again.
+Afterwards every accepted job must be completed without an error or a crash, and the invariants must hold.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Workers:
             self._stack.push_async_callback(asyncio.to_thread, worker.__exit__, None, None, None)
 
     async def stop(self) -> None:
-        """SIGTERM, one after the other, each waited for."""
+        """Send SIGTERM to one worker after the other, and wait for the end of each."""
         await self._stack.aclose()
         self._stack = AsyncExitStack()
 
 
 async def hand_in(port: int, jobs: int, connections: int) -> list[str]:
-    """Submit over HTTP; gives the ids that were promised. Raises when a submission is refused."""
+    """Submit jobs over HTTP and return the ids. Raises if a submission is refused."""
     promised: list[str] = []
     remaining = iter(range(jobs))
     sent, headers = requests.body(PRESET), requests.headers()
@@ -80,15 +80,15 @@ async def hand_in(port: int, jobs: int, connections: int) -> list[str]:
 
 
 async def restart_while_running(conn: Connection, workers: Workers, jobs: int, restarts: int) -> None:
-    """Restart at even shares of the work; then wait until all of it is done."""
+    """Restart the workers at even shares of the finished jobs."""
     for turn in range(1, restarts + 1):
-        await _until(conn, FINISHED, lambda done, share=jobs * turn // (restarts + 1): done >= share)
+        await until(conn, FINISHED, lambda done, share=jobs * turn // (restarts + 1): done >= share)
         await workers.stop()
         await workers.start()
 
 
 async def verdict(conn: Connection, promised: Sequence[str]) -> list[str]:
-    """What is wrong, a line each; prints what was found."""
+    """Print the results, and return what is wrong, one line each."""
     rows = await (await conn.execute(ENDS, [list(promised)])).fetchall()
     ends = Counter({(state, errors, crashes): 0 for state, errors, crashes, _, _ in rows})
     for state, errors, crashes, again, jobs in rows:
@@ -96,14 +96,14 @@ async def verdict(conn: Connection, promised: Sequence[str]) -> list[str]:
         print(f"{jobs} {state}, errors {errors}, crashes {crashes}{', after a release' if again else ''}")
     wrong = [f"{jobs} jobs {end}" for end, jobs in ends.items() if end != ("COMPLETED", 0, 0)]
     if ends.total() != len(promised):
-        wrong.append(f"{len(promised) - ends.total()} of {len(promised)} promised jobs have no result")
+        wrong.append(f"{len(promised) - ends.total()} of {len(promised)} accepted jobs have no result")
     report = await invariants.report(conn, {PRESET: MAX_ATTEMPTS})
     print(f"invariants checked on {report.jobs} jobs: {len(report.findings)} broken")
     return wrong + [f"{finding.invariant.name}: {finding.offenders}" for finding in report.findings]
 
 
 async def run(url: str, jobs: int, connections: int, restarts: int, drain_seconds: float) -> list[str]:
-    """Play the scene on the database that `url` names; returns what is wrong."""
+    """Run the scenario on the database at `url` and return what is wrong."""
     began = time.monotonic()
     async with AsyncExitStack() as stack:
         conn = await stack.enter_async_context(await connect(url, name="chaos"))
@@ -115,14 +115,15 @@ async def run(url: str, jobs: int, connections: int, restarts: int, drain_second
         async with asyncio.timeout(END_SECONDS), asyncio.TaskGroup() as group:
             handing_in = group.create_task(hand_in(port, jobs, connections))
             group.create_task(restart_while_running(conn, workers, jobs, restarts))
-        await _until(conn, LEFT, lambda left: left == 0)
+        await until(conn, LEFT, lambda left: left == 0)
         print(
             f"{jobs} jobs, {connections} connections, {restarts} restarts: {time.monotonic() - began:.1f} s"
         )
         return await verdict(conn, handing_in.result())
 
 
-async def _until(conn: Connection, statement: LiteralString, enough: Any) -> None:
+async def until(conn: Connection, statement: LiteralString, enough: Any) -> None:
+    """Wait for a figure that is `enough`. Raises TimeoutError."""
     deadline = time.monotonic() + END_SECONDS
     while True:
         row = await (await conn.execute(statement)).fetchone()
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--restarts", type=int, default=2)
     parser.add_argument(
-        "--drain", type=float, default=2.0, help="seconds a running job may finish; 0: released"
+        "--drain", type=float, default=2.0, help="seconds that running jobs have to finish; 0 releases them"
     )
     asked = parser.parse_args(arguments)
     with bench_server() as server, server.migrated() as url:

@@ -1,4 +1,4 @@
-"""The command `outrider`: what runs the processes, and what an operator asks them and the database."""
+"""The command `outrider`: runs the processes, and answers an operator's questions to them and to the database."""
 
 
 def main() -> None:

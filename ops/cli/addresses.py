@@ -1,4 +1,4 @@
-"""Hosts and ports: which are free, how to write the address of one, and where a running `up` listens."""
+"""Hosts and ports: finds free ports, writes addresses for URLs, and finds the ports of a running `up`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from engine.errors import OutriderError
 from engine.process.admin import PORTS
 from engine.settings import Settings
 
-ANY = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # what is listened on, not by us
+# Addresses that mean "any", each with its loopback address. Other processes listen on them.
+ANY = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
 MAX_PORT = 65_535
 FILE = "up.json"
 
 
 class PortTaken(OutriderError):
-    """Something else listens there."""
+    """A port that is needed is not free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the three processes of one `up` listen."""
+    """The hosts and ports of the three processes of one `up`."""
 
     http_host: str
     http: int
@@ -37,9 +38,9 @@ class Ports:
 
     @classmethod
     def choose(cls, settings: Settings) -> Self:
-        """The set ports, or free ones for 0; a set admin port is web's, and the next two the others'.
+        """The configured ports, or free ports for 0. OUTRIDER_ADMIN_PORT is web's; relay and worker get the next two.
 
-        They are free now, which is the most that can be said of a port. Raises PortTaken.
+        The ports are free now. Another process may still take one later. Raises PortTaken.
         """
         with ExitStack() as held:
 
@@ -62,10 +63,10 @@ class Ports:
 
 @contextmanager
 def published(ports: Ports, data_dir: Path) -> Iterator[None]:
-    """Lets commands find `ports` by the data directory until the block, or this process, ends.
+    """Let commands find `ports` by the data directory until the block or this process ends.
 
-    The file is whole and locked before it has its name, and the kernel frees the lock of whoever dies: a file that
-    nobody has locked is stale. Of several `up`s of one directory the last one is found. Raises OSError.
+    The file is complete and locked before it gets its name. The kernel frees the lock of a process that dies, so a
+    file without a lock is stale. If several `up`s share a directory, commands find the last one. Raises OSError.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     made, name = tempfile.mkstemp(dir=data_dir)
@@ -78,7 +79,7 @@ def published(ports: Ports, data_dir: Path) -> Iterator[None]:
 
 
 def running(data_dir: Path) -> Ports | None:
-    """Where the `up` of that data directory listens; None when none runs."""
+    """The ports of the `up` that runs with this data directory. None if no `up` runs."""
     with suppress(OSError, ValueError, TypeError), (data_dir / FILE).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -88,23 +89,24 @@ def running(data_dir: Path) -> Ports | None:
 
 
 def local(settings: Settings, what: Literal["http", "admin"]) -> Ports | None:
-    """The running `up`, unless the settings name another host or a port: what is set wins."""
+    """The ports of the running `up`. None if the settings name another host or a port: the settings win."""
     host, port = f"{what}_host", f"{what}_port"
     named = settings.model_fields_set
     up = running(settings.data_dir)
-    if up is None or (port in named and getattr(settings, port)):  # 0 is any port, which names none
+    # Port 0 means any free port, so it names no port.
+    if up is None or (port in named and getattr(settings, port)):
         return None
     return None if host in named and getattr(settings, host) != getattr(up, host) else up
 
 
 def web_address(settings: Settings) -> str:
-    """The URL of the web process that commands mean: the configured one, else a local `up`'s, else the default."""
+    """The URL of the web process for commands: the configured one, else that of a local `up`, else the default."""
     up = local(settings, "http")
     return up.web if up else f"http://{reachable(settings.http_host)}:{settings.http_port}"
 
 
 def reachable(host: str) -> str:
-    """`host` as part of a URL; one that means "any" becomes the loopback."""
+    """`host` as part of a URL. A host that means "any" becomes the loopback address."""
     host = ANY.get(host, host)
     return f"[{host}]" if ":" in host else host
 
@@ -115,7 +117,7 @@ def _admin_ports(port: int | None) -> Sequence[int]:
     if port == 0:
         return [0] * len(PORTS)
     if port + len(PORTS) - 1 > MAX_PORT:
-        raise PortTaken(f"OUTRIDER_ADMIN_PORT={port} leaves no ports for relay and worker after it")
+        raise PortTaken(f"OUTRIDER_ADMIN_PORT={port} leaves no ports above it for relay and worker")
     return range(port, port + len(PORTS))
 
 
@@ -125,9 +127,9 @@ def _take(held: ExitStack, host: str, port: int, variable: str) -> int:
         listener = held.enter_context(socket.socket(family, kind, protocol))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # Bound alone, it would not see a listener that allows reuse as well.
+        # `bind` alone succeeds beside another listener that allows reuse. `listen` does not.
         listener.listen(1)
     except OSError as error:
-        hint = f"set {variable} to another one, or to 0 for any free one"
-        raise PortTaken(f"port {port} of {host} cannot be had ({error.strerror}): {hint}") from error
+        hint = f"set {variable} to another port, or to 0 for any free port"
+        raise PortTaken(f"port {port} of {host} cannot be used ({error.strerror}): {hint}") from error
     return int(listener.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Every command under its name. Commands import what is heavy inside, so that `--help` is quick."""
+"""Every command under its name. Commands import heavy modules inside their functions, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ app.command("doctor")(doctor)
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments (of the process, by default) name, and exit with its code."""
-    # Authors' pipelines lie where the command is called. Last, so that nothing there can pass for ours.
+    # Authors' pipelines are in the current directory. It comes last, so that no module there can replace ours.
     sys.path.append(str(Path.cwd()))
     try:
         app(arguments, prog_name="outrider")

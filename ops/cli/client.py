@@ -18,16 +18,16 @@ from engine.model import JobState
 ENDED: Final = frozenset(state.lower() for state in JobState if state.terminal)
 
 SILENCE_SECONDS: Final = 45.0
-"""Three pings of a stream of events."""
+"""The time of three pings of an event stream."""
 PATIENCE_SECONDS: Final = 30.0
-"""How long a web process may be away, or overloaded, before it is given up."""
+"""How long the client retries while a web process is away or overloaded."""
 PAUSE_SECONDS: Final = 0.5
 
 Event = tuple[str, dict[str, Any]]
 
 
 class ClientError(Exception):
-    """The web process refused, or was not to be reached; `str(self)` says why."""
+    """The web process refused the request or cannot be reached. `str(self)` says why."""
 
 
 class Client:
@@ -50,14 +50,14 @@ class Client:
         await self._session.close()
 
     async def submit(self, job: dict[str, Any]) -> dict[str, Any]:
-        """The 202's body. Sent again under one key when the answer is lost, so it is one job however often."""
+        """Submit a job and return the body of the 202. Retries have the same idempotency key: there is only one job."""
         return await self._call("POST", "/pipeline/run", json=job, headers={"Idempotency-Key": str(uuid4())})
 
     async def job(self, job_id: str) -> dict[str, Any]:
         return await self._call("GET", f"/pipeline/job/{job_id}")
 
     async def follow(self, job_id: str) -> AsyncIterator[Event]:
-        """("status" | "progress", data) as they happen, until the job has ended."""
+        """Yield ("status" | "progress", data) for each event until the job has ended."""
         seen = ""
         while True:
             try:
@@ -68,7 +68,8 @@ class Client:
                         seen = id_ or seen
                         yield event
             except (aiohttp.ClientError, TimeoutError):
-                pass  # the job goes on without us: read it, which says so if nobody answers
+                # The job goes on without this stream. The read below raises ClientError if no web process answers.
+                pass
             if (await self.job(job_id))["status"] in ENDED:
                 return
             await asyncio.sleep(PAUSE_SECONDS)
@@ -85,7 +86,7 @@ class Client:
                 problem = _problem(response.status, body)
                 again = response.status == HTTPStatus.SERVICE_UNAVAILABLE
             except aiohttp.ClientConnectorError as error:
-                # Whoever has answered before may be restarting; who never did is not there.
+                # A web process that has answered before may be restarting. One that never answered is not there.
                 problem, again = f"no web process answers at {self._base}: {error.strerror}", self._met
             except (aiohttp.ClientError, TimeoutError) as error:
                 problem, again = f"{self._base}: {error or type(error).__name__}", True
@@ -97,7 +98,7 @@ class Client:
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Event]]:
-    """(id, event) of each block of a stream; comments are passed over."""
+    """Yield (id, event) for each block of a stream. Comments are skipped."""
     fields: dict[str, str] = {}
     async for raw in response.content:
         line = raw.decode().rstrip("\r\n")
@@ -110,7 +111,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
 
 
 def _problem(status: int, body: bytes) -> str:
-    """One line of a problem document, or of whatever else was answered."""
+    """One line of text from a problem document or from any other answer."""
     try:
         problem = orjson.loads(body)
         said = f"{status} {problem['title']}: {problem['detail']}"

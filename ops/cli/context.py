@@ -1,6 +1,6 @@
-"""What commands share: the settings, the database they mean, and the secret that signs tokens.
+"""Shared by all commands: the settings, the database and the secret that signs tokens.
 
-Without OUTRIDER_DATABASE_URL they mean the server that `outrider up` runs under OUTRIDER_DATA_DIR.
+Without OUTRIDER_DATABASE_URL, commands use the server that `outrider up` runs under OUTRIDER_DATA_DIR.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ T = TypeVar("T")
 Conn = AsyncConnection[Any]
 
 LOCAL_OWNER = "local"
-"""Whose jobs they are when nobody says otherwise: the `sub` of the token that `up` prints."""
+"""The default owner of jobs: the `sub` of the token that `up` prints."""
 
 
 def database_url(settings: Settings) -> str:
-    """The configured database, else the local one. Raises ConfigurationError when there is neither."""
+    """The URL of the configured database, else of the local one. Raises ConfigurationError if there is neither."""
     if settings.database_url is not None:
         return settings.database_url.get_secret_value()
     if url := local_url(settings.data_dir):
@@ -41,8 +41,9 @@ def database_url(settings: Settings) -> str:
 
 
 def local_url(data_dir: Path) -> str | None:
-    """The URL of the server under `data_dir`; None when none runs."""
-    with suppress(ConfigurationError, PermissionError):  # no programs, or another user's: not ours to use
+    """The URL of the server under `data_dir`. None if no server runs."""
+    # Without PostgreSQL's programs, or with another user's directory, there is no local server to use.
+    with suppress(ConfigurationError, PermissionError):
         place = choose(data_dir)
         if (place.sockets / SOCKET).exists():
             return place.url
@@ -51,10 +52,10 @@ def local_url(data_dir: Path) -> str | None:
 
 @asynccontextmanager
 async def database(settings: Settings) -> AsyncIterator[Conn]:
-    """A connection in autocommit to a database with this code's schema.
+    """A connection in autocommit mode to a database with this code's schema.
 
-    Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch; errors of the database inside the block come
-    out as DatabaseUnavailable.
+    Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch. A database error inside the block becomes
+    DatabaseUnavailable.
     """
     async with await db.connect(database_url(settings), name="cli") as conn:
         try:
@@ -77,11 +78,11 @@ def ask(settings: Settings, question: Callable[[Conn], Awaitable[T]]) -> T:
 
 
 def dev_secret(data_dir: Path) -> str:
-    """The secret of local use, made at first need, for this user's eyes only."""
+    """The secret for local use, created at the first call. Only this user can read the file."""
     path = data_dir / "dev-secret"
     if not path.exists():
         data_dir.mkdir(parents=True, exist_ok=True)
-        # Linked under its name once it is whole: a killed start leaves no half of it, a second one no other.
+        # Only the complete file gets the name: a killed start leaves no partial secret, a second start no other one.
         with tempfile.NamedTemporaryFile("w", dir=data_dir) as part:
             part.write(secrets.token_urlsafe(48))
             part.flush()
@@ -92,9 +93,9 @@ def dev_secret(data_dir: Path) -> str:
 
 
 def signing_secret(settings: Settings) -> str:
-    """What signs tokens here: the configured secret, else the one of a local `outrider up`.
+    """The secret that signs tokens: the configured one, else that of a local `outrider up`.
 
-    Raises ConfigurationError where neither is to be had.
+    Raises ConfigurationError if there is neither.
     """
     if settings.jwt_secret is not None:
         return settings.jwt_secret.get_secret_value()
@@ -110,7 +111,7 @@ def signing_secret(settings: Settings) -> str:
 
 
 def sign(settings: Settings, secret: str, *, sub: str, seconds: float, scopes: Sequence[str] = ()) -> str:
-    """A token that a web process with these settings accepts. No scopes: the claim is left out."""
+    """A token that a web process with these settings accepts. Without scopes the claim `scope` is left out."""
     import time
 
     from ops.harness import tokens

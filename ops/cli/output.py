@@ -1,4 +1,4 @@
-"""What commands print: tables for people and JSON for programs on standard output, the rest on standard error."""
+"""Output of the commands: tables for people and JSON for programs. Other messages go to standard error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Annotated, Any
 import typer
 
 WIDE = 240
-"""Columns where standard output is no terminal: room enough that no id is cut."""
+"""Width in columns if standard output is not a terminal: wide enough that no id is cut."""
 LONG = 400
-"""Characters of a cell; more than that is what --json is for."""
+"""Most characters of a cell. --json prints longer values in full."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def echo(text: str) -> None:
-    """A line of text, as it is: never wrapped, never styled."""
+    """Print a line of text unchanged: not wrapped, not styled."""
     print(text, flush=True)
 
 
@@ -28,12 +28,12 @@ def complain(text: str) -> None:
 
 
 def as_json(value: Any) -> None:
-    """One JSON document; times, ids and enumerations in it as text."""
+    """Print one JSON document. Times, ids and enumerations become text."""
     echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """A table, or the line `empty`."""
+    """Print a table, or the line `empty` if there are no rows."""
     filled = list(rows)
     if filled:
         _grid(filled, columns)
@@ -42,7 +42,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
 
 
 def card(fields: Mapping[str, Any]) -> None:
-    """One thing, a field a line; those that are None are left out."""
+    """Print one record with one field a line. Fields that are None are left out."""
     _grid([(name, value) for name, value in fields.items() if value is not None])
 
 
@@ -58,7 +58,7 @@ def span(seconds: float) -> str:
 
 
 def cell(value: Any) -> str:
-    """`value` as one printable line of bearable length. What users sent is neither mark-up nor control codes."""
+    """`value` as one printable line of limited length. Mark-up and control codes in users' text have no effect."""
     match value:
         case None:
             return "-"

@@ -1,1 +1,1 @@
-"""The dashboards as code: one a module, written to JSON beside it by `python -m ops.grafana`."""
+"""The dashboards as code, one in each module. `python -m ops.grafana` writes them to JSON beside the modules."""

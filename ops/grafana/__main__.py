@@ -1,4 +1,4 @@
-"""Write every dashboard's JSON, for Grafana to import or to be provisioned with."""
+"""Writes the JSON of every dashboard, for import or provisioning in Grafana."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who asks what over HTTP, how long it takes, and what is refused."""
+"""The HTTP API: requests, their latency, and refusals."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ STATE = Row(
     [
         number(
             "Requests",
-            "A second, probes aside.",
+            "Requests a second, without probes.",
             {"": ANSWERED},
             unit=PER_SECOND,
             alerts=["OutriderNoWeb"],
         ),
         number(
             "Answered with 5xx",
-            "The share of the requests: 0.1 % is what the objective allows.",
+            "The share of requests that are answered with 5xx. The objective allows 0.1 %.",
             {"": f"{FAILED} / {ANSWERED}"},
             unit=SHARE,
             limits=above(0.001, 0.0144),
@@ -34,7 +34,7 @@ STATE = Row(
         ),
         number(
             "Submission, 99 of 100",
-            "How long an accepted submission takes: 100 ms is the objective.",
+            "How long an accepted submission takes. The objective is 100 ms.",
             {"": quantile(0.99, HTTP, where=SUBMISSIONS)},
             unit=SECONDS,
             limits=above(0.05, 0.1),
@@ -42,7 +42,7 @@ STATE = Row(
         ),
         number(
             "In flight",
-            "Requests that are being answered, those that wait for a job included.",
+            "Requests in progress, including those that wait for a job.",
             {"": total("outrider_http_requests_in_flight")},
         ),
         number(
@@ -59,14 +59,14 @@ REQUESTS = Row(
     [
         graph(
             "By route",
-            "A second.",
+            "Requests a second.",
             {"{{method}} {{route}}": rate(f"{HTTP}_count", "method, route")},
             unit=PER_SECOND,
             stacked=True,
         ),
         graph(
             "By status",
-            "A second, probes aside.",
+            "Requests a second, without probes.",
             {"{{status}}": rate(f"{HTTP}_count", "status", PROBES)},
             unit=PER_SECOND,
             stacked=True,
@@ -74,7 +74,8 @@ REQUESTS = Row(
         ),
         graph(
             "99 of 100 by route",
-            "Event streams, and reads that wait for a job to end, are left out: they last as long as clients ask.",
+            "How long requests take. Event streams and reads that wait for a job are left out: they last as long as "
+            "clients ask.",
             {"{{route}}": quantile(0.99, HTTP, "route", ANSWERED_AT_ONCE)},
             unit=SECONDS,
             limits=above(0.25, 1),
@@ -88,14 +89,14 @@ SUBMITTING = Row(
     [
         graph(
             "Accepted jobs",
-            "A second, by preset.",
+            "Jobs a second, by preset.",
             {"{{preset}}": rate("outrider_jobs_enqueued_total", "preset")},
             unit=PER_SECOND,
             stacked=True,
         ),
         graph(
             "How long they take",
-            "Accepted submissions.",
+            "The latency of accepted submissions.",
             {
                 "half": quantile(0.5, HTTP, where=SUBMISSIONS),
                 "95 of 100": quantile(0.95, HTTP, where=SUBMISSIONS),
@@ -107,13 +108,14 @@ SUBMITTING = Row(
         ),
         graph(
             "Jobs of one commit",
-            "The mean: submissions that come together share one.",
+            "The mean number of jobs. Submissions that come together share a commit.",
             {"jobs": mean("outrider_batch_rows", where='batch="submissions"')},
             unit=COUNT,
         ),
         graph(
             "Idempotency keys",
-            "Submissions with a key a second. Replayed: the first answer again. Mismatch: with another body.",
+            "Submissions with a key, a second. Replayed: the first answer was sent again. Mismatch: the key came with "
+            "another body.",
             {"{{outcome}}": rate("outrider_idempotency_keys_total", "outcome")},
             unit=PER_SECOND,
         ),
@@ -125,14 +127,15 @@ HEALTH = Row(
     [
         graph(
             "Refused tokens",
-            "A second, by reason.",
+            "Tokens a second, by reason.",
             {"{{reason}}": rate("outrider_auth_failures_total", "reason")},
             unit=PER_SECOND,
             alerts=["OutriderJwksStale"],
         ),
         graph(
             "Age of the issuer's keys",
-            "They are fetched again every five minutes while requests come, and given up after a day.",
+            "How long ago the keys were fetched. While requests come, web fetches them every five minutes. After a day "
+            "web drops them.",
             {"age": age("outrider_jwks_fetched_timestamp_seconds")},
             unit=SECONDS,
             limits=above(600, 3600),
@@ -140,14 +143,14 @@ HEALTH = Row(
         ),
         graph(
             "Waiting inside",
-            "Submissions and reads that wait for their group, and clients that watch a job. At 10,000 submissions web "
-            "answers 503.",
+            "Submissions and reads that wait for their group, and clients that watch a job. At 10,000 waiting "
+            "submissions web answers 503.",
             {"{{what}}": total("outrider_http_waiting", "what")},
             alerts=["OutriderAvailabilityBurnsFast", "OutriderSubmitBurnsFast"],
         ),
         graph(
             "Event loop lag, 99 of 100",
-            "How late a timer runs, by process. Late timers mean that the process has no time: start more of them.",
+            "How late timers run, by process. Late timers mean that the process is overloaded: start more processes.",
             {"{{instance}}": quantile(0.99, "outrider_event_loop_lag_seconds", "instance")},
             unit=SECONDS,
             limits=above(0.1, 1),
@@ -159,6 +162,6 @@ HEALTH = Row(
 BOARD = Board(
     "outrider-api",
     "Outrider: API",
-    "Who asks what over HTTP, how long it takes, and what is refused.",
+    "Requests to the HTTP API, their latency, and refusals.",
     [STATE, REQUESTS, SUBMITTING, HEALTH],
 )

@@ -1,4 +1,4 @@
-"""A dashboard: rows of panels, with the variables and links that all have in common."""
+"""A dashboard: rows of panels, with the variables and links of all dashboards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES: Final = 'ALERTS{alertname=~"Outrider.+", alertstate="firing", severity="p
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Its panels share the width; `height` is in Grafana's units, 30 pixels each."""
+    """The panels of a row share the width. `height` is in Grafana's units of 30 pixels."""
 
     title: str
     panels: Sequence[Panel]
@@ -70,7 +70,7 @@ def _datasource() -> dashboard.DatasourceVariable:
 def _runbooks() -> dashboard.TextBoxVariable:
     return (
         dashboard.TextBoxVariable("runbooks")
-        .label("Where ops/runbooks.md is read")
+        .label("Address of ops/runbooks.md")
         .default_value("ops/runbooks.md")
     )
 

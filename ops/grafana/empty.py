@@ -1,4 +1,4 @@
-"""What may be empty although all is well, and why: by the metric that a query needs, and labels where those matter."""
+"""Metrics whose queries may return nothing although all is well, each with the reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 PUBSUB: Final = "only in Pub/Sub mode"
-KEYS: Final = "only where tokens are verified by the keys of a URL"
+KEYS: Final = "only if tokens are verified with the keys of a URL"
 
 EMPTY: Final[Mapping[str, str]] = {
     "ALERTS": "no alert fires",
@@ -27,6 +27,6 @@ EMPTY: Final[Mapping[str, str]] = {
 
 
 def reason(query: str) -> str | None:
-    """Why `query` may return nothing; None when it must return something."""
+    """Why `query` may return nothing. None if it must return something."""
     names = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"\w+", query)}
     return next((why for name, why in EMPTY.items() if name in names), None)

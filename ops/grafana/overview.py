@@ -1,4 +1,4 @@
-"""Are jobs flowing; and if not, where do they stand?"""
+"""Whether jobs flow, and where they wait if they do not."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OBJECTIVES = Row(
     [
         number(
             "Error budget left",
-            "What 28 days have left of what each objective allows. Below 0 it is broken. Without Pub/Sub there is no "
-            "objective for the outbox.",
+            "The share of each objective's error budget that is left of 28 days. Below 0 the objective is missed. "
+            "Without Pub/Sub there is no objective for the outbox.",
             {"{{slo}}": LEFT},
             unit=SHARE,
             limits=[(0, "red"), (0.001, "orange"), (0.25, "green")],
@@ -34,7 +34,7 @@ OBJECTIVES = Row(
         ),
         graph(
             "Burn rate over an hour",
-            "1 spends the budget exactly in its 28 days; over 14.4 somebody is woken.",
+            "At 1 the budget lasts exactly 28 days. Above 14.4 an alert pages.",
             {"{{slo}}": "slo:outrider_burn:rate1h"},
             limits=above(1, 14.4),
             alerts=[
@@ -46,7 +46,7 @@ OBJECTIVES = Row(
         ),
         graph(
             "Alerts that fire",
-            "Each alert of ops/prometheus/alerts.yml that fires. Its section in the runbooks says what to do.",
+            "Firing alerts of ops/prometheus/alerts.yml. Each has a section in the runbooks, which says what to do.",
             {"{{severity}} {{alertname}}": FIRING},
             stacked=True,
         ),
@@ -71,7 +71,7 @@ FLOW = Row(
         ),
         number(
             "Published",
-            "Messages that Pub/Sub has taken a second. Nothing without Pub/Sub, where workers claim from the outbox.",
+            "Messages a second that Pub/Sub has accepted. Empty without Pub/Sub, where workers claim from the outbox.",
             {"": rate(PUBLISHED)},
             unit=PER_SECOND,
             alerts=["OutriderOutboxStalled", "OutriderRelayStale"],
@@ -107,15 +107,15 @@ TIMES = Row(
     [
         graph(
             "Stages of a job, 95 of 100",
-            "From ready to published, from ready or published to claimed, the run, and from its end to the committed "
-            "outcome.",
+            "Publish: from ready to published. Claim: from ready or published to claimed. Run: the attempt. Record: "
+            "from the end of the run to the committed outcome.",
             {"{{stage}}": quantile(0.95, STAGE, "stage")},
             unit=SECONDS,
             alerts=["OutriderRecordSlow"],
         ),
         graph(
             "Wait until the start",
-            "From due to the attempt's start: 99 of 100 within 30 s is the objective.",
+            "The time from due to the attempt's start. The objective is 99 of 100 within 30 s.",
             {
                 "half": quantile(0.5, "outrider_job_wait_seconds"),
                 "99 of 100": quantile(0.99, "outrider_job_wait_seconds"),
@@ -126,7 +126,7 @@ TIMES = Row(
         ),
         graph(
             "From accepted to completed",
-            "Whole jobs, pauses between retries included.",
+            "The time of whole jobs, including pauses between retries.",
             {
                 "half": quantile(0.5, "outrider_job_seconds"),
                 "99 of 100": quantile(0.99, "outrider_job_seconds"),
@@ -137,27 +137,27 @@ TIMES = Row(
 )
 
 QUEUE = Row(
-    "What is unfinished",
+    "Unfinished jobs",
     [
         graph(
             "Unfinished jobs",
-            "Waiting: due later or again. Ready: due. Published: a message names it. Leased: runs. Large numbers "
-            "are lower bounds.",
+            "Waiting: due later, or waits for a retry. Ready: due. Published: a message names the job. Leased: "
+            "running. Large numbers are lower bounds.",
             {"{{status}}": f"sum by (status) ({sampled('outrider_outbox_rows', 'preset, status')})"},
             stacked=True,
             alerts=["OutriderQueueStuck", "OutriderNoWorkerForPreset"],
         ),
         graph(
             "Unfinished jobs by preset",
-            "The same by what is to be run.",
+            "The unfinished jobs of each preset. Large numbers are lower bounds.",
             {"{{preset}}": f"sum by (preset) ({sampled('outrider_outbox_rows', 'preset, status')})"},
             stacked=True,
             alerts=["OutriderNoWorkerForPreset"],
         ),
         graph(
             "Age of the oldest due job",
-            "For how long the oldest due job of each preset has not been claimed; some seconds are the sampler's and "
-            "the scrape's.",
+            "How long the oldest due job of each preset has waited for a claim. The sampler and the scrape add some "
+            "seconds.",
             {"{{preset}}": age("outrider_outbox_oldest_due_timestamp_seconds", "preset")},
             unit=SECONDS,
             limits=above(120, 300),
@@ -167,7 +167,7 @@ QUEUE = Row(
 )
 
 ENDS = Row(
-    "What came of it",
+    "Results",
     [
         graph(
             "Jobs ended",
@@ -179,7 +179,7 @@ ENDS = Row(
         ),
         graph(
             "Attempts ended",
-            "Attempts a second by outcome. Lost: taken back from a dead worker.",
+            "Attempts a second by outcome. Lost: the lease of a dead worker lapsed.",
             {"{{outcome}}": rate("outrider_attempts_total", "outcome")},
             unit=PER_SECOND,
             stacked=True,
@@ -187,7 +187,7 @@ ENDS = Row(
         ),
         graph(
             "Dead letters",
-            "Jobs that failed for good a second, by preset and reason; presets of which none did are left out.",
+            "Jobs a second that failed for good, by preset and reason. Presets without dead letters are left out.",
             {"{{preset}} {{reason}}": f"{rate('outrider_dead_letters_total', 'preset, reason')} > 0"},
             unit=PER_SECOND,
             alerts=["OutriderDeadLetters"],
@@ -200,7 +200,7 @@ PROCESSES = Row(
     [
         number(
             "Processes",
-            "Processes that are scraped, by role.",
+            "Scraped processes, by role.",
             {"{{role}}": "count by (role) (outrider_build_info)"},
             limits=below(1),
             alerts=["OutriderNoWeb", "OutriderNoRelay", "OutriderNoWorkers", "OutriderProcessDown"],
@@ -212,8 +212,8 @@ PROCESSES = Row(
         ),
         number(
             "Leases and slots",
-            "Processes by lease seconds and slots. A fleet with several kinds of leases takes jobs back at several "
-            "paces.",
+            "Processes by lease seconds and slots. In a fleet with different lease times, leases lapse after different "
+            "times.",
             {
                 "lease {{lease_seconds}} s, {{worker_concurrency}} slots": (
                     "count by (lease_seconds, worker_concurrency) (outrider_config_info)"
@@ -225,25 +225,25 @@ PROCESSES = Row(
 )
 
 RESOURCES = Row(
-    "What they take",
+    "Resources",
     [
         graph(
             "Resident memory",
-            "Of each process, with its role.",
+            "The memory of each process, with its role.",
             {"{{role}} {{instance}}": of_role("process_resident_memory_bytes")},
             unit=BYTES,
             alerts=["OutriderRestarts", "OutriderAttemptsLapse"],
         ),
         graph(
             "CPU",
-            "Seconds a second, of each process. One core is all that its event loop can use.",
+            "CPU seconds a second of each process. An event loop can use one core at most.",
             {"{{role}} {{instance}}": of_role(f"rate(process_cpu_seconds_total[{WINDOW}])")},
             limits=above(0.8, 1),
             alerts=["OutriderSubmitBurnsFast"],
         ),
         graph(
             "Starts",
-            "How often a process has begun anew in half an hour.",
+            "How often each process has started again in half an hour.",
             {"{{job}} {{instance}}": STARTS},
             limits=above(1, 4),
             alerts=["OutriderRestarts", "OutriderProcessDown"],
@@ -254,6 +254,6 @@ RESOURCES = Row(
 BOARD = Board(
     "outrider-overview",
     "Outrider: overview",
-    "Objectives, and the way of a job from accepted to recorded.",
+    "Objectives, and the path of a job from accepted to recorded.",
     [OBJECTIVES, FLOW, TIMES, QUEUE, ENDS, PROCESSES, RESOURCES],
 )

@@ -1,4 +1,4 @@
-"""The kinds of panels. `queries` maps each legend to its PromQL; `alerts` are those whose runbooks are linked."""
+"""The kinds of panels. `queries` maps each legend to its PromQL; `alerts` names those whose runbooks are linked."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def below(bad: float) -> Limits:
 
 
 NONE_AT_ALL: Final[Limits] = [(0, "green"), (1, "red")]
-"""One is already bad."""
+"""A value of 1 is already bad."""
 
 
 def graph(
@@ -61,7 +61,7 @@ def graph(
     alerts: Sequence[str] = (),
     stacked: bool = False,
 ) -> Panel:
-    """Lines over time; the limits are drawn across."""
+    """Lines over time. The limits are dashed lines."""
     panel = timeseries.Panel().unit(unit).min(0).fill_opacity(10).show_points(VisibilityMode.NEVER)
     panel.legend(
         common.VizLegendOptions().display_mode(LegendDisplayMode.LIST).placement(LegendPlacement.BOTTOM)
@@ -84,7 +84,7 @@ def number(
     limits: Limits = (),
     alerts: Sequence[str] = (),
 ) -> Panel:
-    """The latest values, large, in the colour of the limit that they are over."""
+    """The latest values in large type, in the colour of the limit that they exceed."""
     panel = stat.Panel().unit(unit).graph_mode(BigValueGraphMode.AREA).text_mode(BigValueTextMode.AUTO)
     panel.color_mode(BigValueColorMode.VALUE).thresholds(_thresholds(limits or [(0, "blue")]))
     panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))

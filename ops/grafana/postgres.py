@@ -1,4 +1,4 @@
-"""What Outrider asks of PostgreSQL, and what slows that down."""
+"""Outrider's statements in PostgreSQL, and what slows them down."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATE = Row(
     [
         number(
             "Oldest transaction",
-            "What died since it began cannot be removed.",
+            "The age of the oldest open transaction. Vacuum cannot remove rows that died since it began.",
             {"": sampled(OLDEST)},
             unit=SECONDS,
             limits=above(60, 600),
@@ -25,7 +25,7 @@ STATE = Row(
         ),
         number(
             "Oldest snapshot",
-            "How many transactions ago it was taken. Replication slots and standbys hold some, too.",
+            "How many transactions ago the oldest snapshot was taken. Replication slots and standbys hold some too.",
             {"": sampled(XMIN)},
             limits=above(1_000_000, 5_000_000),
             alerts=["OutriderXminHeldBack"],
@@ -39,7 +39,7 @@ STATE = Row(
         ),
         number(
             "Waiting for a connection",
-            "Callers that queue for a connection of their process's pool. That of the effects is small on purpose.",
+            "Callers that wait for a connection of their process's pool. The pool `effects` is small on purpose.",
             {"{{pool}}": total(POOL, "pool", 'state="waiting"')},
             limits=NONE_AT_ALL,
             alerts=["OutriderPoolExhausted", "OutriderEffectsQueue"],
@@ -53,13 +53,13 @@ STATEMENTS = Row(
     [
         graph(
             "A second",
-            "By name.",
+            "Statements a second, by name.",
             {"{{statement}}": rate(f"{STATEMENT}_count", "statement")},
             unit=PER_SECOND,
         ),
         graph(
             "99 of 100",
-            "How long the slowest hundredth takes at least.",
+            "How long the slowest hundredth of each statement takes at least.",
             {"{{statement}}": quantile(0.99, STATEMENT, "statement")},
             unit=SECONDS,
             limits=above(0.25, 1),
@@ -67,7 +67,7 @@ STATEMENTS = Row(
         ),
         graph(
             "Connections busy at once",
-            "Seconds of each statement a second: which of them the database works for.",
+            "Seconds a second that each statement runs: how many connections it keeps busy.",
             {"{{statement}}": rate(f"{STATEMENT}_sum", "statement")},
             stacked=True,
         ),
@@ -79,12 +79,12 @@ GROUPS = Row(
     [
         graph(
             "Rows of one commit",
-            "The mean. More under load, by itself.",
+            "The mean number of rows. It grows with the load by itself.",
             {"{{batch}}": mean("outrider_batch_rows", "batch")},
         ),
         graph(
             "One commit, 99 of 100",
-            "The database's part of a submission, and of an outcome.",
+            "How long one commit takes: the database's part of a submission or of an outcome.",
             {"{{batch}}": quantile(0.99, "outrider_batch_write_seconds", "batch")},
             unit=SECONDS,
             limits=above(0.1, 1),
@@ -92,8 +92,8 @@ GROUPS = Row(
         ),
         graph(
             "One look for due jobs, 99 of 100",
-            "From the cursor, or sweeping the lanes from their start: grows with dead rows at the head of the queue. "
-            "Not in Pub/Sub mode, where messages name the jobs.",
+            "How long one scan takes: from the cursor, or a sweep of the lanes from their start. It grows with dead "
+            "rows at the head of the queue. Empty in Pub/Sub mode, where messages name the jobs.",
             {"{{scan}}": quantile(0.99, "outrider_claim_seconds", "scan")},
             unit=SECONDS,
             limits=above(0.1, 1),
@@ -107,14 +107,15 @@ STORAGE = Row(
     [
         graph(
             "Dead rows",
-            "Rows of the hot tables that vacuum has not removed. The relay starts one at 10,000 of the outbox.",
+            "Rows of the hot tables that vacuum has not removed. The relay starts a vacuum at 10,000 dead rows of "
+            "`outbox`.",
             {"{{table}}": sampled(DEAD, "table")},
             limits=above(20_000, 100_000),
             alerts=["OutriderBloat"],
         ),
         graph(
             "Oldest transaction",
-            "What died since it began cannot be removed.",
+            "The age of the oldest open transaction. Vacuum cannot remove rows that died since it began.",
             {"age": sampled(OLDEST)},
             unit=SECONDS,
             limits=above(60, 600),
@@ -122,15 +123,15 @@ STORAGE = Row(
         ),
         graph(
             "Oldest snapshot",
-            "In transactions: vacuum may remove nothing that died since it was taken. Sessions, replication slots, "
-            "standbys and prepared transactions hold it.",
+            "Its age in transactions. Vacuum cannot remove rows that died since it was taken. Sessions, replication "
+            "slots, standbys and prepared transactions hold snapshots.",
             {"transactions": sampled(XMIN)},
             limits=above(1_000_000, 5_000_000),
             alerts=["OutriderXminHeldBack"],
         ),
         graph(
             "Tables with their indexes",
-            "The hot ones should stay small, whatever the number of finished jobs.",
+            "The size of each table. Hot tables should stay small, whatever the number of finished jobs.",
             {"{{table}}": sampled("outrider_database_table_bytes", "table")},
             unit=BYTES,
             alerts=["OutriderBloat"],
@@ -143,12 +144,12 @@ POOLS = Row(
     [
         graph(
             "Connections",
-            "Of all processes, by state.",
+            "Connections of all processes, by state.",
             {"{{pool}} {{state}}": total(POOL, "pool, state", 'state=~"open|idle"')},
         ),
         graph(
             "Waiting for a connection",
-            "Callers in a queue, by process.",
+            "Callers that wait for a connection, by process.",
             {"{{instance}} {{pool}}": total(POOL, "instance, pool", 'state="waiting"')},
             limits=NONE_AT_ALL,
             alerts=["OutriderPoolExhausted", "OutriderEffectsQueue"],
@@ -159,6 +160,6 @@ POOLS = Row(
 BOARD = Board(
     "outrider-postgres",
     "Outrider: Postgres",
-    "What Outrider asks of PostgreSQL, and what slows that down.",
+    "Outrider's statements in PostgreSQL, and what slows them down.",
     [STATE, STATEMENTS, GROUPS, STORAGE, POOLS],
 )

@@ -1,4 +1,4 @@
-"""The queries that panels are made of, as text."""
+"""Builds the queries of the panels as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ WINDOW = "$__rate_interval"
 
 
 def rate(counter: str, by: str = "", where: str = "") -> str:
-    """Increases a second, over all processes; by labels where `by` names some."""
+    """Increases a second over all processes, by the labels in `by`."""
     return f"{_sum(by)}(rate({_series(counter, where)}[{WINDOW}]))"
 
 
@@ -25,17 +25,17 @@ def total(gauge: str, by: str = "", where: str = "") -> str:
 
 
 def sampled(gauge: str, by: str = "", where: str = "") -> str:
-    """A figure of the database, which several relays may show alike."""
+    """A figure of the database. Several relays may report the same figure."""
     return f"max by ({by}) ({_series(gauge, where)})" if by else f"max({_series(gauge, where)})"
 
 
 def age(timestamp: str, by: str = "") -> str:
-    """Seconds since the latest that any process shows."""
+    """Seconds since the latest timestamp of any process."""
     return f"time() - {sampled(timestamp, by)}"
 
 
 def of_role(process: str) -> str:
-    """A figure of each process of ours, with its role."""
+    """A figure of each of our processes, with its role."""
     return f"{process} * on (job, instance) group_left (role) outrider_build_info"
 
 

@@ -17,7 +17,7 @@ class Query(NamedTuple):
 
 
 def queries(rate_interval: str = "2m") -> Iterator[Query]:
-    """From the committed JSON, with Grafana's own variable filled in."""
+    """The queries of the committed JSON, with Grafana's rate interval filled in."""
     for file in sorted(Path(__file__).parent.glob("*.json")):
         for panel in json.loads(file.read_text())["panels"]:
             for target in panel.get("targets", []):

@@ -1,4 +1,4 @@
-"""Does what has to be published leave the outbox; and does maintenance run?"""
+"""Whether jobs and events leave the outbox, and whether maintenance runs."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ STATE = Row(
     [
         number(
             "Relays",
-            "Relays that are scraped. One is enough, two survive a restart.",
+            "Scraped relays. One is enough; two survive a restart.",
             {"": 'count(outrider_build_info{role="relay"})'},
             limits=below(1),
             alerts=["OutriderNoRelay"],
         ),
         number(
             "Breaker open",
-            "1 while nothing goes out. Passing: Pub/Sub is away. Misconfigured: a topic or a right is missing.",
+            "1 while nothing is published. Passing: Pub/Sub is away. Misconfigured: a topic or a right is missing.",
             {"{{topic}} {{fault}}": sampled("outrider_breaker_open", "topic, fault")},
             limits=NONE_AT_ALL,
             alerts=["OutriderBreakerMisconfigured", "OutriderOutboxStalled"],
         ),
         number(
             "Last look for rows",
-            "How long ago a relay looked for rows of the topic, or held back behind its open breaker.",
+            "How long ago a relay looked for rows of the topic, or waited for its open breaker.",
             {"{{topic}}": age("outrider_relay_cycled_timestamp_seconds", "topic")},
             unit=SECONDS,
             limits=above(30, 60),
             alerts=["OutriderRelayStale"],
         ),
         number(
-            "Set aside",
-            "Messages that Pub/Sub refused for good, kept for people to look at.",
+            "Quarantined",
+            "Messages that Pub/Sub refused for good. They are kept until somebody handles them.",
             {"{{topic}}": sampled("outrider_outbox_events", "topic", 'state="quarantined"')},
             limits=NONE_AT_ALL,
             alerts=["OutriderQuarantineNotEmpty"],
@@ -47,7 +47,7 @@ OUTBOX = Row(
     [
         graph(
             "From ready to published, 99 of 100",
-            "For how long jobs wait to be published: 5 s for 999 of 1000 is the objective.",
+            "How long jobs wait to be published. The objective is 999 of 1000 within 5 s.",
             {"jobs": quantile(0.99, "outrider_job_stage_seconds", where='stage="publish"')},
             unit=SECONDS,
             limits=above(1, 5),
@@ -68,7 +68,7 @@ OUTBOX = Row(
         ),
         graph(
             "Age of the oldest message",
-            "Since when the oldest result or dead letter waits. Some seconds are the sampler's own, and the scrape's.",
+            "How long the oldest result or dead letter has waited. The sampler and the scrape add some seconds.",
             {"{{topic}}": age("outrider_outbox_events_oldest_timestamp_seconds", "topic")},
             unit=SECONDS,
             limits=above(60, 120),
@@ -81,8 +81,8 @@ PUBLISHING = Row(
     "Publishing",
     [
         graph(
-            "Messages taken",
-            "Messages a second that Pub/Sub has taken.",
+            "Messages accepted",
+            "Messages a second that Pub/Sub has accepted.",
             {"{{topic}}": rate("outrider_published_messages_total", "topic")},
             unit=PER_SECOND,
         ),
@@ -96,12 +96,12 @@ PUBLISHING = Row(
         ),
         graph(
             "Messages of one request",
-            "The mean. Near 500 the relay is as busy as it can be: start another.",
+            "The mean number of messages. Near 500 the relay is saturated: start another relay.",
             {"{{topic}}": mean("outrider_publish_rows", "topic")},
         ),
         graph(
             "Requests that failed",
-            "A second, by what Pub/Sub answered.",
+            "Requests a second, by Pub/Sub's answer.",
             {"{{topic}} {{reason}}": rate("outrider_publish_errors_total", "topic, reason")},
             unit=PER_SECOND,
             alerts=["OutriderOutboxStalled", "OutriderBreakerMisconfigured"],
@@ -114,21 +114,21 @@ DELIVERY = Row(
     [
         graph(
             "Messages received",
-            "A second, by what was done with them. Late: its job was claimed, waiting or done already.",
+            "Messages a second by action. Late: the job was already claimed, waiting or done.",
             {"{{action}}": rate("outrider_messages_total", "action")},
             unit=PER_SECOND,
             stacked=True,
         ),
         graph(
             "Claims without a message",
-            "Jobs that workers found in the outbox. Ready: not published. Published: not delivered.",
+            "Jobs a second that workers found in the outbox. Ready: not published. Published: not delivered.",
             {"{{status}}": rate("outrider_fallback_claims_total", "status")},
             unit=PER_SECOND,
             alerts=["OutriderFallbackActive"],
         ),
         graph(
             "Refused for good",
-            "Messages a second that Pub/Sub will never take. A job whose wake-up is refused runs all the same.",
+            "Messages a second that Pub/Sub will never accept. A job whose wake-up is refused still runs.",
             {
                 "wake-ups": rate("outrider_wake_ups_refused_total"),
                 "{{topic}}": rate("outrider_events_quarantined_total", "topic"),
@@ -138,8 +138,8 @@ DELIVERY = Row(
         ),
         graph(
             "Silent streams, lost acknowledgements",
-            "A second: streams that brought nothing while published jobs grew old, by worker; and messages whose "
-            "acknowledgement Pub/Sub did not take, which come again.",
+            "A second. By worker: streams that brought no message while published jobs grew old. Not acknowledged: "
+            "messages whose acknowledgement Pub/Sub did not accept. They are delivered again.",
             {
                 "{{instance}}": rate("outrider_stream_stalls_total", "instance"),
                 "not acknowledged": rate("outrider_messages_unacknowledged_total"),
@@ -155,27 +155,27 @@ MAINTENANCE = Row(
     [
         graph(
             "Rows",
-            "Rows a second that each task moved or removed.",
+            "Rows a second that each periodic task moved or removed.",
             {"{{task}}": rate("outrider_maintenance_rows_total", "task")},
             unit=PER_SECOND,
         ),
         graph(
             "Last done",
-            "How long ago a task was last done by any relay; some are done once a minute.",
+            "How long ago any relay last ran each periodic task. Some tasks run once a minute.",
             {"{{task}}": age("outrider_maintenance_cycled_timestamp_seconds", "task")},
             unit=SECONDS,
             alerts=["OutriderMaintenanceStopped"],
         ),
         graph(
             "Failures",
-            "Tasks a second that failed; each runs again.",
+            "Failed runs of tasks a second. Each task runs again.",
             {"{{task}}": rate("outrider_maintenance_errors_total", "task")},
             unit=PER_SECOND,
             alerts=["OutriderMaintenanceFails"],
         ),
         graph(
-            "Taken back from dead workers",
-            "Attempts a second.",
+            "Lapsed attempts",
+            "Attempts a second that lapsed with the lease of a dead worker.",
             {"{{preset}}": rate("outrider_attempts_total", "preset", 'outcome="lost"')},
             unit=PER_SECOND,
             alerts=["OutriderAttemptsLapse"],
@@ -194,6 +194,6 @@ MAINTENANCE = Row(
 BOARD = Board(
     "outrider-relay",
     "Outrider: relay and outbox",
-    "What waits to be published, what keeps it, and what maintenance does.",
+    "Jobs and events that wait to be published, what delays them, and maintenance.",
     [STATE, OUTBOX, PUBLISHING, DELIVERY, MAINTENANCE],
 )

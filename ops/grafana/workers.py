@@ -1,4 +1,4 @@
-"""Who runs jobs, how busy they are, and what becomes of attempts."""
+"""The workers, their load, and the outcomes of attempts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLEET = Row(
         ),
         number(
             "Slots alive",
-            "How many attempts they can run at once, by preset.",
+            "How many attempts the live workers can run at once, by preset.",
             {"{{preset}}": sampled("outrider_slots_alive", "preset")},
             limits=below(1),
             alerts=["OutriderNoWorkerForPreset"],
@@ -38,7 +38,7 @@ FLEET = Row(
         ),
         number(
             "Leases lost in an hour",
-            "Workers that were too late to renew theirs.",
+            "How often workers lost their lease, because they renewed it too late.",
             {"": "sum(increase(outrider_leases_lost_total[1h]))"},
             limits=NONE_AT_ALL,
             alerts=["OutriderLeasesLost"],
@@ -52,7 +52,7 @@ LOAD = Row(
     [
         graph(
             "Busy slots",
-            "Attempts that run, by worker process.",
+            "Running attempts, by worker process.",
             {"{{instance}}": f"{total(BUSY, 'instance')} and on (instance) {total(SLOTS, 'instance')} > 0"},
             stacked=True,
             alerts=["OutriderWorkersSaturated"],
@@ -70,7 +70,7 @@ LOAD = Row(
         ),
         graph(
             "Wait until the start, 95 of 100",
-            "From due to the attempt's start, by preset.",
+            "The time from due to the attempt's start, by preset.",
             {"{{preset}}": quantile(0.95, "outrider_job_wait_seconds", "preset")},
             unit=SECONDS,
             limits=above(5, 30),
@@ -84,7 +84,8 @@ ATTEMPTS = Row(
     [
         graph(
             "Ended by outcome",
-            "Attempts a second. Lost: taken back from a dead worker. Released: given back at a stop.",
+            "Attempts a second. Lost: the lease of a dead worker lapsed. Released: the job is queued again, and the "
+            "attempt does not count, as at a stop.",
             {"{{outcome}}": rate("outrider_attempts_total", "outcome")},
             unit=PER_SECOND,
             stacked=True,
@@ -117,14 +118,14 @@ HANDLING = Row(
     [
         graph(
             "Claims a second",
-            "By statement: claim looks for due jobs in the outbox, claim named takes those that messages name, claim "
-            "published those whose message did not come.",
+            "By statement. claim: looks for due jobs in the outbox. claim named: takes the jobs that messages name. "
+            "claim published: takes the jobs whose message did not come.",
             {"{{statement}}": rate(f"{STATEMENT}_count", "statement", CLAIMS)},
             unit=PER_SECOND,
         ),
         graph(
             "One claim, 99 of 100",
-            "Grows with dead rows at the head of the queue.",
+            "How long one claim takes. It grows with dead rows at the head of the queue.",
             {"{{statement}}": quantile(0.99, STATEMENT, "statement", CLAIMS)},
             unit=SECONDS,
             limits=above(0.1, 1),
@@ -132,7 +133,7 @@ HANDLING = Row(
         ),
         graph(
             "Outcomes written together",
-            "The mean of one write.",
+            "The mean number of outcomes in one write.",
             {"rows": mean("outrider_batch_rows", where='batch="record"')},
         ),
         graph(
@@ -151,14 +152,14 @@ HEALTH = Row(
     [
         graph(
             "Heartbeats",
-            "Beats a second. Failed: the database did not answer. Gone: the lease had been taken away.",
+            "Heartbeats a second. Failed: the database did not answer. Gone: the lease had lapsed.",
             {"{{outcome}}": rate("outrider_heartbeats_total", "outcome")},
             unit=PER_SECOND,
             alerts=["OutriderLeasesLost"],
         ),
         graph(
             "Leases lost, outcomes dropped",
-            "A second: leases that a worker found gone, and outcomes whose attempt had been taken back.",
+            "A second. Leases: lost by their workers. Outcomes: not written, because the attempt had lapsed.",
             {
                 "leases": rate("outrider_leases_lost_total"),
                 "outcomes": rate("outrider_outcomes_dropped_total"),
@@ -168,7 +169,7 @@ HEALTH = Row(
         ),
         graph(
             "Event loop lag, 99 of 100",
-            "How late a timer runs, by process: a pipeline that blocks the loop shows here.",
+            "How late timers run, by process. A pipeline that blocks the event loop shows here.",
             {"{{instance}}": quantile(0.99, "outrider_event_loop_lag_seconds", "instance")},
             unit=SECONDS,
             limits=above(0.1, 1),
@@ -180,6 +181,6 @@ HEALTH = Row(
 BOARD = Board(
     "outrider-workers",
     "Outrider: workers",
-    "Who runs jobs, how busy they are, and what becomes of attempts.",
+    "The workers, their load, and the outcomes of attempts.",
     [FLEET, LOAD, ATTEMPTS, HANDLING, HEALTH],
 )

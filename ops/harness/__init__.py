@@ -1,1 +1,1 @@
-"""What `outrider up`, the benchmarks, the chaos runs and the tests share: processes, ports, brokers, databases."""
+"""The harness of `outrider up`, the benchmarks, the chaos runs and the tests: processes, ports, brokers, databases."""

@@ -1,6 +1,6 @@
-"""Google's Pub/Sub emulator, where the Google Cloud SDK has it: found, started on the loopback address, stopped.
+"""Finds, starts and stops Google's Pub/Sub emulator of the Google Cloud SDK, on the loopback address.
 
-It keeps nothing over a restart, and frees no message before it ends: its heap bounds how long it can be used.
+The emulator loses everything at a restart. It frees no message before it ends, so its heap limits how long it can run.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ MISSING: Final = (
     " or Debian's google-cloud-cli-pubsub-emulator"
 )
 NO_JAVA: Final = "Google's Pub/Sub emulator needs Java: put `java`, 11 or newer, on the PATH"
-# Becomes the program in its arguments, to be killed when its parent ends. Through a Python of its own, because
-# `preexec_fn` forks, and where gRPC's threads run that may never return.
+# Becomes the program in its arguments, which the kernel kills when the parent ends. A separate Python does this,
+# because `preexec_fn` needs a fork, which may hang beside gRPC's threads.
 TIED: Final = """import ctypes, os, sys
 parent, *command = sys.argv[1:]
 if sys.platform == "linux":
@@ -60,13 +60,13 @@ class Install:
 
 
 def find() -> Install | None:
-    """The newest emulator of the first SDK that has one; None without it or without Java."""
+    """The newest emulator of the first SDK that has one. None without an emulator or without Java."""
     java, jar = _java(), _jar()
     return Install(java, jar) if java and jar else None
 
 
 def require() -> Install:
-    """As `find`; raises ConfigurationError that says what to install."""
+    """As `find`, but raises ConfigurationError that says what to install."""
     java, jar = _java(), _jar()
     if java and jar:
         return Install(java, jar)
@@ -74,10 +74,10 @@ def require() -> Install:
 
 
 class Emulator:
-    """One emulator process, which dies with the thread that starts it; it may be started again at the same port.
+    """One emulator process, which dies with the thread that starts it. It can be started again at the same port.
 
-    Entered, it is started and ready. What it says goes to the file `log`. `heap` is Java's -Xmx: 200 MB hold some
-    130,000 messages of 1 kB.
+    Inside the `async with` block the emulator is ready. Its output goes to the file `log`. `heap` is Java's -Xmx:
+    200 MB hold some 130,000 messages of 1 kB.
     """
 
     def __init__(self, install: Install, log: Path, port: int = 0, heap: str = "1g") -> None:
@@ -89,7 +89,7 @@ class Emulator:
 
     @property
     def host(self) -> str:
-        """For PUBSUB_EMULATOR_HOST."""
+        """The value of PUBSUB_EMULATOR_HOST."""
         return f"{HOST}:{self.port}"
 
     async def __aenter__(self) -> Self:
@@ -104,7 +104,7 @@ class Emulator:
         await self.stop()
 
     async def start(self) -> None:
-        """Returns when it serves. Raises ConfigurationError when it ends or does not answer, with its last words."""
+        """Start the emulator and wait until it answers. Raises ConfigurationError with the end of its log."""
         self._process = await self._spawn()
         deadline = time.monotonic() + START_SECONDS
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
@@ -117,11 +117,11 @@ class Emulator:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def ended(self) -> int:
-        """Wait for the end of a started emulator; gives the exit code, negative for a signal."""
+        """Wait for the end of a started emulator and return its exit code, negative for a signal."""
         return await self._process.wait() if self._process else 0
 
     async def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """SIGTERM, and SIGKILL when it has not ended within `seconds`; 0 kills it at once."""
+        """Send SIGTERM, and SIGKILL if the emulator has not ended within `seconds`. 0 kills it at once."""
         process = self._process
         if process is None or process.returncode is not None:
             return
@@ -139,7 +139,7 @@ class Emulator:
         tied = [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), str(self._install.java)]
         command = [*tied, heap, "-XX:+UseSerialGC", "-jar", str(self._install.jar), *address]
         with self._log.open("wb") as sink:
-            # In a session of its own, or the terminal's Ctrl-C would reach it before those who still use it.
+            # In its own session: else the terminal's Ctrl-C would end it before the processes that still use it.
             return await asyncio.create_subprocess_exec(
                 *command, stdin=DEVNULL, stdout=sink, stderr=sink, start_new_session=True
             )
@@ -173,7 +173,7 @@ def _version(jar: Path) -> list[int]:
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
-    with suppress(aiohttp.ClientError, TimeoutError):  # it does not listen yet
+    with suppress(aiohttp.ClientError, TimeoutError):  # not listening yet
         async with session.get(url) as response:
             return response.status == 200
     return False

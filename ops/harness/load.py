@@ -1,7 +1,8 @@
-"""The load: the same request over and over on many connections, from a process of its own.
+"""Generates load: the same request again and again on many connections, from a separate process.
 
-`python -m ops.harness.load PORT CONNECTIONS SECONDS`, the request on standard input. It must cost less than what
-it measures, so there is no HTTP client in it: a selector, sockets, and just enough of HTTP to see an answer end.
+`python -m ops.harness.load PORT CONNECTIONS SECONDS` reads the request from standard input. The load must cost less
+than the server that it measures. So it uses a selector and sockets instead of an HTTP client, and parses only enough
+of HTTP to find the end of an answer.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ LENGTH: Final = b"\r\nContent-Length: "
 
 
 class Load(NamedTuple):
-    """What was measured once the connections were warm: answers a second, and milliseconds from request to answer.
+    """The measurement after the warm-up: answers a second, and milliseconds from request to answer.
 
-    `answers` are all, with those from before that.
+    `answers` counts all answers, including those of the warm-up.
     """
 
     rate: float
@@ -41,7 +42,7 @@ class Unexpected(Exception):
 
 
 def drive(port: int, connections: int, seconds: float, request: bytes) -> Load:
-    """Run the load in a process of its own."""
+    """Run the load in a separate process."""
     arguments = [str(port), str(connections), str(seconds)]
     ran = subprocess.run(
         [sys.executable, "-m", "ops.harness.load", *arguments],
@@ -62,7 +63,7 @@ def percentile(samples: Sequence[float], share: float) -> float:
 
 
 class _Client:
-    """One connection, in a closed loop: the next request leaves when the answer to the last has come."""
+    """One connection in a closed loop: the next request is sent when the last answer has come."""
 
     def __init__(self, port: int, request: bytes) -> None:
         self.socket = socket.create_connection((HOST, port))
@@ -76,7 +77,7 @@ class _Client:
         self.socket.sendall(self._request)
 
     def answered(self) -> bool:
-        """Read what has come; whether it is the whole answer. Raises Unexpected."""
+        """Read from the socket. True if the answer is complete. Raises Unexpected."""
         self._received += self.socket.recv(65_536)
         head, end, body = self._received.partition(b"\r\n\r\n")
         if not head.startswith(ACCEPTED):

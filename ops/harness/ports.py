@@ -9,6 +9,6 @@ HOST: Final = "127.0.0.1"
 
 
 def free_port() -> int:
-    """One that nobody listens on now, which is the most that can be said of a port."""
+    """A port that is free now. Another process may still take it later."""
     with socket.create_server((HOST, 0)) as listener:
         return int(listener.getsockname()[1])

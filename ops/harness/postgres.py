@@ -1,4 +1,4 @@
-"""Databases that are made, used and dropped again, and a server of their own."""
+"""Temporary databases and a temporary server."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from ops.local.server import local_postgres
 
 @contextmanager
 def temporary_server(settings: Mapping[str, str]) -> Iterator[str]:
-    """The URL of a server of our own, with PostgreSQL's `settings`; nothing of it is left afterwards."""
+    """The URL of a temporary server with PostgreSQL's `settings`. Its files are removed afterwards."""
     with TemporaryDirectory(prefix="outrider-") as folder:
-        Path(folder).chmod(0o755)  # run by root, the server is another user's process
+        # If root runs this, the server is another user's process and must be able to enter the folder.
+        Path(folder).chmod(0o755)
         with local_postgres(Path(folder), settings) as url:
             yield url
 
 
 class Databases:
-    """Makes and drops databases beside the one `url` names, which itself is only connected to."""
+    """Creates and drops databases on the server of `url`. The database of `url` itself does not change."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -40,7 +41,7 @@ class Databases:
         self._drops: list[Future[None]] = []
 
     def create(self, template: str = "template0") -> str:
-        """A new database's name. The copy by files takes half the time of the default, through the WAL."""
+        """Create a database and return its name. Copying files takes half the time of the default, through the WAL."""
         self._made += 1
         name = f"{self._prefix}_{self._made}"
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
@@ -53,7 +54,7 @@ class Databases:
         return f"postgresql:///{name}?{urlencode(options, quote_via=quote)}"
 
     def version(self) -> str:
-        """The server's."""
+        """The version of the server."""
         return self._admin.info.parameter_status("server_version") or ""
 
     def drop(self, name: str) -> None:
@@ -61,12 +62,12 @@ class Databases:
             conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
     def drop_later(self, name: str) -> None:
-        """In the background: it takes up to 0.1 s. `close` waits for it and raises its error."""
+        """Drop a database in the background, for up to 0.1 s. `close` waits for the drop and raises its error."""
         self._drops.append(self._dropper.submit(self.drop, name))
 
     @contextmanager
     def migrated(self) -> Iterator[str]:
-        """The URL of a new database with the newest schema; it is dropped at the end."""
+        """The URL of a new database with the newest schema. The database is dropped at the end."""
         name = self.create()
         try:
             migrations.up(self.url(name))

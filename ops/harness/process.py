@@ -1,4 +1,4 @@
-"""Our own processes, started as children: how each is called, and how it is tied to whoever starts it."""
+"""Starts our own processes as children that end with this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ STOP_SECONDS: Final = 30.0
 
 
 def outrider(*words: str) -> list[str]:
-    """`outrider …` by this interpreter. -P: a folder `web` in the current directory must not pass for ours."""
+    """The command `outrider …` for this interpreter.
+
+    -P: a folder `web` in the current directory must not be imported.
+    """
     return [sys.executable, "-P", "-m", "ops.cli", *words]
 
 
@@ -36,11 +39,11 @@ async def start(
     output: IO[bytes] | None = None,
     cwd: Path | None = None,
 ) -> Process:
-    """A child with exactly this environment, its output in a file where one is given.
+    """Start a child with exactly this environment. Its output goes to the file `output`, if one is given.
 
-    Its standard input is a pipe that we hold: `--tied` ends it when we do. It has a session of its own, or the
-    terminal's Ctrl-C would reach it beside our SIGTERM, and two signals mean "at once". Nothing runs between fork and
-    exec, or gRPC's threads may break what is forked beside them.
+    The child's standard input is a pipe that this process holds: with `--tied` the child ends with this process. The
+    child has its own session. Else the terminal's Ctrl-C would reach it in addition to our SIGTERM, and two signals
+    mean "at once". No code runs between fork and exec, because gRPC's threads can break a forked process.
     """
     return await create_subprocess_exec(
         *command, stdin=PIPE, stdout=output, stderr=output, start_new_session=True, env=environ, cwd=cwd
@@ -56,7 +59,7 @@ def running(
     errors: IO[bytes] | None = None,
     cwd: Path = ROOT,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child from its readiness to its end by SIGTERM. Raises ChildProcessError. Blocks."""
+    """Start a child, yield it when it is ready, and end it by SIGTERM. Raises ChildProcessError. Blocks."""
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -69,7 +72,7 @@ def running(
     try:
         eventually(lambda: process.poll() is not None or is_ready(admin_port), START_SECONDS, poll=0.02)
         if process.poll() is not None or not is_ready(admin_port):
-            raise ChildProcessError(f"{process.args!r} does not get ready; exit code {process.poll()}")
+            raise ChildProcessError(f"{process.args!r} does not become ready; exit code {process.poll()}")
         yield process
     finally:
         process.terminate()
@@ -86,7 +89,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def is_ready(admin_port: int) -> bool:
-    """What /readyz says; False while nobody listens."""
+    """Whether /readyz answers 200. False while no process listens."""
     connection = HTTPConnection(HOST, admin_port, timeout=5)
     try:
         connection.request("GET", "/readyz")

@@ -1,4 +1,4 @@
-"""Signing tokens, as an issuer does."""
+"""Signs tokens, as an issuer does."""
 
 from __future__ import annotations
 

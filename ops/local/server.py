@@ -1,10 +1,12 @@
-"""A PostgreSQL of our own for local use, shared by every process that asks for the same data directory.
+"""A PostgreSQL server for local use, shared by all processes with the same data directory.
 
-Each user holds `users.lock` shared. The first one starts a supervisor, the server's parent, which tries
-that lock exclusively five times a second: getting it means that the last user is gone, however he went, and
-it stops the server. `server.lock` is held by the supervisor and every PostgreSQL process: free means that
-none is left, and whoever gets it may start the next one. So users who find the server dead do not fight over
-the data: one starts it again, and the others wait for it to answer.
+Each user of the server holds `users.lock` shared. The first user starts a supervisor, the server's parent. Five times
+a second the supervisor tries to lock `users.lock` exclusively. If that succeeds, the last user has ended for any
+reason, and the supervisor stops the server.
+
+The supervisor and every PostgreSQL process hold `server.lock`. If it is free, none of them is left, and the user that
+locks it may start the next server. So users that find the server dead do not compete for the data: one user starts
+the server again, and the others wait until it answers.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ LOG_LINES = 5
 
 
 class Server:
-    """The server of one `place`, for those who hold its `users.lock` shared."""
+    """The server of one `place`, for users that hold its `users.lock` shared."""
 
     def __init__(self, place: Place, settings: Mapping[str, str]) -> None:
         self._place = place
@@ -47,11 +49,14 @@ class Server:
 
     @property
     def log(self) -> Path:
-        """What it has said since its last start; what it had said before is in `server.log.1`."""
+        """The log since the last start. The log before that start is in `server.log.1`."""
         return self._place.log
 
     def start(self) -> None:
-        """It answers afterwards, whoever started it; blocks, up to two minutes. Raises ConfigurationError."""
+        """Wait until the server answers. Start it if need be.
+
+        Blocks for up to two minutes. Raises ConfigurationError.
+        """
         try:
             with _lock_file(self._place, "server.lock") as lock:
                 if not eventually(lambda: self._started(lock.fileno()), START_SECONDS, POLL_SECONDS):
@@ -62,28 +67,29 @@ class Server:
             raise ConfigurationError([f"the PostgreSQL in {self._place.home}: {error}"]) from error
 
     def ended(self) -> bool:
-        """Whether no process of it is left: a query that outlives its server may still write."""
+        """Whether no process of the server is left. A query that outlives its server may still write."""
         try:
             with _lock_file(self._place, "server.lock") as lock:
                 return try_lock(lock.fileno(), fcntl.LOCK_SH)
-        except FileNotFoundError:  # the data is gone, too
+        except FileNotFoundError:  # the data is gone too
             return True
 
     def _started(self, lock: int) -> bool:
         if _answers(self.url):
             return True
         if not try_lock(lock, fcntl.LOCK_EX):
-            return False  # somebody is starting it, or it is on its way down
+            # Another process is starting the server, or the server is stopping.
+            return False
         _start(self._place.with_reachable_programs(), lock, self._settings)
         return True
 
 
 @contextmanager
 def local_server(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Yields a running server whose data lives under `data_dir`; blocks, up to two minutes.
+    """Yield a running server with its data under `data_dir`. Blocks for up to two minutes.
 
-    `settings` are PostgreSQL's, and apply when it is this user that starts the server. The last user to leave
-    waits until the server is gone. Raises ConfigurationError, which says what to do about it.
+    `settings` are PostgreSQL's, and apply if this user starts the server. The last user waits until the server has
+    ended. Raises ConfigurationError that says what to do.
     """
     place = choose(data_dir)
     place.prepare()
@@ -103,7 +109,7 @@ def local_server(data_dir: Path, settings: Mapping[str, str] | None = None) -> I
 
 @contextmanager
 def local_postgres(data_dir: Path, settings: Mapping[str, str] | None = None) -> Iterator[str]:
-    """As `local_server`, for those who need no more than its URL."""
+    """As `local_server`, but yields only the URL."""
     with local_server(data_dir, settings) as server:
         yield server.url
 
@@ -159,6 +165,6 @@ def _lock_file(place: Place, name: str) -> Iterator[IO[bytes]]:
     try:
         file = (place.home / name).open("ab")
     except PermissionError as error:
-        raise ConfigurationError([f"the data directory belongs to somebody else: {error}"]) from error
+        raise ConfigurationError([f"the data directory belongs to another user: {error}"]) from error
     with file:
         yield file

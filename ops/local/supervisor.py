@@ -1,8 +1,8 @@
-"""The server's parent: a process of its own that runs PostgreSQL for as long as anyone holds `users.lock`.
+"""The server's parent: a separate process that runs PostgreSQL as long as any process holds `users.lock`.
 
-Started by path and with the standard library alone, so it needs no import path and is up in 50 ms. It
-inherits `server.lock` locked and hands it on to every program it starts: free again means that all of them
-are gone.
+The supervisor is started by its path and uses only the standard library, so it needs no import path and is up in
+50 ms. It inherits `server.lock` locked and passes the lock on to every program that it starts. The lock is free again
+when all of them have ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 POLL_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1
-# Loaded here: after privileges are dropped the library may be out of reach.
+# Loaded here, because the library may be out of reach after privileges are dropped.
 LIBC = ctypes.CDLL(None)
 
 
@@ -33,7 +33,7 @@ def dying_with_parent(signum: signal.Signals) -> Callable[[], None]:
 
     def tie() -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, signum)
-        if os.getppid() != parent:  # it died before the tie was made
+        if os.getppid() != parent:  # the parent died before the call
             os.kill(os.getpid(), signum)
 
     return tie
@@ -54,8 +54,8 @@ class Supervisor:
     def start(self) -> subprocess.Popen[bytes]:
         if not self.cluster.exists():
             self._make_cluster()
-        # Nobody else holds the lock, so the pid in the file is a zombie's or by now a stranger's; PostgreSQL
-        # would take either for a running server.
+        # No other process holds the lock, so the pid in the file belongs to a zombie or by now to another program.
+        # PostgreSQL would take either for a running server.
         (self.cluster / "postmaster.pid").unlink(missing_ok=True)
         server = subprocess.Popen(
             [self.binaries / "postgres", "-D", self.cluster, *self.options],
@@ -66,12 +66,13 @@ class Supervisor:
             if server.poll() is not None or time.monotonic() > self.deadline:
                 stop(server)
                 raise ChildProcessError("PostgreSQL did not start")
-            time.sleep(0.01)  # a starting server only answers when asked
+            # A starting server sends no signal when it is ready, so it is polled.
+            time.sleep(0.01)
         return server
 
     def watch(self, server: subprocess.Popen[bytes]) -> None:
-        """Until the last user is gone, the server died, or we are asked to stop."""
-        # Once it is locked, it stays so until this process ends: whoever comes now waits for a fresh start.
+        """Wait until the last user is gone, the server has died or a signal asks to stop. Then stop the server."""
+        # Once this process has the lock, it keeps the lock until the server has stopped. New users wait meanwhile.
         with (self.home / "users.lock").open("rb") as users:
             while server.poll() is None and not self.stopped and not try_lock(users.fileno(), fcntl.LOCK_EX):
                 with suppress(subprocess.TimeoutExpired):
@@ -79,7 +80,7 @@ class Supervisor:
             stop(server)
 
     def _make_cluster(self) -> None:
-        """Whole or not at all: a name it has only once everything is on disk."""
+        """Create the cluster completely or not at all: it gets its name only when everything is on disk."""
         part = self.home / "cluster.new"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
@@ -101,7 +102,7 @@ class Supervisor:
             raise ChildProcessError(f"{program} failed")
 
     def _as_child(self, at_parents_death: signal.Signals) -> dict[str, Any]:
-        """The environment is bare because the server would read the user's PGPORT, PGDATA and LC_* too."""
+        """Options of a child. Its environment is bare, because the server would also read PGPORT, PGDATA and LC_*."""
         uid, gid = self.account or (None, None)
         return {
             "env": {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
@@ -115,7 +116,7 @@ class Supervisor:
         }
 
     def _ready(self) -> bool:
-        """As pg_ctl sees it: the eighth line of the pid file."""
+        """Whether the server is ready, by the eighth line of the pid file, as pg_ctl does."""
         with suppress(FileNotFoundError):
             lines = (self.cluster / "postmaster.pid").read_text().splitlines()
             return len(lines) >= 8 and lines[7].strip() == "ready"
@@ -131,7 +132,7 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """Fast, then at once (the next start recovers), then by force."""
+    """Stop the server: fast, then at once (the next start recovers), then by force."""
     for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
         if server.poll() is not None:
             return
@@ -141,7 +142,8 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def report(descriptor: int, line: str) -> None:
-    with suppress(BrokenPipeError):  # whoever started us is gone; the watch will see it
+    # The process that started the supervisor may be gone. `watch` will find that out.
+    with suppress(BrokenPipeError):
         os.write(descriptor, line.encode())
     os.close(descriptor)
 
@@ -150,7 +152,8 @@ def main() -> int:
     plan = json.loads(sys.argv[1])
     if os.fork():
         return 0
-    with suppress(FileNotFoundError):  # why the last one ended is worth a look
+    # The last log is kept: it says why the last server ended.
+    with suppress(FileNotFoundError):
         Path(plan["log"]).replace(plan["log"] + ".1")
     log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for stream in (1, 2):

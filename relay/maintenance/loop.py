@@ -1,7 +1,7 @@
-"""Maintenance: the periodic tasks that keep the engine true and quick.
+"""Maintenance: the periodic tasks of every relay.
 
-It promotes what is due, takes back what dead workers held, prunes, vacuums, analyzes and samples. Several relays may
-run it at once: row locks share the work.
+Maintenance promotes due jobs, lapses attempts of dead workers, prunes, vacuums, analyzes and samples. Several relays
+may run maintenance at the same time: row locks share the work.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PROMOTE_SECONDS: Final = 0.2
 LAPSE_SECONDS: Final = 10.0
 SAMPLE_SECONDS: Final = 5.0
 TASK_SECONDS: Final = 60.0
-"""How long a run of the other tasks may take."""
+"""How long one run of a task on a borrowed connection may take."""
 SHOWN: Final = 10
 """How many jobs of dead workers a log line names."""
 
@@ -46,10 +46,9 @@ log = structlog.get_logger()
 
 
 class Maintenance:
-    """Runs every task until `stop`. `on_ready` is called when rows became ready.
+    """Runs every task until `stop`. `on_ready` is called when jobs have become ready.
 
-    `presets` are those whose figures are shown from the start, and whether or not they have jobs. `publish_results`
-    is as in the moves.
+    Metrics of `presets` are shown from the start, even without jobs. `publish_results` is an argument of the moves.
     """
 
     def __init__(
@@ -69,11 +68,11 @@ class Maintenance:
         self._lease_seconds = lease_seconds
         self._on_ready = on_ready
         self._publish_results = publish_results
-        # Effects may hold the whole pool; these two must go on, for nothing else brings their jobs back.
+        # Slow tasks may hold the whole pool. These two must go on, because nothing else brings jobs back.
         self._promoting = PinnedConnection(url, name="promote")
         self._lapsing = PinnedConnection(url, name="lapse")
         self._connected: tuple[Connection, float] | None = None
-        """The connection for lapses, and since when it has stood."""
+        """The connection for lapses, and the monotonic time of its first use."""
         self._promoted_at = time.monotonic()
         self._health = TaskHealth()
         self.sampler = Sampler(url, presets)
@@ -81,10 +80,10 @@ class Maintenance:
         _show_nothing_yet(presets, ("promote", "lapse", "sample", *(task.name for task in self.tasks)))
 
     async def ready(self) -> None:
-        """A readiness check: raises when due jobs have not been looked at lately."""
+        """A readiness check: raises when no promotion has succeeded for the length of a lease."""
         behind = time.monotonic() - self._promoted_at
         if behind > self._lease_seconds:
-            raise DatabaseUnavailable(f"nothing was promoted for {behind:.0f} s")
+            raise DatabaseUnavailable(f"no promotion has succeeded for {behind:.0f} s")
 
     async def run(self, stop: asyncio.Event) -> None:
         try:
@@ -103,7 +102,7 @@ class Maintenance:
         await self.sampler.aclose()
 
     def _loops(self) -> list[tuple[str, float, Callable[[], Awaitable[int]]]]:
-        """Each task with its period; the first three have connections of their own."""
+        """Each task with its period in seconds. The first three have connections of their own."""
         return [
             ("promote", PROMOTE_SECONDS, self._promote),
             ("lapse", min(self._lease_seconds / 6, LAPSE_SECONDS), self._lapse),
@@ -144,10 +143,9 @@ class Maintenance:
         return rows
 
     async def _lapse(self) -> int:
-        """Take back what dead workers held; but not before this process itself has been connected for a lease.
+        """Lapse attempts of dead workers, but only after this process has been connected for a lease.
 
-        After an outage of the database every lease has expired, and the workers that will renew theirs in a
-        moment must not be robbed.
+        After an outage of the database every lease has expired. Live workers need that time to renew theirs.
         """
         async with self._lapsing.use() as conn:
             if self._connected is None or self._connected[0] is not conn:
@@ -157,14 +155,14 @@ class Maintenance:
                 return 0
             lapsed = await lapse(conn, BATCH, publish_results=self._publish_results)
         if lapsed:
-            _tell_of(lapsed)
+            _count_and_log(lapsed)
         if any(each.state is JobState.PENDING for each in lapsed):
             self._on_ready()
         return len(lapsed)
 
 
 def _show_nothing_yet(presets: Iterable[str], tasks: Iterable[str]) -> None:
-    """Every counter of maintenance, at 0 before its first event."""
+    """Show every counter of maintenance at 0 before its first event."""
     for task in tasks:
         MAINTENANCE_CYCLED_AT.labels(task).set_to_current_time()
         MAINTENANCE_ERRORS.labels(task)
@@ -176,8 +174,8 @@ def _show_nothing_yet(presets: Iterable[str], tasks: Iterable[str]) -> None:
             JOBS_FINISHED.labels(preset, state)
 
 
-def _tell_of(lapsed: Sequence[Lapsed]) -> None:
-    """Count them, and log them in one line."""
+def _count_and_log(lapsed: Sequence[Lapsed]) -> None:
+    """Count the lapsed attempts, and log them in one line."""
     for each in lapsed:
         ATTEMPTS.labels(each.preset, "lost").inc()
         if each.state.terminal:

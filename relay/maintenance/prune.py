@@ -1,4 +1,4 @@
-"""Pruning: rows that nobody will read again are deleted, a batch at a time."""
+"""Prunes: deletes rows that are not needed any more, a batch at a time."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM idempotency_keys WHERE expires_at < now() LIMIT %s FOR UPDATE SKIP LOCKED))
 """
 
-# While no relay runs nobody prunes: then they say since when none has been heard of.
+# Without a running relay nothing is pruned: the rows then show since when no relay has reported.
 PRUNE_RELAY_STATUS: LiteralString = """
 DELETE FROM relay_status
 WHERE (relay, topic) IN (
     SELECT relay, topic FROM relay_status WHERE updated_at < now() - interval '1 minute' LIMIT %s)
 """
 
-# Ids are in the order of creation, and what finished long ago was created before that: the bound ends the scan of
-# the primary key where younger jobs begin.
+# Ids are in the order of creation, and a job that finished long ago was created even earlier. The bound therefore
+# ends the scan of the primary key where younger jobs begin.
 PRUNE_JOBS: LiteralString = """
 WITH old AS MATERIALIZED (
     SELECT job_id FROM job_results
@@ -52,7 +52,7 @@ DELETE FROM job_results WHERE job_id IN (SELECT job_id FROM old)
 
 
 def prune_tasks(retention_days: int) -> list[PeriodicTask]:
-    """The tasks; finished jobs are kept for `retention_days`, and for ever when that is 0."""
+    """The pruning tasks. Finished jobs are kept for `retention_days`; 0 keeps them for ever."""
     tasks = [
         PeriodicTask("prune_progress", 30.0, _statement(PRUNE_PROGRESS)),
         PeriodicTask("prune_relay_status", 60.0, _statement(PRUNE_RELAY_STATUS)),
@@ -64,7 +64,7 @@ def prune_tasks(retention_days: int) -> list[PeriodicTask]:
 
 
 async def prune_jobs(conn: AsyncConnection[Any], days: int) -> int:
-    """Delete up to BATCH jobs that finished more than `days` ago, with all that was kept of them."""
+    """Delete up to BATCH jobs that finished more than `days` ago, with their results and audit trails."""
     bound = first_id_of(time.time() - (days - 1) * 86_400)  # a day of slack for other clocks
     return (await conn.execute(PRUNE_JOBS, {"days": days, "limit": BATCH, "bound": bound})).rowcount
 

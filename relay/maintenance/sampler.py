@@ -1,4 +1,4 @@
-"""A relay's look at the database, kept in gauges: what a scrape shows costs no query."""
+"""Samples the database into gauges, so that a scrape costs no query."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ from engine.telemetry.metrics import (
 )
 
 MAX_SAMPLE_SECONDS: Final = 1.5
-"""What a sample is taken to cost at most: the one that an outage held up took long, and after it the figures are
-wanted."""
+"""The most that the throttle counts for a sample: one that an outage held up took long, but the next is due soon."""
 STALE_SECONDS: Final = 30.0
 
-# Vacuum may remove nothing that the oldest snapshot of this database can still see. A prepared transaction holds one
-# that no session shows. Without the rights of pg_read_all_stats only one's own sessions are visible.
+# VACUUM removes no row that the oldest snapshot of this database can still see. A prepared transaction holds a
+# snapshot that no session shows. Without the role pg_read_all_stats only the user's own sessions are visible.
 OLDEST_TRANSACTION: LiteralString = """
 SELECT extract(epoch FROM clock_timestamp() - least(
     (SELECT min(xact_start) FROM pg_stat_activity
@@ -44,8 +43,8 @@ SELECT extract(epoch FROM clock_timestamp() - least(
     (SELECT min(prepared) FROM pg_prepared_xacts WHERE database = current_database())))::float8
 """
 
-# Beside transactions of this database: a replication slot, or a standby that tells of its queries, which nobody sees
-# in the session list of an application.
+# Beside transactions of this database, replication slots and standbys with hot_standby_feedback hold back VACUUM.
+# The session list of an application does not show them.
 OLDEST_XMIN: LiteralString = """
 SELECT coalesce(max(age(xmin)), 0)::float8
 FROM (SELECT backend_xmin AS xmin FROM pg_stat_activity WHERE pid <> pg_backend_pid()
@@ -65,10 +64,10 @@ GROWING: Final = ["jobs", "job_results", "job_state_records"]
 
 
 class Sampler:
-    """Looks when it is asked to, but not for more than a twentieth of the time."""
+    """Samples when asked, but for at most a twentieth of the time."""
 
     def __init__(self, url: str, presets: Iterable[str] = ()) -> None:
-        """`presets` are shown whether or not they have jobs."""
+        """Metrics of `presets` are shown even without jobs."""
         self._conn = PinnedConnection(url, name="sample")
         self._throttle = Throttle(most=MAX_SAMPLE_SECONDS)
         self._presets = tuple(presets)
@@ -83,9 +82,9 @@ class Sampler:
         SAMPLED_AT.set_to_current_time()
 
     async def sample(self) -> int:
-        """A periodic task's work; it moves no rows. Raises DatabaseUnavailable.
+        """The work of a periodic task; returns 0 rows. Raises DatabaseUnavailable.
 
-        What was seen too long ago is forgotten: another relay may see better.
+        Figures older than STALE_SECONDS are forgotten: another relay may have newer ones.
         """
         if not self._throttle.due:
             return 0

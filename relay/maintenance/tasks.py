@@ -1,4 +1,4 @@
-"""The kinds of work that maintenance repeats, and how it fares with each."""
+"""The periodic tasks of maintenance, and the health of each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from engine.storage.connections import Connection
 from engine.tables.relay_status import RelayStatus
 
 BATCH: Final = 1000
-"""Rows that one run of a task moves at most."""
+"""Rows that one run of a task changes at most."""
 VITAL: Final = ("promote", "lapse")
-"""The tasks without which jobs stay where they are; the others can wait."""
+"""The tasks without which jobs stop moving; the others can wait."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """`work(conn)` moves up to BATCH rows and returns how many; it runs each `period` seconds, and again while full."""
+    """`work(conn)` changes up to BATCH rows and returns how many.
+
+    The task runs every `period` seconds, and again at once after a full batch.
+    """
 
     name: str
     period: float
@@ -51,7 +54,7 @@ class TaskHealth:
 
     @property
     def status(self) -> RelayStatus:
-        """What the relay reports: maintenance is failing while a vital task is, and with which error."""
+        """The relay's report: maintenance is failing while a vital task fails, with the error of that task."""
         now = time.monotonic()
         faults = [(*self._faults[name], name) for name in VITAL if name in self._faults]
         if not faults:

@@ -1,6 +1,6 @@
-"""Keeps PostgreSQL quick: clears the queue's head of dead rows, and tells the planner of tables that have grown.
+"""Keeps PostgreSQL fast: removes dead rows from the outbox, and updates the planner's statistics of grown tables.
 
-Both run every two seconds, for autovacuum wakes once a minute.
+Both tasks run every two seconds, because autovacuum wakes only once a minute.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from relay.maintenance.tasks import PeriodicTask
 
 DEAD_ROWS: Final = 10_000
 HELD_SECONDS: Final = 60.0
-"""How long to leave dead rows alone that a VACUUM could not remove: a held snapshot keeps them."""
+"""Pause after a VACUUM that could not remove the dead rows, because a snapshot still holds them."""
 ANALYZED: Final = ["jobs", "outbox", "outbox_events", "job_results", "job_state_records", "job_progress"]
 
-# A table that was empty at its last VACUUM or ANALYZE is planned for as if it still were, however it has grown: plans
-# then read all of it for each row. autovacuum wakes once a minute; ANALYZE also has every session plan anew.
+# The planner takes a table that was empty at its last VACUUM or ANALYZE for empty, however much the table has grown:
+# plans then read the whole table for each row. ANALYZE also makes every session plan again.
 OUTGROWN: LiteralString = """
 SELECT s.relname FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
 WHERE schemaname = current_schema() AND s.relname = ANY (%s) AND n_live_tup > 500 + 4 * greatest(reltuples, 0)
@@ -32,13 +32,13 @@ WARNING: Final = "01000"
 
 
 class Vacuum:
-    """VACUUM of the outbox, where its dead rows have become many: they triple the cost of a claim."""
+    """Vacuums the outbox when DEAD_ROWS rows are dead: so many triple the cost of a claim."""
 
     def __init__(self) -> None:
         self._not_before = 0.0
 
     async def run(self, conn: Connection) -> int:
-        """A periodic task's work; it moves no rows. Raises InsufficientPrivilege."""
+        """The work of a periodic task; returns 0 rows. Raises InsufficientPrivilege."""
         if time.monotonic() < self._not_before or await _dead_rows(conn) < DEAD_ROWS:
             return 0
         await _checked(conn, VACUUM)
@@ -52,18 +52,19 @@ def vacuum_tasks() -> list[PeriodicTask]:
 
 
 async def analyze(conn: Connection) -> int:
-    """ANALYZE the tables that have outgrown what the planner knows of them. Raises InsufficientPrivilege."""
+    """Analyze the tables that have outgrown the planner's statistics. Raises InsufficientPrivilege."""
     for (table,) in await fetchall(conn, OUTGROWN, [ANALYZED]):
         await _checked(conn, sql.SQL("ANALYZE {}").format(sql.Identifier(table)))
     return 0
 
 
 async def _checked(conn: Connection, statement: LiteralString | sql.Composed) -> None:
-    """Run VACUUM or ANALYZE. Raises InsufficientPrivilege where the server warns of that and does nothing."""
+    """Run VACUUM or ANALYZE. Raises InsufficientPrivilege, for which the server only warns and does nothing."""
     warned: list[str] = []
 
     def note(notice: errors.Diagnostic) -> None:
-        if notice.sqlstate == WARNING:  # a table that is locked has a code of its own
+        # The warning of a locked table has a code of its own.
+        if notice.sqlstate == WARNING:
             warned.append(notice.message_primary or "")
 
     conn.add_notice_handler(note)

@@ -1,4 +1,4 @@
-"""Creates, updates or only compares the topics and subscriptions. The relay itself never does."""
+"""Creates, updates or only compares the topics and subscriptions. A running relay never changes them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ T = TypeVar("T")
 
 CALL_SECONDS: Final = 5.0
 PATIENCE_SECONDS: Final = 5.0
-"""How long a call is tried again while its fault may pass."""
+"""How long a call is tried again while its fault is a passing one."""
 MIN_PAUSE_SECONDS: Final = 0.1
 ROUNDS: Final = 5
-"""How often a race with another provisioner is run again."""
+"""How many times provisioning starts again when another process provisions at the same time."""
 SERVICE: Final = "pubsub.googleapis.com"
 
 
 def address() -> str:
-    """Who is talked to: an emulator's address, or the service's name."""
+    """The broker: the emulator's address, or the service's name."""
     return os.environ.get(EMULATOR) or SERVICE
 
 
 class BrokerError(OutriderError):
-    """Pub/Sub did not answer, or refused: what was `found`, and how to `fix` it."""
+    """Pub/Sub did not answer, or refused a call. `found` says what happened, and `fix` what to do."""
 
     def __init__(self, found: str, fix: str) -> None:
         super().__init__(f"{found}: {fix}")
@@ -50,13 +50,13 @@ class Clients(NamedTuple):
 
 @asynccontextmanager
 async def open_clients() -> AsyncIterator[Clients]:
-    """As `engine.pubsub.client` opens each."""
+    """Both clients, as `engine.pubsub.client` opens them."""
     async with open_publisher() as publisher, open_subscriber() as subscriber:
         yield Clients(publisher, subscriber)
 
 
 async def examine(clients: Clients, names: Names) -> list[Change]:
-    """What `provision` would do. Raises BrokerError."""
+    """The changes that `provision` would make. Raises BrokerError."""
     topics = [each for each in names if await _found(clients.publisher.get_topic, topic=each)]
     get = clients.subscriber.get_subscription
     found = [await _found(get, subscription=each.name) for each in desired(names)]
@@ -64,7 +64,7 @@ async def examine(clients: Clients, names: Names) -> list[Change]:
 
 
 async def provision(clients: Clients, names: Names) -> AsyncIterator[Change]:
-    """Make or fix; gives each change once it is made, and at the end those that are left to be made by hand.
+    """Create or fix the resources. Yields each change once it is made, and last the changes to make by hand.
 
     Raises BrokerError.
     """
@@ -86,11 +86,13 @@ async def provision(clients: Clients, names: Names) -> AsyncIterator[Change]:
             return
         await asyncio.sleep(pause)
         pause *= 2
-    raise BrokerError("somebody else keeps changing the topics and subscriptions", "provision again")
+    raise BrokerError(
+        "another process keeps changing the topics and subscriptions", "run `outrider provision` again"
+    )
 
 
 async def _made(clients: Clients, names: Names, change: Change) -> bool:
-    """Take the step; False where somebody else was quicker."""
+    """Make the change. False if another process was faster."""
     try:
         if change.kind == "topic":
             await _create_topic(clients.publisher, change.resource)
@@ -104,7 +106,7 @@ async def _made(clients: Clients, names: Names, change: Change) -> bool:
 async def _create_topic(publisher: PublisherAsyncClient, topic: str) -> None:
     try:
         await _call(publisher.create_topic, name=topic)
-    except NotFound as error:  # the project
+    except NotFound as error:  # the project does not exist
         raise _explained(error) from error
 
 
@@ -127,7 +129,7 @@ async def _found(get: Callable[..., Awaitable[T]], **name: str) -> T | None:
 
 
 async def _call(method: Callable[..., Awaitable[T]], **arguments: Any) -> T:
-    """Raises BrokerError; NotFound and AlreadyExists are for the caller to judge."""
+    """Call `method`, and again while its fault is a passing one. Raises BrokerError, NotFound or AlreadyExists."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     pause = MIN_PAUSE_SECONDS
     while True:
@@ -143,17 +145,18 @@ async def _call(method: Callable[..., Awaitable[T]], **arguments: Any) -> T:
 
 
 def _fault(error: GoogleAPICallError) -> Fault:
-    """As engine.pubsub.client judges, of an error that the client has wrapped."""
+    """The fault, as in engine.pubsub.client, of an error that the client has wrapped."""
     return FAULTS.get(error.grpc_status_code or grpc.StatusCode.UNKNOWN, Fault.PASSING)
 
 
 def _explained(error: GoogleAPICallError) -> BrokerError:
     if _fault(error) is Fault.PASSING:
-        reachable, running = "see that it can be reached", f"see that {EMULATOR} names a running emulator"
+        reachable = "check the network connection to Pub/Sub"
+        running = f"check that {EMULATOR} names a running emulator"
         fix = reachable if address() == SERVICE else running
         return BrokerError(f"Pub/Sub at {address()} does not answer: {error.message}", fix)
     if isinstance(error, NotFound):
-        return BrokerError(error.message, "see that OUTRIDER_PUBSUB_PROJECT names an existing project")
+        return BrokerError(error.message, "check that OUTRIDER_PUBSUB_PROJECT names an existing project")
     if _fault(error) is Fault.MISCONFIGURED:
         return BrokerError(error.message, "give this account the role roles/pubsub.editor in the project")
-    return BrokerError(f"Pub/Sub refused: {error.message}", "see the message")
+    return BrokerError(f"Pub/Sub refused the request: {error.message}", "see the message")

@@ -1,4 +1,4 @@
-"""The topics and subscriptions as they should be, and what is different about those that were found."""
+"""The desired topics and subscriptions, and how the found ones differ."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Step(StrEnum):
     UPDATE = "update"
     RECREATE = "recreate"
     BY_HAND = "by hand"
-    """It cannot be changed in place, and making it anew could lose what somebody waits for."""
+    """The resource cannot be changed in place, and recreating it could lose messages that are still needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is wrong with one resource, and the step that fixes it. `fields` are those to be updated."""
+    """A fault of one resource, and the step that fixes it. `fields` are the fields to update."""
 
     step: Step
     kind: Literal["topic", "subscription"]
@@ -48,7 +48,7 @@ class Change:
 
     @property
     def done(self) -> str:
-        """As it is told once the step was taken."""
+        """The report of the step once it is taken."""
         match self.step:
             case Step.CREATE:
                 return f"created {self.kind} {self.name}"
@@ -62,15 +62,15 @@ class Change:
     @property
     def fix(self) -> str:
         if self.step is Step.BY_HAND:
-            return "read what is left in it, delete it, and run `outrider provision`"
+            return "read the remaining messages, delete the subscription, and run `outrider provision`"
         return "run `outrider provision`"
 
 
 def desired(names: Names) -> list[Subscription]:
     """The subscription of each topic.
 
-    Only the jobs' has a dead-letter policy, and it is but a net under messages that end every worker: the worker
-    itself dead-letters what it cannot read, and nacks at its drain alone.
+    Only the jobs' subscription has a dead-letter policy, as a safety net for messages that end every worker. A worker
+    itself dead-letters messages that it cannot decode, and nacks messages only when it drains.
     """
     net = DeadLetterPolicy(dead_letter_topic=names.dead_letters, max_delivery_attempts=MAX_DELIVERY_ATTEMPTS)
     return [
@@ -86,14 +86,15 @@ def _subscription(topic: str, ack_seconds: int, net: DeadLetterPolicy | None = N
         topic=topic,
         ack_deadline_seconds=ack_seconds,
         message_retention_duration=RETENTION,
-        expiration_policy=ExpirationPolicy(),  # without a ttl: never, where none at all is 31 days
+        # A policy without a ttl never expires the subscription. Without a policy the broker's default is 31 days.
+        expiration_policy=ExpirationPolicy(),
         retry_policy=RetryPolicy(minimum_backoff=MIN_BACKOFF, maximum_backoff=MAX_BACKOFF),
         dead_letter_policy=net,
     )
 
 
 def compare(names: Names, topics: Collection[str], subscriptions: Iterable[Subscription]) -> list[Change]:
-    """What makes the found topics (by their full names) and subscriptions the desired ones, topics first."""
+    """The changes from the found topics (full names) and subscriptions to the desired ones, topics first."""
     found = {each.name: each for each in subscriptions}
     missing = [Change(Step.CREATE, "topic", topic, "missing") for topic in names if topic not in topics]
     judged = [_judged(names, wanted, found.get(wanted.name)) for wanted in desired(names)]
@@ -107,31 +108,31 @@ def _judged(names: Names, wanted: Subscription, found: Subscription | None) -> C
     if found is None:
         return change(Step.CREATE, "missing")
     if found.detached:
-        return change(Step.RECREATE, "it was detached from its topic")
+        return change(Step.RECREATE, "detached from the topic")
     if found.topic == DELETED:
-        # What is left in it can still be read. Of wake-ups none is needed; results and dead letters are.
+        # The remaining messages can still be read. Wake-ups are not needed; results and dead letters are.
         step = Step.RECREATE if wanted.topic == names.jobs else Step.BY_HAND
-        return change(step, "its topic was deleted")
+        return change(step, "the topic was deleted")
     if found.topic != wanted.topic:
-        return change(Step.BY_HAND, f"it belongs to {found.topic}")
+        return change(Step.BY_HAND, f"belongs to {found.topic}")
     if found.filter:
-        return change(Step.BY_HAND, f"its filter {found.filter!r} withholds messages")
+        return change(Step.BY_HAND, f"the filter {found.filter!r} withholds messages")
     differences = _differences(wanted, found)
     return change(Step.UPDATE, "; ".join(differences.values()), differences) if differences else None
 
 
 def _differences(wanted: Subscription, found: Subscription) -> dict[str, str]:
-    """field → its two values in words. A policy that the broker fills in reads the same as the one it was given."""
+    """field → found and desired value in words. A policy reads the same after the broker has filled in defaults."""
     differences = {}
-    for field, (label, told) in FIELDS.items():
-        has, should = told(getattr(found, field)), told(getattr(wanted, field))
+    for field, (label, worded) in FIELDS.items():
+        has, should = worded(getattr(found, field)), worded(getattr(wanted, field))
         if has != should:
             differences[field] = f"{label} {has} → {should}"
     return differences
 
 
 def _period(period: timedelta) -> str:
-    """In days, where it is whole ones."""
+    """In days if they are whole, else in seconds."""
     if not period or period % timedelta(days=1):
         return _seconds(period)
     return "1 day" if period.days == 1 else f"{period.days} days"
@@ -164,4 +165,4 @@ FIELDS: Final[Mapping[str, tuple[str, Callable[[Any], str]]]] = {
     "retry_policy": ("redelivery", _redelivery),
     "dead_letter_policy": ("dead letters", _net),
 }
-"""What of a subscription is ours to say; the rest is left as its owner has it."""
+"""The fields of a subscription that provisioning controls. Other fields stay as their owner has set them."""

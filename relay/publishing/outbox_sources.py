@@ -1,6 +1,6 @@
-"""What a relay publishes, one source for each topic: ready jobs as wake-ups, and the events of their results.
+"""The rows that a relay publishes, one source per topic: ready jobs as wake-ups, and result and dead-letter events.
 
-Rows are reserved for some seconds, and then marked, released or refused. Every method raises DatabaseUnavailable.
+Rows are reserved for RESERVED_SECONDS, then marked, released or refused. Every method raises DatabaseUnavailable.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from engine.telemetry.metrics import EVENTS_QUARANTINED, STAGE_SECONDS, WAKE_UPS
 
 RESERVED_SECONDS: Final = 10.0
 MARK_PAUSES: Final = (0.0, 0.5, 2.0)
-"""Seconds after each failed try to mark, within the reservation."""
+"""Seconds to wait after each failed try to mark: in all less than a reservation."""
 MAX_ROWS: Final = 500
 MAX_BYTES: Final = 8_000_000
-"""Of one request; the service takes 10 MB and 1000 messages."""
+"""Size of one request at most; the service takes 10 MB and 1000 messages."""
 
 log = structlog.get_logger()
 
@@ -43,25 +43,25 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 
 class OutboxSource(Protocol[ItemT]):
-    """The rows of one topic that have still to be published."""
+    """The unpublished rows of one topic."""
 
     async def take(self) -> list[ItemT]:
         """Reserve the next rows; empty when there are none."""
 
     async def sent(self, items: Sequence[ItemT]) -> None:
-        """They have been published."""
+        """Mark the items, which have been published."""
 
     async def release(self, items: Sequence[ItemT]) -> None:
-        """They could not be published now."""
+        """Release the items, which could not be published now."""
 
     async def refuse(self, item: ItemT, reason: str) -> None:
-        """The broker will never take it."""
+        """Set aside the item, which the broker will never take."""
 
     async def aclose(self) -> None: ...
 
 
 class WakeUps:
-    """Ready jobs. A worker may claim one while it is on its way: then nothing is left to be marked."""
+    """Ready jobs. A worker may claim a job while its wake-up is in flight: then there is no row to mark."""
 
     def __init__(self, url: str, presets: Iterable[str]) -> None:
         self._connections = ConnectionPair(url, "jobs")
@@ -74,7 +74,7 @@ class WakeUps:
         self._presets += set(presets) - set(self._presets)
 
     async def take(self) -> list[WakeUp]:
-        # In turn, so that no preset starves one of its own priority.
+        # The presets take turns, so that none starves another one of the same priority.
         self._presets = self._presets[1:] + self._presets[:1]
         return await self._cursor.next(self._scan)
 
@@ -98,7 +98,7 @@ class WakeUps:
         await self._connections.mark(lambda conn: publish.release(conn, items))
 
     async def refuse(self, item: WakeUp, reason: str) -> None:
-        """Mark it as published all the same: workers look for jobs whose message does not come."""
+        """Mark the job as published all the same: workers look for jobs whose message does not come."""
         WAKE_UPS_REFUSED.inc()
         log.warning("wake_up.refused", job_id=item.job_id, preset=item.preset, reason=reason)
         await self._mark([item])
@@ -108,7 +108,7 @@ class WakeUps:
 
 
 class Events:
-    """Result or dead-letter messages: deleted once they are published."""
+    """Result or dead-letter events, deleted once they are published."""
 
     def __init__(self, url: str, topic: Topic) -> None:
         self._connections = ConnectionPair(url, topic)
@@ -137,7 +137,7 @@ class Events:
         await self._connections.mark(lambda conn: events.release(conn, items))
 
     async def refuse(self, item: Event, reason: str) -> None:
-        """Quarantine it, for people to look at."""
+        """Quarantine the event until an operator looks at it."""
         await self._connections.mark(lambda conn: events.quarantine(conn, item, reason))
         self._quarantined()
         named = {name: item.message.attributes.get(name) for name in ("message_id", "job_id")}
@@ -148,7 +148,7 @@ class Events:
 
 
 class ConnectionPair:
-    """The two connections of one source: the next rows are taken while the last are marked."""
+    """The two connections of one source: the next rows are taken while the previous ones are marked."""
 
     def __init__(self, url: str, name: str) -> None:
         self._taking = PinnedConnection(url, name=f"take {name}")
@@ -159,9 +159,9 @@ class ConnectionPair:
         return self._taking.use()
 
     async def mark(self, write: Callable[[Connection], Awaitable[object]]) -> None:
-        """Run `write`, and again when it fails: what is not marked leaves a second time.
+        """Run `write`, with retries: rows that are not marked are published a second time.
 
-        After an outage of the database a connection that was not used meanwhile fails once, at its first use.
+        After an outage of the database, a connection that was idle meanwhile fails once, at its first use.
         """
         async with self._marks:
             for seconds in MARK_PAUSES:

@@ -30,7 +30,7 @@ from relay.publishing.outbox_sources import ItemT, OutboxSource
 from relay.publishing.publisher import Publisher
 
 IN_FLIGHT: Final = 3
-"""Requests of one topic at once."""
+"""Concurrent requests of one topic."""
 MIN_IDLE_SECONDS: Final = 0.02
 MAX_IDLE_SECONDS: Final = 0.5
 STATES: Final[Mapping[Fault | None, State]] = {
@@ -43,9 +43,9 @@ log = structlog.get_logger()
 
 
 class PublishLoop(Generic[ItemT]):
-    """Publishes the rows of `source` to `topic`, until stopped. `wake` says that there may be some.
+    """Publishes the rows of `source` to `topic` until stopped. `wake` is a hint that there are new rows.
 
-    Metrics name the topic by its `subject`, whatever it is called; logs and traces by its name.
+    Metrics name the topic by its `subject`, which settings do not change; logs and traces use the topic's name.
     """
 
     def __init__(
@@ -73,17 +73,17 @@ class PublishLoop(Generic[ItemT]):
 
     @property
     def status(self) -> RelayStatus:
-        """How the topic fares."""
+        """Whether publishing to the topic succeeds, and since when."""
         state, since, detail = self._state
         return RelayStatus(self._subject, state, time.monotonic() - since, detail)
 
     @property
     def behind_seconds(self) -> float:
-        """Since when the database has not been asked for rows; an open breaker is no fault of the relay's."""
+        """Seconds since the last read of the outbox; 0 while the breaker is open, which is no fault of the relay."""
         return time.monotonic() - self._cycled if self._breaker.closed else 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Publish until `stop`, then wait for what is on its way."""
+        """Publish until `stop`, then wait for the requests in flight."""
         idle = MIN_IDLE_SECONDS
         try:
             async with asyncio.TaskGroup() as sends:
@@ -92,10 +92,10 @@ class PublishLoop(Generic[ItemT]):
                         self._shown_cycle.set_to_current_time()
                         await pause(stop, self._breaker.pause)
                         continue
-                    # Cleared before rows are taken: a hint that comes meanwhile must not be lost.
+                    # Cleared before rows are taken: a hint that arrives meanwhile must not be lost.
                     self._wake.clear()
                     await self._room.acquire()
-                    if self._breaker.pause:  # what was on its way meanwhile has failed
+                    if self._breaker.pause:  # a request in flight has failed
                         self._room.release()
                         continue
                     items = await self._take()
@@ -131,7 +131,7 @@ class PublishLoop(Generic[ItemT]):
         try:
             await self._publish(items)
         except (DatabaseUnavailable, Error) as error:
-            # Published or not, when the reservation ends the rows leave again, with the same message ids.
+            # When the reservation ends, the rows are published again with the same message ids.
             log.warning("outbox.not_marked", topic=self._name, rows=len(items), error=str(error).strip())
         finally:
             self._room.release()
@@ -157,7 +157,7 @@ class PublishLoop(Generic[ItemT]):
         await self._source.sent(items)
 
     async def _find_refused(self, items: Sequence[ItemT], error: grpc.RpcError) -> None:
-        """The broker refuses a whole request for one bad message: halve it until that is found."""
+        """Halve the request until the bad message is found: the broker refuses the whole request for one message."""
         if len(items) == 1:
             await self._source.refuse(items[0], details(error))
             return
@@ -174,7 +174,11 @@ class PublishLoop(Generic[ItemT]):
     def _unanswered(self, error: grpc.RpcError) -> None:
         kind = fault(error)
         if self._breaker.fail(kind):
-            fix = "run `outrider provision`, and see its rights" if kind is Fault.MISCONFIGURED else None
+            fix = (
+                "run `outrider provision`, and check the process's Pub/Sub permissions"
+                if kind is Fault.MISCONFIGURED
+                else None
+            )
             log.warning(
                 "breaker.opened", topic=self._name, reason=code(error).name, error=details(error), fix=fix
             )

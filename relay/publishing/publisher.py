@@ -1,4 +1,4 @@
-"""Where a relay's messages go."""
+"""Sends a relay's messages to Pub/Sub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine.pubsub.client import open_publisher, routed
 from engine.pubsub.messages import Message
 
 PUBLISH_SECONDS: Final = 5.0
-"""Half of a reservation: what was not answered by then can be given back before it is anybody's again."""
+"""Half of a reservation: rows whose request was not answered can be released before their reservation ends."""
 
 FOR_GOOGLE: Final = "googclient_traceparent"
-"""Where Google's own clients look for the trace of a message."""
+"""The attribute in which Google's own clients look for the trace of a message."""
 
 RawRequest: Final = PublishRequest.pb()
 RawMessage: Final = PubsubMessage.pb()
@@ -23,11 +23,11 @@ RawMessage: Final = PubsubMessage.pb()
 
 class Publisher(Protocol):
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
-        """Publish all of them, in one request; when it raises (grpc.RpcError), perhaps none of them."""
+        """Publish all `messages` in one request. Raises grpc.RpcError; the broker may have taken them even then."""
 
 
 class PubSubPublisher:
-    """Raw protobuf to the client's transport: 4.6 times what the threaded client sends, at a sixth of its CPU."""
+    """Sends raw protobuf to the client's transport: 4.6 times the threaded client's throughput at 1/6 of its CPU."""
 
     def __init__(self, send: Any) -> None:
         self._send = send

@@ -30,6 +30,7 @@ async def web_harness(database_url: str) -> AsyncIterator[WebHarness]:
         yield web_harness
 
 
+@pytest.mark.long
 async def test_generated_cases_find_no_500_no_broken_promise_and_no_way_to_anothers_job(
     web_harness: WebHarness, tmp_path: Path
 ) -> None:

@@ -129,7 +129,7 @@ async def test_an_async_pipeline_that_is_stopped_ends_as_it_was_told() -> None:
     assert watched.heard == [Cancelled()]
 
 
-async def test_an_async_pipeline_that_swallows_its_cancellation_is_left_behind_with_its_slot() -> None:
+async def test_an_async_pipeline_that_swallows_its_cancellation_is_stuck_in_its_slot() -> None:
     started, let_go = asyncio.Event(), asyncio.Event()
 
     async def stubborn(_job: Any, _run: Any) -> None:

@@ -10,11 +10,15 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from engine.errors import PermanentError, StateConflict
 from engine.model import Completed, JobState, Retry, Snoozed
 from engine.moves import cancel, redrive
 from tests.support.database import Conn
 from tests.support.worker_harness import WorkerHarness, preset
+
+pytestmark = pytest.mark.long
 
 JOBS = 150
 BLOWS = 40

@@ -217,7 +217,7 @@ async def test_a_worker_whose_streams_all_stall_is_not_ready_until_one_flows(
         await until(lambda: is_ready(worker))
         stall = subscription_harness.fake.inject(Stall(on=SUB, new_streams=True))
         stranded = await strand_until(subscription_harness, lambda: not_ready(worker))
-        with pytest.raises(BrokerUnavailable, match="3 streams"):
+        with pytest.raises(BrokerUnavailable, match="3 Pub/Sub streams"):
             await worker.consumer.ready()
         subscription_harness.fake.lift(stall)
         await until(lambda: is_ready(worker))

@@ -1,4 +1,4 @@
-"""Every call of the API, one file a resource. The routes and /openapi.json are made from this list."""
+"""Every operation of the API, one file per resource. The routes and /openapi.json are made from this list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/healthz and /readyz: does the process live, and can it do its work."""
+"""/healthz and /readyz: liveness and readiness of the web process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from web.wire.responses import Health
 @operation(
     "GET",
     "/healthz",
-    summary="Does the process live",
-    answers={200: Answer(description="Yes.", model=Health)},
+    summary="Check liveness",
+    answers={200: Answer(description="The process is alive.", model=Health)},
 )
 async def alive(_call: Call) -> web.Response:
     return await admin.health({})
@@ -24,11 +24,13 @@ async def alive(_call: Call) -> web.Response:
 @operation(
     "GET",
     "/readyz",
-    summary="Can the process do its work",
+    summary="Check readiness",
     answers={
-        200: Answer(description="Yes.", model=Health),
+        200: Answer(description="The process can serve requests.", model=Health),
         503: Answer(
-            description="No.", model=Health, headers={"Retry-After": "When to ask again, in seconds."}
+            description="The process cannot serve requests now: `checks` says why.",
+            model=Health,
+            headers={"Retry-After": "Seconds to wait before the next request."},
         ),
     },
 )
@@ -37,5 +39,5 @@ async def ready(call: Call) -> web.Response:
 
 
 def checks(schema: admin.Check, draining: asyncio.Event) -> admin.Checks:
-    """What readiness depends on: the database with its schema's version, and that we are not about to stop."""
+    """The readiness checks: the database has the schema of this code, and the process is not stopping."""
     return {"schema": schema, "accepting": admin.accepting(draining)}

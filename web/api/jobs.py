@@ -1,4 +1,4 @@
-"""Jobs over HTTP: each call is parse, call, render. Whose job it is, the SQL decides."""
+"""Jobs over HTTP: parse the request, call the engine, render the answer. The SQL checks the owner of a job."""
 
 from __future__ import annotations
 
@@ -22,25 +22,31 @@ from web.operations import Answer, Call, Header, operation
 from web.wire import paging, parsing, request_models, responses
 from web.wire.responses import reply
 
-IF_NONE_MATCH: Final = Header(name="If-None-Match", description="An ETag: 304 while the job is unchanged.")
+IF_NONE_MATCH: Final = Header(
+    name="If-None-Match", description="An ETag of the job. The answer is 304 while the job is unchanged."
+)
 PREFER: Final = Header(
-    name="Prefer", description="`wait=N`: wait up to N (30 at most) seconds for a terminal status."
+    name="Prefer",
+    description="`wait=N` (RFC 7240): the answer waits up to N seconds, at most 30, for a terminal status.",
 )
 
 
 @operation(
     "GET",
     "/pipeline/job/{job_id}",
-    summary="One job",
+    summary="Read a job",
     scope=READ,
     headers=(IF_NONE_MATCH, PREFER),
     answers={
         200: Answer(
-            description="The job as it stands.",
+            description="The job in its current state.",
             model=responses.JobObject,
-            headers={"ETag": "Changes with the job.", "Preference-Applied": "The wait that was granted."},
+            headers={
+                "ETag": "Changes whenever the job changes.",
+                "Preference-Applied": "The wait that was applied, as `wait=N`.",
+            },
         ),
-        304: Answer(description="Unchanged.", headers={"ETag": "The job's."}),
+        304: Answer(description="The job is unchanged.", headers={"ETag": "The job's current ETag."}),
     },
 )
 async def job(call: Call, job_id: UUID) -> web.Response:
@@ -60,9 +66,9 @@ async def job(call: Call, job_id: UUID) -> web.Response:
 @operation(
     "GET",
     "/pipeline/job/{job_id}/history",
-    summary="How the job got where it is",
+    summary="Read a job's audit trail",
     scope=READ,
-    answers={200: Answer(description="The audit trail, oldest first.", model=responses.History)},
+    answers={200: Answer(description="The job's transitions, oldest first.", model=responses.History)},
 )
 async def history(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
@@ -76,18 +82,18 @@ async def history(call: Call, job_id: UUID) -> web.Response:
 @operation(
     "GET",
     "/pipeline/jobs",
-    summary="The caller's jobs, newest first",
+    summary="List the caller's jobs, newest first",
     scope=READ,
     answers={
         200: Answer(
-            description="A page.",
+            description="One page of jobs.",
             model=responses.JobsPage,
-            headers={"Link": 'rel="next", where more follow.'},
+            headers={"Link": '`rel="next"`: the next page, if there is one.'},
         )
     },
 )
 async def list_jobs(call: Call, query: request_models.JobsQuery) -> web.Response:
-    """A page costs an index range scan; with `preset`, that of all the owner's jobs in the status asked for."""
+    """A page costs an index range scan. With `preset` the scan covers all of the owner's jobs in that status."""
     if query.owner is not None:
         call.caller.require(ADMIN)
     async with call.api.store.connection() as conn:
@@ -118,12 +124,12 @@ async def list_jobs(call: Call, query: request_models.JobsQuery) -> web.Response
 @operation(
     "POST",
     "/pipeline/job/{job_id}/cancel",
-    summary="Cancel the job",
+    summary="Cancel a job",
     scope=WRITE,
     refuses=(409,),
     answers={
-        200: Answer(description="It is cancelled.", model=responses.Standing),
-        202: Answer(description="Its running attempt is being stopped.", model=responses.Standing),
+        200: Answer(description="The job is cancelled.", model=responses.Standing),
+        202: Answer(description="The job's running attempt is being stopped.", model=responses.Standing),
     },
 )
 async def cancel(call: Call, job_id: UUID) -> web.Response:
@@ -145,7 +151,7 @@ async def cancel(call: Call, job_id: UUID) -> web.Response:
     summary="Run a failed or cancelled job again",
     scope=WRITE,
     refuses=(409,),
-    answers={202: Answer(description="It is queued again.", model=responses.Standing)},
+    answers={202: Answer(description="The job is pending again.", model=responses.Standing)},
 )
 async def retry(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
@@ -158,10 +164,10 @@ async def retry(call: Call, job_id: UUID) -> web.Response:
 @operation(
     "GET",
     "/pipeline/job/{job_id}/explain",
-    summary="Why the job is where it is",
+    summary="Explain a job's state",
     scope=READ,
     answers={
-        200: Answer(description="A sentence, and the facts behind it.", model=responses.ExplanationShown)
+        200: Answer(description="A summary, and the facts behind it.", model=responses.ExplanationShown)
     },
 )
 async def explained(call: Call, job_id: UUID) -> web.Response:
@@ -171,7 +177,7 @@ async def explained(call: Call, job_id: UUID) -> web.Response:
 
 
 async def _terminal(call: Call, job_id: UUID, seconds: int) -> JobView:
-    """The job once it is terminal, or as it stands after `seconds`."""
+    """The job once its state is terminal, or the job's state after `seconds`."""
     clock = asyncio.get_running_loop().time
     until = clock() + seconds
     with call.api.store.watcher.watch(job_id) as watch:

@@ -1,4 +1,4 @@
-"""What can be run."""
+"""The presets of this installation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from web.wire.responses import reply
 @operation(
     "GET",
     "/pipeline/presets",
-    summary="What can be run",
+    summary="List the presets",
     scope=READ,
-    answers={200: Answer(description="The presets.", model=responses.Presets)},
+    answers={200: Answer(description="The presets of this installation.", model=responses.Presets)},
 )
 async def presets(call: Call) -> web.Response:
     return reply(responses.presets(call.api.registry))

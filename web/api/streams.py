@@ -27,19 +27,23 @@ PING_SECONDS: Final = 15.0
 @operation(
     "GET",
     "/pipeline/job/{job_id}/events",
-    summary="The audit trail and progress as they happen",
+    summary="Stream a job's transitions and progress",
     scope=READ,
-    headers=(Header(name="Last-Event-ID", description="The last `id` seen: resume after it."),),
+    headers=(
+        Header(
+            name="Last-Event-ID", description="The last `id` received: the stream resumes after that event."
+        ),
+    ),
     answers={
         200: Answer(description="Server-Sent Events `status` and `progress`.", media="text/event-stream"),
-        204: Answer(description="Nothing more will come: the terminal event was seen."),
+        204: Answer(description="The stream is over: the client has received the terminal event."),
     },
 )
 async def events(call: Call, job_id: UUID) -> web.StreamResponse:
-    """Every transition after Last-Event-ID, and the latest progress, until the job is terminal."""
+    """Send every transition after Last-Event-ID, and the latest progress, until the job is terminal."""
     with call.api.store.watcher.watch(job_id) as watch:
         view = await call.api.store.read(job_id, call.caller.sees)
-        # An id from the future is another job's, or made up: what is still to come must be told all the same.
+        # An id above the job's version is another job's or invented. Later events must be sent all the same.
         seen = min(_last_event_id(call.request), view.version)
         if view.state.terminal and view.version == seen:
             return web.Response(status=HTTPStatus.NO_CONTENT)
@@ -54,7 +58,7 @@ async def events(call: Call, job_id: UUID) -> web.StreamResponse:
 
 
 class _Stream:
-    """One open stream. The status line has been sent: whatever fails now can only end it, and the client returns."""
+    """One open stream. The status line has been sent, so an error can only end the stream; the client reconnects."""
 
     def __init__(self, call: Call, watch: Watch, response: EventSourceResponse, seen: int) -> None:
         self._call = call
@@ -65,17 +69,18 @@ class _Stream:
 
     async def run(self, view: JobView) -> None:
         try:
-            while not await self._told(view):
+            while not await self._send_news(view):
                 if not await self._call.changed(self._watch, view):
                     return
                 view = await self._call.api.store.read(view.job_id, self._call.caller.sees)
         except (ConnectionError, TimeoutError):
             pass  # the client has gone, or no longer reads
-        except Exception as error:  # a bug too: it must not write a second response into this one
+        except Exception as error:
+            # Any other error, too, would write a second response into this one.
             log.warning("stream.broken", exc_info=error)
 
-    async def _told(self, view: JobView) -> bool:
-        """Send what is new; True once the job is terminal and nothing is left to tell."""
+    async def _send_news(self, view: JobView) -> bool:
+        """Send new transitions and progress. True once the job is terminal and every transition is sent."""
         store = self._call.api.store
         ended = view.state.terminal
         if view.version > self._seen:
@@ -96,6 +101,6 @@ class _Stream:
 
 
 def _last_event_id(request: web.Request) -> int:
-    """The `seq` after which to go on; what is none of our ids counts as none."""
+    """The `seq` after which to resume; -1, before the first, without a valid id."""
     given = request.headers.get("Last-Event-ID", "")
     return int(given) if given.isascii() and given.isdigit() and len(given) < 10 else -1

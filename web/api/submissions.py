@@ -1,4 +1,4 @@
-"""Accepting jobs: one, or a batch that is accepted whole or not at all."""
+"""Accepts jobs: one job, or a batch that is accepted as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from web.wire.responses import reply
 
 IDEMPOTENCY_KEY: Final = Header(
     name=idempotency.HEADER,
-    description="Same key and same body within 24 h: the first answer again. Quoted or bare.",
+    description="A repeated request with the same key and body within 24 h gets the first answer. Quoted or bare.",
     schema={"type": "string", "pattern": idempotency.PATTERN},
 )
 FOLLOW: Final = ("job", "history", "events", "explained", "cancel", "retry")
-REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an earlier request."}
+REPLAYED: Final = {"Idempotent-Replayed": "`true` if the answer is that of an earlier request."}
 
 
 @operation(
@@ -34,9 +34,13 @@ REPLAYED: Final = {"Idempotent-Replayed": "`true` where the answer is that of an
     links=FOLLOW,
     answers={
         202: Answer(
-            description="Accepted: the job is durable.",
+            description="The job is accepted and stored durably.",
             model=responses.Accepted,
-            headers={"Location": "The job.", "Retry-After": "When to look, in seconds.", **REPLAYED},
+            headers={
+                "Location": "The path of the job.",
+                "Retry-After": "Seconds to wait before reading the job.",
+                **REPLAYED,
+            },
         )
     },
 )
@@ -57,7 +61,9 @@ async def run(call: Call, body: request_models.JobToRun) -> web.Response:
     max_body=16 * MIB,
     answers={
         202: Answer(
-            description="Accepted: ids in the order given.", model=responses.AcceptedBatch, headers=REPLAYED
+            description="All jobs are accepted and stored durably. The ids are in the order of the request.",
+            model=responses.AcceptedBatch,
+            headers=REPLAYED,
         )
     },
 )
@@ -86,7 +92,7 @@ async def _accepted(
 def _submission(
     call: Call, body: request_models.Asked, wanted: list[request_models.JobToRun], route: str
 ) -> Submission:
-    """Raises InvalidJob, and Refused for a key that is none."""
+    """The jobs and the key of a request. Raises InvalidJob, or Refused for an invalid Idempotency-Key."""
     request_models.check(body, call.api.registry)
     owner = call.caller.owner
     key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)

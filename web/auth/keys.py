@@ -1,4 +1,4 @@
-"""Where the keys that verify tokens come from: a shared secret, or a JWKS in a file or behind a URL."""
+"""The keys that verify tokens: a shared secret, or a JWKS (RFC 7517) from a file or a URL."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Fetch = Callable[[], Awaitable[bytes]]
 
 FRESH_SECONDS: Final = 300.0
 STALE_SECONDS: Final = 24 * 3600.0
-"""How long a set is used while its issuer cannot be reached."""
+"""How long a key set is used while its issuer cannot be reached."""
 UNKNOWN_SECONDS: Final = 30.0
-"""Least time between two fetches made because of a key id that is not in the set."""
+"""Minimum time between two fetches because of a key id that is not in the set."""
 MISSING_SECONDS: Final = 1.0
 FETCH_SECONDS: Final = 5.0
 MAX_BYTES: Final = 256 * 1024
@@ -50,10 +50,10 @@ class Secret:
 
 
 class Jwks:
-    """A JWKS, cached. One fetch at a time; an old set is renewed behind the requests' back and kept on failure.
+    """A cached JWKS. One fetch runs at a time. An old set is renewed in the background, and kept if that fails.
 
-    A key id that the set does not hold is worth waiting for a fetch, but not more often than UNKNOWN_SECONDS:
-    anyone can invent key ids.
+    A request with an unknown key id waits for a fetch, but at most one every UNKNOWN_SECONDS: anyone can invent key
+    ids.
     """
 
     def __init__(self, fetch: Fetch, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -63,7 +63,8 @@ class Jwks:
         self._fetched_at = -math.inf
         self._tried_at = -math.inf
         self._renewal: asyncio.Task[None] | None = None
-        JWKS_FETCHED_AT.set_to_current_time()  # the age of what was never fetched counts from here
+        # Before the first fetch the age of the key set counts from here.
+        JWKS_FETCHED_AT.set_to_current_time()
 
     async def find(self, kid: str | None) -> Sequence[Key]:
         age = self._clock() - self._fetched_at
@@ -88,7 +89,8 @@ class Jwks:
 
     async def _renewed(self, *, after: float) -> None:
         if renewal := self._renew(after=after):
-            await asyncio.shield(renewal)  # shared by every request that waits for it
+            # Shielded, because all waiting requests share one fetch.
+            await asyncio.shield(renewal)
 
     def _renew(self, *, after: float) -> asyncio.Task[None] | None:
         if self._renewal is None and self._clock() - self._tried_at >= after:
@@ -112,7 +114,7 @@ class Jwks:
 def usable(document: bytes) -> list[Key]:
     """The public signature keys of a JWKS document, imported one by one: a broken key must not cost the others.
 
-    Raises ValueError when there is none.
+    Raises ValueError if no key is usable.
     """
     parsed = orjson.loads(document)
     listed = parsed.get("keys") if isinstance(parsed, dict) else None
@@ -134,7 +136,7 @@ def usable(document: bytes) -> list[Key]:
 
 @asynccontextmanager
 async def open_keys(settings: Settings) -> AsyncIterator[Keys]:
-    """The keys that `settings` name. Raises ConfigurationError where they name none."""
+    """The keys that `settings` name. Raises ConfigurationError if `settings` name no key."""
     if settings.jwt_secret is not None:
         yield Secret(settings.jwt_secret.get_secret_value())
     elif settings.jwks_file is not None:
@@ -149,9 +151,7 @@ async def open_keys(settings: Settings) -> AsyncIterator[Keys]:
             yield keys
     else:
         raise ConfigurationError(
-            [
-                "set one of OUTRIDER_JWT_SECRET, OUTRIDER_JWKS_URL and OUTRIDER_JWKS_FILE: no token could be verified"
-            ]
+            ["set OUTRIDER_JWT_SECRET, OUTRIDER_JWKS_URL or OUTRIDER_JWKS_FILE: tokens need a key"]
         )
 
 

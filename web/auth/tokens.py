@@ -1,4 +1,4 @@
-"""Who calls: bearer tokens to owners and scopes."""
+"""Authentication: turns bearer tokens (JWT, RFC 7519) into callers with an owner and scopes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY_TYPES: Final = {"HS256": "oct", "RS256": "RSA", "ES256": "EC"}
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who a token speaks for. `sees` is the owner that reads and moves are restricted to; None is any."""
+    """The caller that a token names. `sees` is the owner to which reads and moves are restricted; None means any."""
 
     owner: str
     scopes: frozenset[str]
@@ -48,7 +48,7 @@ class Caller:
             metrics.AUTH_FAILURES.labels("scope").inc()
             raise Refused(
                 HTTPStatus.FORBIDDEN,
-                f"This needs the scope {scope}.",
+                f"This operation needs the scope {scope}.",
                 headers={
                     "WWW-Authenticate": f'Bearer realm="outrider", error="insufficient_scope", scope="{scope}"'
                 },
@@ -59,11 +59,11 @@ ANYONE: Final = Caller("", frozenset())
 
 
 class BadToken(Exception):
-    """Why a token is refused; `str(self)` may be shown to its bearer."""
+    """A token is refused; `str(self)` says why, and may be shown to the caller."""
 
 
 class Authenticator:
-    """Verifies tokens, and remembers the good ones for a minute: a signature costs more than the rest of a request."""
+    """Verifies tokens. Caches valid tokens for a minute: a signature costs more than the rest of a request."""
 
     def __init__(self, keys: Keys, settings: Settings) -> None:
         self._keys = keys
@@ -79,9 +79,9 @@ class Authenticator:
         self._known: dict[str, tuple[Caller, float]] = {}
 
     async def caller(self, authorization: Sequence[str]) -> Caller:
-        """The bearer of the request's Authorization header. Raises Refused (401) or KeysUnavailable."""
+        """The caller that the request's Authorization header names. Raises Refused (401) or KeysUnavailable."""
         if len(authorization) != 1:
-            raise _unauthorized("A bearer token is needed.")
+            raise _unauthorized("A bearer token is required.")
         known = self._known.get(authorization[0])
         if known is not None and time.time() < known[1]:
             return known[0]
@@ -100,7 +100,7 @@ class Authenticator:
         claims = self._decoded(token, keys)
         owner = claims["sub"]
         if not 1 <= len(owner) <= 255 or text_fault(owner):
-            raise BadToken("The token's sub is not 1 to 255 storable characters.")
+            raise BadToken("The token's sub must be 1 to 255 storable characters.")
         scope = claims.get("scope", f"{READ} {WRITE}")
         if not isinstance(scope, str):
             raise BadToken("The token's scope is not a string.")
@@ -127,14 +127,13 @@ class Authenticator:
         for key in keys:
             try:
                 claims = jwt.decode(token, key, algorithms=self._algorithms, registry=self._registry).claims
-            except Exception:  # noqa: BLE001, S112 - as above; without a key id the next key may fit
+            except Exception:  # noqa: BLE001, S112 - joserfc raises many kinds; without a key id the next key may fit
                 continue
             try:
                 self._claims.validate(claims)
-            except (
-                Exception
-            ) as error:  # joserfc raises TypeError and OverflowError too, for claims of odd types
-                raise BadToken(f"The token's claims are refused: {error}") from error
+            except Exception as error:
+                # joserfc raises TypeError and OverflowError, too, for claims of odd types.
+                raise BadToken(f"The token's claims are invalid: {error}") from error
             return claims
         raise BadToken("The token's signature cannot be verified.")
 
@@ -143,7 +142,7 @@ def _token(authorization: str) -> str:
     scheme, _, token = authorization.partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
-        raise BadToken("The Authorization header holds no bearer token.")
+        raise BadToken("The Authorization header contains no bearer token.")
     if len(token) > MAX_TOKEN or not token.isascii():
         raise BadToken("The token is too long or not ASCII.")
     return token

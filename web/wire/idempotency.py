@@ -24,7 +24,7 @@ ESCAPE: Final = re.compile(r'\\(["\\])')
 def key_of(request: web.Request, *, owner: str, route: str, document: bytes) -> IdempotencyKey | None:
     """The key of a submission with this body, or None without the header. Raises Refused (422).
 
-    Two bodies are the same when they are as JSON, whatever the order of their members.
+    Two bodies are the same if they are equal as JSON, in whatever order of members.
     """
     given = request.headers.getall(HEADER, ())
     if not given:

@@ -1,4 +1,4 @@
-"""Cursors: where a list goes on, as text that clients hand back without looking into it."""
+"""Cursors: opaque texts that say where the next page of a list begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 CURSOR: Final = "^[A-Za-z0-9_-]{21}[AQgw]$"
-"""Exactly the texts that hold the 16 bytes of an id. Any of them is a place in the caller's own list."""
+"""Exactly the base64url texts of the 16 bytes of an id. Every id is a valid place in the caller's own list."""
 
 
 def cursor_after(job_id: UUID) -> str:

@@ -1,4 +1,4 @@
-"""What a request holds, checked before anything is done with it: body, query, job id, preferences."""
+"""Parses and checks the parts of a request: body, query, job id, preferences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from web.problems import Refused
 from web.wire.request_models import faults
 
 READ_SECONDS: Final = 10.0
-"""How long a body may take to arrive: aiohttp itself would wait for ever."""
+"""How long a body may take to arrive. aiohttp itself would wait for ever."""
 CODINGS: Final = ("gzip", "deflate", "identity")
 JSON: Final = "application/json"
 MAX_WAIT_SECONDS: Final = 30
@@ -30,17 +30,18 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 CONTEXT: Final = web.RequestKey("context", str)
 JOB: Final = web.RequestKey("job", str)
-"""The job that a request has made, for its log line."""
+"""The id of the job that a request has created, for the log line."""
 WAIT: Final = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.IGNORECASE)
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 async def body(request: web.Request, limit: int) -> bytes:
-    """The JSON document sent, not yet parsed, decompressed and of `limit` bytes at most. Raises Refused."""
+    """The body, decompressed but not parsed, of at most `limit` bytes. Raises Refused (400, 408, 413, 415)."""
     _check_media(request)
     content = request.content
-    if content.is_eof():  # the usual case: it came with the head, and needs no timer
+    # The usual case: the body arrived with the head, and needs no timer.
+    if content.is_eof():
         document = content.read_nowait(-1)
         if len(document) > limit:
             raise _too_large(limit)
@@ -57,7 +58,7 @@ async def body(request: web.Request, limit: int) -> bytes:
             headers={"Connection": "close"},
         ) from None
     except (HttpProcessingError, web.RequestPayloadError, ConnectionError) as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, "The body is broken off or wrongly encoded.") from error
+        raise Refused(HTTPStatus.BAD_REQUEST, "The body is incomplete or wrongly encoded.") from error
 
 
 async def _collected(request: web.Request, limit: int) -> bytes:
@@ -85,7 +86,7 @@ def _check_media(request: web.Request) -> None:
     if request.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
         raise Refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "The body's content coding is not understood.",
+            "The body's Content-Encoding is not supported.",
             headers={"Accept-Post": JSON, "Accept-Encoding": ", ".join(CODINGS)},
         )
 
@@ -95,7 +96,7 @@ def _too_large(limit: int) -> Refused:
 
 
 def parsed(model: type[Model], document: bytes) -> Model:
-    """The document as a `model`. Raises Refused (400) where it is not JSON, InvalidJob where it does not fit."""
+    """The document as a `model`. Raises Refused (400) if it is not JSON, InvalidJob if it does not fit the model."""
     try:
         return model.model_validate_json(document)
     except ValidationError as error:
@@ -106,7 +107,10 @@ def parsed(model: type[Model], document: bytes) -> Model:
 
 
 def _malformed(document: bytes) -> Exception:
-    """Why a document cannot be parsed. Python's parser is laxer: what only it takes is JSON, but unacceptable."""
+    """The error for a document that pydantic cannot parse.
+
+    A document that only Python's laxer parser accepts counts as JSON with unacceptable values: InvalidJob, not 400.
+    """
     try:
         value = json.loads(document.decode())
     except UnicodeDecodeError:
@@ -120,18 +124,18 @@ def _malformed(document: bytes) -> Exception:
         return InvalidJob([Problem("", f"nested deeper than {MAX_DEPTH}")])
     except ValueError:
         return InvalidJob([Problem("", "a number has too many digits")])
-    return InvalidJob(list(json_faults(value)) or [Problem("", "holds what cannot be stored")])
+    return InvalidJob(list(json_faults(value)) or [Problem("", "contains a value that cannot be stored")])
 
 
 def query(request: web.Request, model: type[Model] | None) -> Model | None:
-    """The query parameters as a `model`; None where the operation takes none."""
+    """The query parameters as a `model`; None if the operation takes none. Raises Refused (400) or InvalidJob."""
     raw = request.rel_url.raw_query_string
     if not raw and model is None:
         return None
     given = _pairs(raw)
     known = model.model_fields if model is not None else {}
     if unknown := sorted(given.keys() - known.keys()):
-        raise Refused(HTTPStatus.BAD_REQUEST, f"There is no query parameter {unknown[0][:64]!r} here.")
+        raise Refused(HTTPStatus.BAD_REQUEST, f"This operation has no query parameter {unknown[0][:64]!r}.")
     if model is None:
         return None
     try:
@@ -144,17 +148,19 @@ def _pairs(raw: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=100)
     except ValueError as error:
-        raise Refused(HTTPStatus.BAD_REQUEST, "The query string is not UTF-8, or too long.") from error
+        raise Refused(
+            HTTPStatus.BAD_REQUEST, "The query string is not UTF-8 or has more than 100 parameters."
+        ) from error
     given = dict(pairs)
     if len(given) < len(pairs):
         raise Refused(HTTPStatus.BAD_REQUEST, "A query parameter is repeated.")
     if any(UNSTORABLE.search(text) for pair in pairs for text in pair):
-        raise Refused(HTTPStatus.BAD_REQUEST, "The query string is not UTF-8, or holds NUL.")
+        raise Refused(HTTPStatus.BAD_REQUEST, "The query string is not UTF-8 or contains NUL.")
     return given
 
 
 def job_id(request: web.Request) -> UUID:
-    """The id in the path. What is no UUID is no job's id."""
+    """The job id in the path. Raises JobNotFound if it is not a UUID."""
     text = request.match_info["job_id"]
     if not CANONICAL_ID.fullmatch(text):
         raise JobNotFound(text)
@@ -162,13 +168,13 @@ def job_id(request: web.Request) -> UUID:
 
 
 def request_id(request: web.BaseRequest) -> str | None:
-    """The caller's own id of this request, where it is fit to be repeated."""
+    """The X-Request-Id that the caller sent, if it is safe to repeat; else None."""
     given = request.headers.get("X-Request-Id", "")
     return given if REQUEST_ID.fullmatch(given) else None
 
 
 def traceparent(request: web.Request) -> str | None:
-    """The trace it belongs to: the caller's, else its own where spans are exported."""
+    """The request's traceparent: the caller's, else that of the request's own span if spans are exported."""
     return request.get(CONTEXT)
 
 

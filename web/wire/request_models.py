@@ -1,6 +1,6 @@
-"""What clients send, checked with these models; what is wrong with it, as problems with JSON pointers.
+"""The models of request bodies and queries, and their faults as problems with JSON pointers (RFC 6901).
 
-The bounds and their words are those of engine/limits.py.
+The bounds and their texts are those of engine/limits.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final
 import orjson
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -54,7 +53,7 @@ def _storable(text: str) -> str:
 
 
 def _within(limit: Limit) -> AfterValidator:
-    """Refuse a value outside of a limit, in the limit's words."""
+    """A validator that refuses values outside `limit`, with the limit's text."""
 
     def check(value: Any) -> Any:
         if value not in limit:
@@ -69,7 +68,7 @@ def _outside(limit: Limit) -> PydanticCustomError:
 
 
 def _sized(content: str) -> str:
-    # A character is 4 bytes at most: short texts need not be encoded to know that they fit.
+    # A character has at most 4 bytes, so a short text fits without being encoded.
     if not content or (len(content) * 4 > CONTENT.high and len(content.encode()) > CONTENT.high):
         raise _outside(CONTENT)
     return _storable(content)
@@ -78,12 +77,12 @@ def _sized(content: str) -> str:
 def _in_range(moment: datetime) -> datetime | None:
     if moment not in RUN_AT:
         raise _outside(RUN_AT)
-    # Long past is simply "at once".
+    # A time that is long past means "at once".
     return moment if moment >= RUN_AT.first else None
 
 
 def _bounds(limit: Range) -> dict[str, Any]:
-    """For the schema: the check itself is `_within`."""
+    """The bounds for the JSON schema; `_within` checks them."""
     return {"minimum": limit.low, "maximum": limit.high}
 
 
@@ -108,7 +107,7 @@ Delay = Annotated[
 
 
 class Asked(BaseModel):
-    """Base of what clients send: nothing is coerced. `check` refuses unknown members: pydantic would list millions."""
+    """Base of request bodies: no value is coerced. `check` refuses unknown members: pydantic would list millions."""
 
     model_config = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 
@@ -117,25 +116,27 @@ class JobToRun(Asked):
     """A job to run."""
 
     content: Annotated[str, AfterValidator(_sized)] = Field(
-        description="What the pipeline works on: 1 byte to 256 KiB as UTF-8, without NUL.",
+        description="The pipeline's input: 1 byte to 256 KiB as UTF-8, without NUL.",
         json_schema_extra={"minLength": CONTENT.low, "pattern": "^[^\\u0000]*$"},
     )
-    preset: str = Field(description="Which pipeline runs it; see /pipeline/presets.")
+    preset: str = Field(description="The preset whose pipeline runs the job; see /pipeline/presets.")
     metadata: dict[str, Any] = Field(
-        default_factory=dict, description="Checked against the preset's schema; 256 KiB as JSON at most."
+        default_factory=dict,
+        description="Input that fits the preset's metadata schema; at most 256 KiB as JSON.",
     )
-    priority: Priority = Field(default=DEFAULT_PRIORITY, description="1 is first.")
-    run_at: Annotated[AwareDatetime, AfterValidator(_in_range)] | None = Field(
-        default=None, description="Not before this time. Not together with delay_seconds."
+    priority: Priority = Field(default=DEFAULT_PRIORITY, description="Jobs with priority 1 run first.")
+    run_at: Annotated[datetime, AfterValidator(_in_range)] | None = Field(
+        default=None, description="The job starts no earlier than this time. Excludes delay_seconds."
     )
     delay_seconds: Delay | None = Field(
-        default=None, description="Not before so many seconds have passed. Not together with run_at."
+        default=None,
+        description="The job starts no earlier than this many seconds from now. Excludes run_at.",
     )
     max_attempts: MaxAttempts | None = Field(
-        default=None, description="How many errors the job survives; the preset's own by default."
+        default=None, description="The job fails at this number of errors. The default is the preset's."
     )
     timeout_seconds: TimeoutSeconds | None = Field(
-        default=None, description="How long one attempt may take; the preset's own by default."
+        default=None, description="How long one attempt may take. The default is the preset's."
     )
 
     @model_validator(mode="after")
@@ -160,7 +161,7 @@ class JobToRun(Asked):
 
 
 class Batch(Asked):
-    """Jobs to run, all or none."""
+    """Jobs to run: all or none are accepted."""
 
     jobs: Annotated[list[JobToRun], Field(min_length=1, max_length=MAX_BATCH, fail_fast=True)]
 
@@ -172,28 +173,30 @@ class JobsQuery(BaseModel):
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     offset: Annotated[int, Field(ge=0, le=MAX_OFFSET)] = Field(
-        default=0, description="How many to skip, from the newest or from the cursor."
+        default=0, description="How many jobs to skip, from the newest or from the cursor."
     )
     cursor: Annotated[str, Field(pattern=CURSOR)] | None = Field(
-        default=None, description="`next_cursor` of the page before."
+        default=None, description="The `next_cursor` of the previous page."
     )
     status: Status | None = None
     preset: Annotated[str, Field(pattern=f"^{PRESET.regex.pattern}$")] | None = None
     owner: (
         Annotated[str, Field(min_length=USER_ID.low, max_length=USER_ID.high), AfterValidator(_storable)]
         | None
-    ) = Field(default=None, description="Whose jobs; needs the scope jobs:admin.")
+    ) = Field(
+        default=None, description="The owner of the jobs, by default the caller. Needs the scope jobs:admin."
+    )
 
 
 def check(asked: Asked, registry: Registry) -> None:
-    """Raise InvalidJob with what is wrong beyond the shape: the first MAX_PROBLEMS faults."""
+    """Raise InvalidJob with the faults that the models do not find, at most MAX_PROBLEMS."""
     if problems := list(islice(_beyond_shape(asked, registry), MAX_PROBLEMS)):
         raise InvalidJob(problems)
 
 
 def _beyond_shape(asked: Asked, registry: Registry, where: str = "") -> Iterator[Problem]:
     for name in asked.model_extra or ():
-        yield Problem(f"{where}/{escape(name)}", "not a member that is known here")
+        yield Problem(f"{where}/{escape(name)}", "unknown member")
     if isinstance(asked, JobToRun):
         yield from _preset_faults(asked, registry, where)
     elif isinstance(asked, Batch):
@@ -218,7 +221,7 @@ def _preset_faults(job: JobToRun, registry: Registry, where: str) -> Iterator[Pr
 
 
 def faults(error: ValidationError, where: str = "") -> list[Problem]:
-    """Pydantic's findings as problems, each with its JSON pointer."""
+    """Pydantic's errors as problems, each with its JSON pointer."""
     return [
         Problem(
             where + "".join(f"/{escape(str(step))}" for step in fault["loc"]),

@@ -1,4 +1,4 @@
-"""What clients get: each response is written once. Its bytes come from the dict, its schema from the dict's type."""
+"""The responses, each defined once: the bytes come from the dict, and the schema from the dict's type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from engine.queries.jobs import JobView
 
 JSON: Final = "application/json"
 UNREGISTERED: Final = Pipeline(preset="unregistered", function=lambda _job, _run: None)
-"""Stands in for a preset that this installation no longer has: a pipeline's defaults."""
+"""Stands in for a preset that this installation no longer has; supplies a pipeline's defaults."""
 
 Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
 JobId = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
@@ -32,7 +32,7 @@ JsonAny = Annotated[Any, WithJsonSchema({})]
 ReasonText = Annotated[str, WithJsonSchema({"type": "string", "enum": [*Reason]})]
 
 closed = with_config(ConfigDict(extra="forbid"))
-"""For each response: it has no other members."""
+"""Closes a response's schema: no other members."""
 
 
 @closed
@@ -70,14 +70,16 @@ class LatestError(TypedDict):
 
 @closed
 class ListedJob(TypedDict):
-    """A job in a list: everything but its content and result."""
+    """A job in a list: all members of a job but `content` and `result`."""
 
     job_id: JobId
     status: Status
     preset: str
     metadata: JsonObject
     priority: int
-    attempt: Annotated[int, Field(description="Starts so far; may exceed max_attempts, which limits errors.")]
+    attempt: Annotated[
+        int, Field(description="Number of starts so far. May exceed max_attempts, which limits errors.")
+    ]
     max_attempts: int
     timeout_seconds: float
     created_at: AwareDatetime
@@ -266,7 +268,7 @@ def preset(pipeline: Pipeline) -> Preset:
 
 
 def utc(moment: datetime) -> datetime:
-    """orjson writes `Z` for UTC only, and the database's session may live elsewhere."""
+    """`moment` in UTC: orjson writes `Z` for UTC only, and the database's session may use another time zone."""
     return moment.astimezone(UTC)
 
 
@@ -279,7 +281,8 @@ STATUSES: Final[Mapping[JobState, Status]] = {
 }
 
 
-@cache  # finite: the models of the registered presets
+# The cache is finite: the models are those of the registered presets.
+@cache
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema()
 

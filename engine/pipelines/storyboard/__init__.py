@@ -1,6 +1,6 @@
-"""The preset `storyboard`: a script in, timed scenes and subtitles out.
+"""The preset `storyboard`: turns a script into timed scenes and subtitles.
 
-`script` reads the content into scenes of words, `words` measures them, `captions` cuts and times the cues.
+`script` reads the content into scenes of words, `words` measures the words, `captions` cuts and times the cues.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engine.pipelines.storyboard.words import BEATS_PER_WORD
 from engine.text import whole
 
 MAX_SCENES = 5_000
-"""Keeps the output within 4 MiB: a heading and a word are 6 bytes of script, but 150 of output."""
+"""Keeps the output within 4 MiB: a heading and a word take 6 bytes of script, but 150 bytes of output."""
 
 
 class StoryboardMetadata(Metadata):
@@ -59,7 +59,7 @@ class Storyboard(TypedDict):
     max_attempts=3,
 )
 def storyboard(job: Job, run: Run) -> Storyboard | None:
-    """Lays out the script scene by scene. None once the run is cancelled: nobody reads it then."""
+    """Lays out the script scene by scene. Returns None if the run is cancelled, because its result is dropped."""
     asked: StoryboardMetadata = job.metadata
     run.progress(0, "reading the script")
     with run.step("script"):

@@ -1,7 +1,7 @@
 """Words as subtitles: cut into cues, timed, broken into lines, written as WebVTT and SubRip.
 
-A cue has at most two lines of LINE_COLUMNS and stays for 1 to 7 seconds. A word wider than a line stands
-whole on one of its own. Where a cue's words are said in less than a second, the narration waits for it.
+A cue has at most two lines of LINE_COLUMNS and stays for 1 to 7 seconds. A word wider than a line has a line of its
+own, uncut. If a cue's words are said in less than a second, the narration waits for the cue to end.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Subtitler:
 
     def __init__(self, words_per_minute: int) -> None:
         self._pace = words_per_minute
-        # The clock counts 1/pace milliseconds: a beat is a whole number of them, so nothing drifts.
+        # The clock counts 1/pace milliseconds. A beat is a whole number of those, so nothing drifts.
         self._clock = 0
         self._beat = 60_000 // BEATS_PER_WORD
 
     def cues(self, words: Sequence[Word]) -> Iterator[Cue]:
-        """Shows every word once, in order. No cue holds words of this scene and of another."""
+        """The cues that show every word once, in order. No cue holds words of two scenes."""
         shortest, longest = SHORTEST_MS * self._pace, LONGEST_MS * self._pace
         layout = _Layout(words, -(-shortest // self._beat), longest // self._beat)
         begin = 0
@@ -58,10 +58,10 @@ class Subtitler:
 
 
 class _Layout:
-    """Where the words of a scene may be cut. Words go by their indexes, `begin` included, `end` not."""
+    """Where the words of a scene may be cut. A range of words includes the index `begin` and excludes `end`."""
 
     def __init__(self, words: Sequence[Word], shortest: int, longest: int) -> None:
-        """`shortest` and `longest` are the beats of a cue."""
+        """`shortest` and `longest` are the bounds of a cue, in beats."""
         self._words = words
         self._shortest = shortest
         self._longest = longest
@@ -73,7 +73,7 @@ class _Layout:
         return self._beats[end] - self._beats[begin]
 
     def cue_end(self, begin: int) -> int:
-        """The best of the ends that keep to two lines and to the time of a cue."""
+        """The best end of a cue within two lines and within the time of a cue."""
         said = self._beats[begin]
         last = bisect_right(self._beats, said + self._longest, begin) - 1
         last = max(begin + 1, min(last, self._line_end(self._line_end(begin))))
@@ -81,7 +81,7 @@ class _Layout:
         return max(range(first, last + 1), key=lambda end: self._merit(begin, end))
 
     def lines(self, begin: int, end: int) -> tuple[str, ...]:
-        """One line where the words fit in it, else two, as even as a good place to break allows."""
+        """One line if the words fit, else two lines, as even as a good place to break allows."""
         if self._fits(begin, end):
             return (join(self._words[begin:end]),)
         middle = min(
@@ -93,7 +93,7 @@ class _Layout:
         return join(self._words[begin:middle]), join(self._words[middle:end])
 
     def _merit(self, begin: int, end: int) -> float:
-        """How well a cue ends here: at a stop, full, and with enough left of a sentence that it breaks."""
+        """How good an end is: at a stop, with full lines, and with enough left of a sentence that the end breaks."""
         stop, width = self._words[end - 1].stop, self._width(begin, end)
         left = width if stop >= SENTENCE else self._tails[end] or width
         merit = stop + min(width, left, CUE_COLUMNS) / CUE_COLUMNS
@@ -121,13 +121,13 @@ class _Layout:
 
 
 def to_webvtt(cues: Iterable[Cue]) -> str:
-    """WebVTT (W3C): `&`, `<` and `>` are escaped, so no text is taken for mark-up or for an arrow."""
+    """WebVTT (W3C). `&`, `<` and `>` are escaped, so that no text is read as mark-up or as an arrow."""
     blocks = (f"{_times(cue, '.')}\n{escape(cue.text, quote=False)}\n" for cue in cues)
     return "\n".join(("WEBVTT\n", *blocks))
 
 
 def to_srt(cues: Iterable[Cue]) -> str:
-    """SubRip: numbered, with decimal commas. It knows no escapes: the words stand as they are."""
+    """SubRip: numbered, with decimal commas. SubRip has no escapes, so the words are written as they are."""
     blocks = (f"{at}\n{_times(cue, ',')}\n{cue.text}\n" for at, cue in enumerate(cues, 1))
     return "\n".join(blocks)
 

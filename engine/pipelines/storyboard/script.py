@@ -1,4 +1,4 @@
-"""A script as scenes: plain paragraphs or Markdown in, titled scenes of words out."""
+"""Reads a script, as plain paragraphs or Markdown, into titled scenes of words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:
 
 @dataclass(slots=True)
 class Section:
-    """What stands under one heading; `title` is empty where there is none."""
+    """The paragraphs under one heading. `title` is empty without a heading."""
 
     title: str
     paragraphs: list[str] = field(default_factory=list)
@@ -57,10 +57,10 @@ class Scene:
 
 
 def read(content: str, form: str, words_per_minute: int) -> Iterator[Scene]:
-    """The script's scenes, each with at least a word to say.
+    """The script's scenes, each with at least one word to say.
 
-    The text under a heading is one scene, however long; text without one is cut into scenes of about
-    SCENE_SECONDS, between paragraphs where it can be. A heading with no text of its own makes no scene.
+    The text under a heading is one scene, however long. Text without a heading is cut into scenes of about
+    SCENE_SECONDS, between paragraphs if possible. A heading with no text of its own makes no scene.
     """
     limit = SCENE_SECONDS * words_per_minute * BEATS_PER_WORD // 60
     for section in _markdown(clean(content)) if form == "markdown" else _plain(clean(content)):
@@ -77,8 +77,8 @@ def _plain(content: str) -> Iterator[Section]:
 
 
 def _markdown(content: str) -> list[Section]:
-    """Not narrated: code blocks, HTML, front matter, an image's address (its alternative text is)."""
-    # A parser for each script: it fills the cache of its rules on first use, which threads must not share.
+    """The sections of a Markdown text. Dropped: code blocks, HTML, front matter, image addresses (not their texts)."""
+    # One parser for each script: at its first use a parser fills a cache of rules, which threads must not share.
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     sections = [Section("")]
     container = ""
@@ -123,7 +123,7 @@ def _grouped(paragraphs: Sequence[Sequence[Word]], limit: int) -> Iterator[list[
 
 
 def _pieces(paragraph: Sequence[Word], limit: int) -> Iterator[Sequence[Word]]:
-    """A paragraph longer than `limit` in even pieces: to a sentence's end, past the limit to a clause's."""
+    """A paragraph longer than `limit`, cut into even pieces: after a sentence, beyond the limit also after a clause."""
     total = beats(paragraph)
     even = total / max(1, -(-total // limit))
     start = size = 0
@@ -138,7 +138,7 @@ def _pieces(paragraph: Sequence[Word], limit: int) -> Iterator[Sequence[Word]]:
 
 
 def _title(words: Sequence[Word]) -> str:
-    """The first sentence, or as much of it as a line holds."""
+    """The first sentence, or as much of the sentence as fits in a line."""
     line: list[Word] = []
     for word in words:
         if columns(join([*line, word])) >= TITLE_COLUMNS:

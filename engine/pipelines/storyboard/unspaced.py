@@ -1,10 +1,10 @@
 # ruff: noqa: RUF001 - look-alike punctuation is what this file is about
-"""Scripts written without spaces: where a line may break, and how long they take to say.
+"""Scripts written without spaces: where a line may break, and how long the text takes to say.
 
-BudouX finds the phrases of Chinese, Japanese and Thai; spaces and zero-width spaces part those of Lao, Khmer,
-Burmese and Tibetan. In what is longer than a phrase can be, a line may break between any two characters with
-their marks. Characters stand for words: two of Chinese or Japanese count as one, and four letters of the others.
-At 150 words a minute that makes the 300 characters a minute of newsreaders in Beijing and Tokyo.
+BudouX finds the phrases of Chinese, Japanese and Thai. Spaces and zero-width spaces separate the phrases of Lao, Khmer,
+Burmese and Tibetan. A text longer than a phrase can be may break between any two characters with their marks. Two
+characters of Chinese or Japanese count as one word, and so do four letters of the other scripts. At 150 words a minute
+that makes 300 characters a minute, as newsreaders in Beijing and Tokyo speak.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LETTER = re.compile(f"[{EAST}{SOUTH}]")
 
 EAST_BEATS, SOUTH_BEATS, WORD_BEATS = 2, 1, 4
 PHRASE_CHARACTERS = 16
-"""Hardly a phrase is longer, and at the slowest pace one of this length is said within a cue's 7 seconds."""
+"""Few phrases are longer. At the slowest pace a phrase of this length is said within a cue's 7 seconds."""
 
 _OPENING = r"(\[{«“‘（［｛「『【〈《〔"
 _CLOSING = r",.!?;:)\]}»”’\"'…—~%、。，．！？；：）］｝」』】〉》〕・～"
@@ -46,7 +46,7 @@ _NEVER_LAST = frozenset({"Ps", "Pi"})
 
 
 def phrases(token: str) -> Iterator[tuple[str, int]]:
-    """The token's phrases with their beats, in order; nothing is lost but zero-width spaces."""
+    """The token's phrases with their beats, in order. Only zero-width spaces are dropped."""
     language = "ja" if _KANA.search(token) else "zh"
     for run in filter(None, (run.strip("\u200b") for run in _RUN.findall(token))):
         if _EAST.search(run):
@@ -83,7 +83,7 @@ def _beats(character: str) -> int:
 
 
 def _joined(parts: Iterable[str]) -> Iterator[str]:
-    """The parts, each with the marks and the punctuation that a line break must not take from it."""
+    """The parts, each with the marks and the punctuation that a line break must not separate from the part."""
     held = ""
     for part in parts:
         if held and _breaks(held[-1], part[0]):

@@ -1,7 +1,7 @@
 # ruff: noqa: RUF001 - look-alike punctuation is what this file is about
-"""Text as words: what a line never breaks inside, how wide it is, how long it takes to say.
+"""Text as words: a line never breaks inside a word, and each word has a width and a time to say it.
 
-A word is what white space separates, as `wc -w` counts; `unspaced` knows the scripts written without.
+White space separates words, as `wc -w` counts. `unspaced` handles scripts written without spaces.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ BEATS_PER_WORD = 4
 """Time is counted in quarters of a word, so that the sums stay whole."""
 
 KEEP, NONE, CLAUSE, SENTENCE, PARAGRAPH = -1.0, 0.0, 0.5, 1.0, 1.5
-"""How well text breaks after a word. KEEP holds it to the next one, unless nothing else fits."""
+"""How well text breaks after a word. KEEP holds the word to the next one, unless nothing else fits."""
 
 
 class Word(NamedTuple):
-    """`space`: one stands before it; `columns`: its width; `beats`: its time; `stop`: KEEP..PARAGRAPH."""
+    """`space`: whether one stands before the word; `columns`: the width; `beats`: the time; `stop`: KEEP..PARAGRAPH."""
 
     text: str
     space: bool
@@ -30,9 +30,9 @@ class Word(NamedTuple):
     stop: float
 
 
-# Control characters, soft hyphens, byte order marks, zero-width spaces (but where they part words), and what
-# opens a direction, which a line break would leave open. Joiners and direction marks stay: Persian and emoji
-# are spelt with them.
+# Control characters, soft hyphens, byte order marks, zero-width spaces (except between words), and characters that open
+# a direction, which a line break would leave open. Joiners and direction marks stay: Persian and emoji are spelt with
+# them.
 UNSPOKEN = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u2060-\u2064\u202a-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb]"
     f"|[\ud800-\udfff]|(?<![{unspaced.SOUTH}])\u200b"
@@ -43,13 +43,13 @@ CLOSERS = "\"'”’»›)]}）」』】》〉"
 ABBREVIATION = re.compile(
     r"\W*+(?:\d+|[^\W\d]|(?:[^\W\d]\.)+[^\W\d]|Mr|Mrs|Ms|Mme|Dr|Prof|St|Sr|Jr|Hr|Fr|Sra|vs|No|Nr|ca|bzw)\."
 )
-# Punctuation that stands alone, as in French, belongs to the word before it, an opening quote to the next.
+# Punctuation that stands alone, as in French, belongs to the word before, and an opening quote to the word after.
 TRAILING = frozenset({"!", "?", ":", ";", "»", "›", "%", "…", "...", "-", "--", "–", "—"})
 LEADING = frozenset({"«", "‹", "„", "“", "¿", "¡", "("})
 
 
 def clean(content: str) -> str:
-    """The content without what is neither seen nor spoken; lines end with a line feed."""
+    """The content without characters that are neither seen nor spoken. Lines end with a line feed."""
     return UNSPOKEN.sub("", content).replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -78,9 +78,9 @@ def beats(words: Iterable[Word]) -> int:
 
 
 def columns(text: str) -> int:
-    """The width of a text: wide characters take two columns, all others one, combining marks too.
+    """The width of a text. Wide characters take two columns, all others one, combining marks included.
 
-    So it is never less than the number of characters, which is what simpler players count.
+    The width is never less than the number of characters, which simpler players count.
     """
     if text.isascii():
         return len(text)

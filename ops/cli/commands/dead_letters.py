@@ -1,4 +1,4 @@
-"""`outrider dead-letters`: the jobs that failed for good, and putting them back."""
+"""`outrider dead-letters`: lists the jobs that failed for good, and redrives them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from engine.queries.dead_letters import DeadLetter
     from ops.cli.context import Conn
 
-app = typer.Typer(help="Look at the jobs that failed for good, and run them again.", no_args_is_help=True)
+app = typer.Typer(help="List the jobs that failed for good, and redrive them.", no_args_is_help=True)
 
 BATCH = 500
 
@@ -30,7 +30,7 @@ Fingerprint = Annotated[
 def list_(
     preset: Preset = None,
     fingerprint: Fingerprint = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="List at most this many.")] = 50,
     json: AsJson = False,
 ) -> None:
     """List dead letters, the oldest job first."""
@@ -55,16 +55,18 @@ def list_(
 def redrive(
     preset: Preset = None,
     fingerprint: Fingerprint = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the oldest jobs first.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Redrive at most this many, the oldest jobs first.")
+    ] = 1000,
     rate: Annotated[
-        float, typer.Option(min=0, help="At most so many a second; 0 is as fast as it goes.")
+        float, typer.Option(min=0, help="Redrive at most this many a second; 0 means no limit.")
     ] = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be put back, and leave it.")
+        bool, typer.Option("--dry-run", help="Show what would be redriven. Change nothing.")
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Put dead letters back into the queue, their budgets new; the old results go to the audit trail."""
+    """Redrive dead letters: the jobs run again with new budgets. The old results go to the audit trail."""
     from engine.settings import load
     from ops.cli.context import ask
 
@@ -76,13 +78,13 @@ def redrive(
     if json:
         as_json({"dry_run": dry_run, "redriven": len(ids), "job_ids": ids})
     else:
-        echo(f"{len(ids)} {'would be' if dry_run else 'were'} put back")
+        echo(f"{len(ids)} {'would be' if dry_run else 'were'} redriven")
 
 
 async def _found(
     conn: Conn, preset: str | None, fingerprint: str | None, limit: int
 ) -> AsyncIterator[DeadLetter]:
-    """Page by page above the last id: a job that fails again meanwhile is not met twice."""
+    """Yield dead letters page by page above the last id. A job that fails again meanwhile is not found twice."""
     from engine.queries import dead_letters
 
     after = dead_letters.FIRST
@@ -99,7 +101,7 @@ async def _found(
 
 
 async def _redriven(conn: Conn, found: AsyncIterator[DeadLetter], rate: float) -> AsyncIterator[DeadLetter]:
-    """Redrive one by one, evenly spaced, and pass on what was; one that somebody else redrove is passed over."""
+    """Redrive jobs one by one, evenly spaced, and yield them. A job that somebody else redrove is skipped."""
     from engine import moves
     from engine.errors import JobNotFound, StateConflict
 
@@ -111,11 +113,11 @@ async def _redriven(conn: Conn, found: AsyncIterator[DeadLetter], rate: float) -
         try:
             await moves.redrive(conn, each.job_id, None)
         except (JobNotFound, StateConflict) as error:
-            complain(f"{each.job_id} is passed over: {error}")
+            complain(f"{each.job_id} is skipped: {error}")
             continue
         done += 1
         if done % BATCH == 0 and sys.stderr.isatty():
-            complain(f"{done} put back")
+            complain(f"{done} redriven")
         yield each
 
 

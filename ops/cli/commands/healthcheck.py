@@ -20,15 +20,14 @@ class Role(StrEnum):
 
 def healthcheck(
     role: Annotated[
-        Role | None, typer.Argument(help="Whose port to ask, where OUTRIDER_ADMIN_PORT is not set.")
+        Role | None, typer.Argument(help="Ask the process of this role, if OUTRIDER_ADMIN_PORT is not set.")
     ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Ask this admin port.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Ask this machine's process whether it lives and can work: exit 0, or 3 when it does not or cannot.
+    """Ask a process on this machine whether it is alive and ready. Exit code 0 if it is, else 3.
 
-    Without a role and without a set port, every process of a local `up` is asked, or every one found on the default
-    ports.
+    Without a role and a configured port, ask every process of a local `up`, or every process on the default ports.
     """
     from engine.process.run import DONE, UNHEALTHY
 
@@ -62,7 +61,7 @@ def _answers(role: Role | None, port: int | None) -> dict[str, dict[str, object]
 
 
 def _probe(host: str, port: int) -> dict[str, object] | None:
-    """What /readyz says; None when nobody listens. A process that is not alive does not answer either."""
+    """The answer of /readyz. None if no process listens. A process that is not alive does not answer /readyz."""
     import json
     from http.client import HTTPConnection, HTTPException
 
@@ -75,7 +74,7 @@ def _probe(host: str, port: int) -> dict[str, object] | None:
     except ConnectionRefusedError:
         return None
     except (OSError, HTTPException, ValueError, AttributeError) as error:
-        return {"healthy": False, "detail": f"no sensible answer: {error or type(error).__name__}"}
+        return {"healthy": False, "detail": f"no valid answer: {error or type(error).__name__}"}
     finally:
         connection.close()
     healthy = response.status == 200

@@ -1,4 +1,4 @@
-"""`outrider jobs` and `explain`: jobs, straight from the database, whoever owns them."""
+"""`outrider jobs` and `explain`: reads and changes jobs of all owners directly in the database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine.queries.audit import AuditRow
     from engine.queries.jobs import Holder, JobView
 
-app = typer.Typer(help="Look at jobs, cancel them or run them again: any owner's.", no_args_is_help=True)
+app = typer.Typer(help="Show, cancel and retry jobs of all owners.", no_args_is_help=True)
 
 JobId = Annotated[UUID, typer.Argument(metavar="JOB", help="The job's id.")]
 
@@ -30,10 +30,10 @@ class Status(StrEnum):
 
 @app.command("list")
 def list_(
-    owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only jobs of this owner.")] = None,
     status: Annotated[Status | None, typer.Option(help="Only jobs of this status.")] = None,
     preset: Annotated[str | None, typer.Option(help="Only jobs of this preset.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="List at most this many.")] = 20,
     json: AsJson = False,
 ) -> None:
     """List jobs, the newest first."""
@@ -62,7 +62,7 @@ def list_(
 
 @app.command()
 def show(job: JobId, json: AsJson = False) -> None:
-    """Show a job: what was asked, where it stands, who runs it, what came of it, and its history."""
+    """Show a job: its request, status, worker, result and history."""
     from engine.errors import JobNotFound
     from engine.queries import audit, jobs
     from engine.settings import load
@@ -100,7 +100,7 @@ def show(job: JobId, json: AsJson = False) -> None:
 
 @app.command()
 def cancel(job: JobId, json: AsJson = False) -> None:
-    """Cancel a job; one that runs is asked to stop. Exit code 1 when it has completed or failed."""
+    """Cancel a job. A running job is asked to stop. Exit code 1 if the job has completed or failed."""
     from engine import moves
     from engine.settings import load
     from ops.cli.context import ask
@@ -112,12 +112,12 @@ def cancel(job: JobId, json: AsJson = False) -> None:
     if json:
         as_json({"job_id": job, "status": state.lower()})
     else:
-        echo("cancelled" if state.terminal else "its running attempt has been asked to stop")
+        echo("cancelled" if state.terminal else "the running attempt has been asked to stop")
 
 
 @app.command()
 def retry(job: JobId, json: AsJson = False) -> None:
-    """Run a failed or cancelled job again, its budget new. Exit code 1 in any other state."""
+    """Run a failed or cancelled job again with a new budget. Exit code 1 in any other state."""
     from engine import moves
     from engine.settings import load
     from ops.cli.context import ask
@@ -130,7 +130,7 @@ def retry(job: JobId, json: AsJson = False) -> None:
 
 
 def explain(job: JobId, json: AsJson = False) -> None:
-    """Say why a job is where it is: due later, behind others, without a worker, running, ended."""
+    """Explain the state of a job: due later, behind other jobs, without a worker, running or ended."""
     from engine.pipeline import load_pipelines
     from engine.queries.explain import explain as explained
     from engine.settings import load

@@ -8,14 +8,12 @@ import typer
 
 from ops.cli.output import AsJson, as_json, complain, echo, table
 
-app = typer.Typer(
-    help="Bring the database's schema up, take it down, or show where it is.", no_args_is_help=True
-)
+app = typer.Typer(help="Apply, roll back or show the versions of the database schema.", no_args_is_help=True)
 
 
 @app.command()
 def up(json: AsJson = False) -> None:
-    """Apply every version that is pending."""
+    """Apply every pending version."""
     import migrations
 
     applied = migrations.up(_url())
@@ -29,16 +27,22 @@ def up(json: AsJson = False) -> None:
 
 @app.command()
 def down(
-    count: Annotated[int, typer.Option("--count", min=1, help="How many versions, the latest first.")] = 1,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask: a version's tables go with it.")] = False,
+    count: Annotated[
+        int, typer.Option("--count", min=1, help="How many versions to roll back, the latest first.")
+    ] = 1,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask. The tables of a version are dropped.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
-    """Roll the latest versions back. What was stored in their tables is lost."""
+    """Roll back the latest versions. The rows in their tables are lost."""
     import migrations
 
     if not yes:
         typer.confirm(
-            f"Roll back {count} of the schema's versions, and lose what they hold?", abort=True, err=True
+            f"Roll back {count} versions of the schema, and lose the rows in their tables?",
+            abort=True,
+            err=True,
         )
     gone = migrations.down(_url(), count)
     if json:
@@ -50,7 +54,7 @@ def down(
 
 @app.command()
 def status(json: AsJson = False) -> None:
-    """Show every version. Exit code 3 unless each is applied, and as this code has it."""
+    """Show every version. Exit code 3 unless every version is applied and matches this code."""
     import migrations
     from engine.process.run import UNHEALTHY
 

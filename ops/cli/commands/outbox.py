@@ -1,4 +1,4 @@
-"""`outrider outbox`: what the engine still owes."""
+"""`outrider outbox`: the unfinished jobs, the unpublished events and the relays' reports."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from engine.tables.relay_status import ReportedStatus
 
 SHOWN: Final = 20
-"""Quarantined events; the table counts them all."""
+"""How many quarantined events are listed. The table of topics counts all of them."""
 
-app = typer.Typer(help="Look at what is waiting: jobs and events.", no_args_is_help=True)
+app = typer.Typer(help="Show the jobs and events that wait.", no_args_is_help=True)
 
 
 @app.callback()
 def outbox() -> None:
-    """Look at what is waiting: jobs and events."""
+    """Show the jobs and events that wait."""
 
 
 @app.command()
 def status(json: AsJson = False) -> None:
     """Count the unfinished jobs by preset and status, and the events that wait to be published.
 
-    Jobs that are overdue are marked. Then what the relays say of their topics and of maintenance, and the events
-    that the broker refused for good, with its reason, the latest first.
+    Overdue jobs are marked. Also show the relays' reports on topics and maintenance, and the events that the broker
+    refused for good, with the reason, the latest first.
     """
     from engine.queries.queue_stats import event_counts, job_counts, quarantined
     from engine.settings import load
@@ -86,7 +86,7 @@ def _print_relays(statuses: Sequence[ReportedStatus]) -> None:
     table(
         ["relay", "topic", "state", "since", "why"],
         [(each.relay, each.topic, _state(each), each.since, each.detail) for each in statuses if each.live],
-        empty=f"no relay has been heard of{f' since {cell(heard)}' if heard else ''}",
+        empty=f"no relay has reported{f' since {cell(heard)}' if heard else ''}",
     )
 
 

@@ -1,4 +1,4 @@
-"""`outrider web`, `relay` and `worker`: one process of each kind, and the tie that ends a child with its parent."""
+"""`outrider web`, `relay` and `worker`: each runs one process, which `--tied` ends with its parent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ PR_SET_PDEATHSIG = 1
 
 Tied = Annotated[
     bool,
-    typer.Option("--tied", hidden=True, help="End at once when standard input does: a parent holds it open."),
+    typer.Option(
+        "--tied", hidden=True, help="End at once when standard input, which a parent holds open, ends."
+    ),
 ]
 
 
@@ -25,7 +27,7 @@ def web(tied: Tied = False) -> None:
 
 
 def relay(tied: Tied = False) -> None:
-    """Maintain, and publish to Pub/Sub or else run jobs. SIGTERM drains, a second one stops at once."""
+    """Run maintenance, and publish to Pub/Sub or else run jobs. SIGTERM drains, a second one stops at once."""
     _run("relay", tied)
 
 
@@ -45,10 +47,10 @@ def _run(role: str, tied: bool) -> None:
 
 
 def _tie() -> None:
-    """Let this process end when its parent does, however that ends.
+    """Let this process end when its parent ends for any reason.
 
-    The kernel's signal is certain but Linux's alone, and says nothing of a parent that died before it was asked
-    for; the end of standard input does.
+    The kernel's signal is certain, but only Linux has it, and it does not come for a parent that died before the
+    call. The end of standard input covers both cases.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

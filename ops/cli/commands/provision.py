@@ -18,12 +18,14 @@ Tell = Callable[[str], None]
 
 
 def provision(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is to be changed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show the changes that are needed.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
-    """Create or fix topics and subscriptions in OUTRIDER_PUBSUB_PROJECT, and say what was changed.
+    """Create or fix topics and subscriptions in OUTRIDER_PUBSUB_PROJECT, and report each change.
 
-    Exit code 1 when something is left that has to be fixed by hand.
+    Exit code 1 if something has to be fixed by hand.
     """
     from engine.process.run import FAILED
     from engine.pubsub.client import names
@@ -41,7 +43,7 @@ def provision(
 
 
 async def _provisioned(names: Names, tell: Tell) -> list[Change]:
-    """Each change is told as soon as it is made: a later one may fail."""
+    """Make the changes. Each change is reported as soon as it is made, because a later one may fail."""
     from relay.provision.apply import open_clients, provision
 
     changes = []
@@ -63,7 +65,7 @@ async def _examined(names: Names, tell: Tell) -> list[Change]:
 
 
 def _nothing(_line: str) -> None:
-    """What is told to programs is told at the end."""
+    """Report nothing: with --json all changes are printed at the end."""
 
 
 def _plain(change: Change) -> dict[str, str]:

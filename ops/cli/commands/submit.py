@@ -1,4 +1,4 @@
-"""`outrider submit`: a job for a running web process, over HTTP like any client's."""
+"""`outrider submit`: submits a job to a running web process over HTTP, as any client does."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ TOKEN_SECONDS = 24 * 3600
 
 
 def submit(
-    preset: Annotated[str, typer.Argument(help="What to run; see GET /pipeline/presets.")],
+    preset: Annotated[str, typer.Argument(help="The preset to run; see GET /pipeline/presets.")],
     source: Annotated[
-        str | None, typer.Argument(metavar="[-]", help="`-`: the content is standard input.")
+        str | None, typer.Argument(metavar="[-]", help="`-` reads the content from standard input.")
     ] = None,
-    content: Annotated[str | None, typer.Option(help="The content itself.")] = None,
+    content: Annotated[str | None, typer.Option(help="The content as text.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="A file that holds the content, as UTF-8."),
+        typer.Option(exists=True, dir_okay=False, help="A file with the content in UTF-8."),
     ] = None,
-    metadata: Annotated[str, typer.Option(help="A JSON object, as the preset wants it.")] = "{}",
+    metadata: Annotated[str, typer.Option(help="A JSON object that fits the preset.")] = "{}",
     wait: Annotated[
-        bool, typer.Option("--wait", help="Show progress until it ends; exit code 1 unless completed.")
+        bool,
+        typer.Option("--wait", help="Show progress until the job ends. Exit code 1 unless it completed."),
     ] = False,
     url: Annotated[
         str | None,
-        typer.Option(help="Of the web process; else OUTRIDER_HTTP_HOST and _PORT, else a local `up`'s."),
+        typer.Option(help="URL of web. Default: by OUTRIDER_HTTP_HOST and _PORT, else of a local `up`."),
     ] = None,
     token: Annotated[
-        str | None, typer.Option(help="Else one is signed with OUTRIDER_JWT_SECRET or a local `up`'s secret.")
+        str | None,
+        typer.Option(help="Default: signed with OUTRIDER_JWT_SECRET or the secret of a local `up`."),
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Submit a job, and print its id; or with --wait its result."""
+    """Submit a job and print its id. With --wait, print its result."""
     from engine.process.run import FAILED
     from ops.cli.client import Client, ClientError
 
@@ -75,7 +77,7 @@ def submit(
 
 
 async def _watched(client: Client, job_id: str) -> dict[str, Any]:
-    """The job once it has ended. The bar is drawn on standard error, and only on a terminal."""
+    """Follow the job to its end and return it. The bar is drawn on standard error, and only on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -98,7 +100,7 @@ async def _watched(client: Client, job_id: str) -> dict[str, Any]:
 
 def _content(source: str | None, content: str | None, file: Path | None) -> str:
     if source not in (None, "-"):
-        raise typer.BadParameter("the content comes by --content, by --file or by `-`")
+        raise typer.BadParameter("give the content by --content, --file or `-`")
     if sum(given is not None for given in (source, content, file)) != 1:
         raise typer.BadParameter("give the content once: --content, --file or `-`")
     if content is not None:

@@ -28,11 +28,13 @@ def duration(text: str) -> int:
 
 
 def token(
-    sub: Annotated[str, typer.Option(help="Who the token speaks for: the owner of the jobs.")],
+    sub: Annotated[str, typer.Option(help="The owner of the jobs.")],
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="May be repeated; none gives jobs:read and jobs:write.")
+        list[Scope] | None, typer.Option(help="May be repeated. Default: jobs:read and jobs:write.")
     ] = None,
-    ttl: Annotated[str, typer.Option(help="How long it is good, in seconds or as 15m, 12h, 30d.")] = "1h",
+    ttl: Annotated[
+        str, typer.Option(help="How long the token is valid, in seconds or as 15m, 12h, 30d.")
+    ] = "1h",
     json: AsJson = False,
 ) -> None:
     """Print a token signed with OUTRIDER_JWT_SECRET, or with the secret of a local `outrider up`."""

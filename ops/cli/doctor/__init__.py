@@ -1,1 +1,1 @@
-"""`outrider doctor`: the command, its checks of the configuration and of what runs, and how a check says its result."""
+"""`outrider doctor`: the command, the checks of configuration and runtime, and the result of a check."""

@@ -1,4 +1,4 @@
-"""`outrider doctor`: what is wrong with an installation, and what to do about it."""
+"""`outrider doctor`: finds what is wrong with an installation, and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 def doctor(
     invariants: Annotated[
-        bool, typer.Option("--invariants", help="Check every stored job against the engine's invariants too.")
+        bool,
+        typer.Option("--invariants", help="Also check every stored job against the engine's invariants."),
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Check configuration, keys, pipelines, topics, database, schema and clocks, and whether relays and workers live
-    and jobs move; each failure comes with its fix.
+    """Check configuration, keys, pipelines, topics, database, schema, clocks, relays, workers and the flow of jobs.
 
-    Exit code 1 when something is wrong.
+    Each failure comes with a fix. Exit code 1 if a check fails.
     """
     from engine.process.run import FAILED
 
@@ -47,7 +47,7 @@ async def _examined(invariants: bool) -> tuple[list[CheckResult], Report | None]
     from ops.cli.doctor.config_checks import examine
 
     results = [result async for result in examine()]
-    # The invariants need a schema, and the presets' own limits: without them there is nothing to judge by.
+    # The invariants need the schema and the presets' limits. They are not checked if one of these checks failed.
     needed = {"configuration", "pipelines", "database", "schema"}
     if not invariants or needed - {result.check for result in results if result.good}:
         return results, None

@@ -1,4 +1,4 @@
-"""What `outrider doctor` looks at: the configuration, and what it leads to."""
+"""Checks of `outrider doctor`: settings, pipelines, keys, topics, database, schema and clock."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ SAMPLES: Final = 3
 
 
 async def examine() -> AsyncIterator[CheckResult]:
-    """Every result, in an order in which each check needs only those before it."""
+    """Yield every result. Each check depends only on checks before it."""
     try:
         settings = load()
     except ConfigurationError as error:
         for problem in error.problems:
-            yield CheckResult("configuration", False, problem, "set it right, or unset it")
+            yield CheckResult("configuration", False, problem, "correct the variable, or unset it")
         return
-    logs.configure(settings, "doctor")  # to standard error: standard output may be JSON
-    yield CheckResult("configuration", True, "every OUTRIDER_* variable is known and sound")
+    # Logs go to standard error, because standard output may be JSON.
+    logs.configure(settings, "doctor")
+    yield CheckResult("configuration", True, "every OUTRIDER_* variable is known and valid")
     yield await checked("pipelines", lambda: _pipelines(settings))
     yield await checked("keys", lambda: _keys(settings))
     if settings.transport == "pubsub":
@@ -74,7 +75,7 @@ async def _keys(settings: Settings) -> str:
         except (ConfigurationError, KeysUnavailable) as error:
             where = "OUTRIDER_JWKS_FILE" if settings.jwks_file else "OUTRIDER_JWKS_URL"
             raise CheckFailed(
-                f"no key can be loaded: {error}", f"see that {where} names a JWKS with a usable key"
+                f"no key can be loaded: {error}", f"check that {where} names a JWKS with a usable key"
             ) from error
     try:
         signing_secret(settings)
@@ -103,7 +104,7 @@ async def _broker(settings: Settings, changes: list[Change]) -> str:
 
 def _topics(changes: list[Change]) -> list[CheckResult]:
     if not changes:
-        return [CheckResult("topics", True, "every topic and subscription is as it should be")]
+        return [CheckResult("topics", True, "every topic and subscription is correct")]
     return [CheckResult("topics", False, str(change), change.fix) for change in changes]
 
 
@@ -113,10 +114,10 @@ async def _connected(settings: Settings, stack: AsyncExitStack, conns: list[Conn
         url = database_url(settings)
         found = [await stack.enter_async_context(await connect(url, name="doctor")) for _ in range(2)]
     except ConfigurationError as error:
-        raise CheckFailed(str(error), "set it, or start `outrider up`") from error
+        raise CheckFailed(str(error), "set OUTRIDER_DATABASE_URL, or start `outrider up`") from error
     except OutriderError as error:
         raise CheckFailed(
-            str(error), "see that PostgreSQL runs, and that OUTRIDER_DATABASE_URL names it"
+            str(error), "check that PostgreSQL runs, and that OUTRIDER_DATABASE_URL points to it"
         ) from error
     conns += found
     info = conns[0].info
@@ -131,18 +132,19 @@ async def _version(conn: Connection) -> str:
 
 
 async def _direct(first: Connection, second: Connection) -> str:
-    """A transaction pooler lends the one server session that is idle to whoever asks next, so both see the same.
+    """Find a pooler by the server sessions behind two connections.
 
-    It also invents the process id that the protocol gives a client; a session pooler, which is harmless, does too.
+    A transaction pooler gives its one idle session to the next query, so both connections see the same session.
+    Any pooler invents the process id that the protocol gives a client. A session pooler is harmless.
     """
     sessions = [await _value(conn, "SELECT pg_backend_pid()") for conn in (first, second, first, second)]
     if set(sessions[::2]) & set(sessions[1::2]) or len(set(sessions)) != 2:
         raise CheckFailed(
-            "a transaction pooler stands between: sessions change hands",
-            "point OUTRIDER_DATABASE_URL at PostgreSQL itself: plans, locks and LISTEN belong to a session",
+            "a transaction pooler is in between: connections do not keep their sessions",
+            "point OUTRIDER_DATABASE_URL directly at PostgreSQL: plans, locks and LISTEN belong to a session",
         )
     if sessions[0] != first.info.backend_pid:
-        return "a session pooler stands between"
+        return "through a session pooler"
     return "direct"
 
 
@@ -154,7 +156,8 @@ async def _schema(settings: Settings) -> str:
     }
     if ids["unknown"]:
         raise CheckFailed(
-            f"{ids['unknown'][-1]} is not this code's", "run the newer code, or roll the schema back with it"
+            f"{ids['unknown'][-1]} is unknown to this code",
+            "run the newer code, or roll the schema back with the newer code",
         )
     if ids["changed"]:
         raise CheckFailed(
@@ -168,7 +171,7 @@ async def _schema(settings: Settings) -> str:
 
 
 async def _clock(conn: Connection) -> str:
-    """By the quickest of a few samples; half a round trip is the error."""
+    """Measure the skew by the fastest of a few samples. The error is half of its round trip."""
     samples = []
     for _ in range(SAMPLES):
         before = time.time()
@@ -178,10 +181,12 @@ async def _clock(conn: Connection) -> str:
     trip, skew = min(samples)
     if abs(skew) - trip / 2 > MAX_SKEW_SECONDS:
         raise CheckFailed(
-            f"the database's clock is {skew:+.1f} s from this host's",
-            "run NTP on both: schedules go by the database's clock, tokens by this host's",
+            f"the database's clock differs by {skew:+.1f} s from this host's clock",
+            "run NTP on both: schedules use the database's clock, tokens use this host's clock",
         )
-    return f"{skew * 1000:+.0f} ms from this host's, ± {trip * 500:.0f}"
+    return (
+        f"the database's clock differs by {skew * 1000:+.0f} ms from this host's clock, ± {trip * 500:.0f} ms"
+    )
 
 
 async def _value(conn: Connection, query: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How a check of `outrider doctor` ends: it returns what it found, or raises CheckFailed with the fix."""
+"""The result of a check of `outrider doctor`. A check returns its finding, or raises CheckFailed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class CheckFailed(Exception):
-    """What is wrong, and how to fix it."""
+    """`str(self)` is the finding, `fix` says what to do."""
 
     def __init__(self, found: str, fix: str) -> None:
         super().__init__(found)
@@ -16,7 +16,7 @@ class CheckFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """`fix` is what to do about it; None where the check is `good`."""
+    """`found` is the finding. `fix` says what to do, and is None if the check is `good`."""
 
     check: str
     good: bool
@@ -25,7 +25,7 @@ class CheckResult:
 
 
 async def checked(check: str, look: Callable[[], Awaitable[str]]) -> CheckResult:
-    """The result of one check. Whatever it runs into is its result."""
+    """Run one check and return its result. Any exception becomes a failed result."""
     try:
         return CheckResult(check, True, await look())
     except CheckFailed as failed:

@@ -1,4 +1,4 @@
-"""What `outrider doctor` says of what runs on a sound schema: who lives, whether jobs move, what the role may do."""
+"""Checks of `outrider doctor` on a valid schema: relays, workers, the flow of jobs, publishing and rights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STUCK_SECONDS: Final = 120.0
 
 ANY_JOB: LiteralString = "SELECT EXISTS (SELECT FROM jobs)"
 
-# Whoever owns a table, or the database, may VACUUM and ANALYZE it; from PostgreSQL 17 on that can be granted too.
+# The owner of a table or of the database may VACUUM and ANALYZE it. From PostgreSQL 17 on, the right can be granted.
 KEPT_BY_OTHERS: LiteralString = """
 SELECT c.relname
 FROM unnest(%s::text[]) AS name JOIN pg_class c ON c.oid = to_regclass(name)
@@ -46,16 +46,16 @@ async def _relay(conn: Connection) -> str:
     if failing := [each for each in statuses if each.live and each.state == "failing"]:
         raise CheckFailed(
             "; ".join(f"maintenance of {_since(each)}" for each in failing),
-            "fix what the message names: meanwhile jobs may be neither promoted nor taken back",
+            "fix the error in the message: until then due jobs and jobs of dead workers may not start",
         )
     if live := _live(statuses):
-        return f"{len(live)} heard of within {SILENT_SECONDS:.0f} s: {', '.join(live)}"
+        return f"{len(live)} reported within {SILENT_SECONDS:.0f} s: {', '.join(live)}"
     heard = max((each.heard_at for each in statuses), default=None)
     if not heard and await fetchall(conn, ANY_JOB) == [(False,)]:
-        return "none has been heard of, and there are no jobs"
+        return "no relay has reported, and there are no jobs"
     raise CheckFailed(
-        f"none has been heard of{f' since {cell(heard)}' if heard else ''}",
-        "run `outrider relay`: without one nothing is promoted or taken back",
+        f"no relay has reported{f' since {cell(heard)}' if heard else ''}",
+        "run `outrider relay`: without a relay no job is promoted, and no lease of a dead worker lapses",
     )
 
 
@@ -68,10 +68,10 @@ async def _workers(conn: Connection) -> str:
         f"{preset} ({q.due})" for preset, q in sorted(stats.queues.items()) if q.due and not q.workers
     ]:
         raise CheckFailed(
-            f"jobs are due of presets that no live worker has: {', '.join(stranded)}; {alive}",
-            "run `outrider worker`, with OUTRIDER_PIPELINES naming the modules of these presets",
+            f"no live worker runs the presets of due jobs: {', '.join(stranded)}; {alive}",
+            "run `outrider worker` with the modules of these presets in OUTRIDER_PIPELINES",
         )
-    return alive if stats.workers else "none alive, and no job is due"
+    return alive if stats.workers else "no worker is alive, and no job is due"
 
 
 async def _flow(conn: Connection) -> str:
@@ -80,7 +80,7 @@ async def _flow(conn: Connection) -> str:
         most = "at least " if late.jobs == OVERDUE_COUNTED else ""
         raise CheckFailed(
             f"{most}{late.jobs} waiting jobs are overdue, the first by {span(late.seconds)}",
-            "see that `outrider relay` runs, and what its log says of `maintenance.failed`",
+            "check that `outrider relay` runs, and look for `maintenance.failed` in its log",
         )
     queues = (await queue_stats(conn)).queues
     age, preset = max(
@@ -88,17 +88,19 @@ async def _flow(conn: Connection) -> str:
     )
     if not preset:
         return "no job is due"
-    found = f"the oldest job that is due and nobody's, of the preset {preset}, has waited for {span(age)}"
+    found = (
+        f"the oldest due job that no worker has claimed, of the preset {preset}, has waited for {span(age)}"
+    )
     if age > STUCK_SECONDS:
         raise CheckFailed(
             found,
-            "add workers if all are busy; else ask `outrider explain` why one of `outrider jobs list` waits",
+            "add workers if all are busy; else run `outrider explain` on a job of `outrider jobs list`",
         )
     return found
 
 
 async def _publishing(conn: Connection) -> str:
-    """What live relays say of their topics."""
+    """Check the live relays' reports on their topics."""
     statuses = await reported(conn)
     facts = [each for each in statuses if each.live and each.topic != "maintenance"]
     faults = [each for each in facts if each.state != "publishing"]
@@ -106,27 +108,29 @@ async def _publishing(conn: Connection) -> str:
         by_hand = any(each.state == "misconfigured" for each in faults)
         raise CheckFailed(
             "; ".join(f"{each.topic}: the breaker of {_since(each)}" for each in faults),
-            "run `outrider provision`, or give the relay's account the right that it lacks"
+            "run `outrider provision`, or grant the relay's account the missing right"
             if by_hand
-            else "see that Pub/Sub can be reached: until then workers look for jobs in the outbox themselves",
+            else "check that Pub/Sub can be reached: until then workers look for jobs in the outbox themselves",
         )
     if facts:
         return f"{', '.join(_live(facts))} can publish to every topic"
     if _live(statuses):
-        raise CheckFailed("no live relay publishes", "run the relays, too, with OUTRIDER_TRANSPORT=pubsub")
-    return "no relay is there to ask"
+        raise CheckFailed("no live relay publishes", "run the relays with OUTRIDER_TRANSPORT=pubsub too")
+    return "no relay is alive"
 
 
 async def _rights(conn: Connection) -> str:
-    """What the role lacks makes maintenance slower or blind. It breaks nothing, so it is no failure."""
+    """Report the rights of the role. A missing right makes maintenance slower or blind, but is not a failure."""
     others = [name for (name,) in await fetchall(conn, KEPT_BY_OTHERS, [ANALYZED])]
     [(sees_all, role)] = await fetchall(conn, SEES_ALL)
     keeps = (
-        f"may not VACUUM and ANALYZE {', '.join(others)} (make it their owner)"
+        f"may not VACUUM and ANALYZE {', '.join(others)} (make the role their owner)"
         if others
         else "may VACUUM and ANALYZE"
     )
-    sees = "sees every session" if sees_all else "sees its own sessions alone (grant it pg_read_all_stats)"
+    sees = (
+        "sees every session" if sees_all else "sees only its own sessions (grant the role pg_read_all_stats)"
+    )
     return f"{role} {keeps}, and {sees}"
 
 

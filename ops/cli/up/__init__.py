@@ -1,1 +1,1 @@
-"""`outrider up`: the command, the processes that it keeps running, and its broker."""
+"""`outrider up`: the command, its child processes and its broker."""

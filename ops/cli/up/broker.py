@@ -1,4 +1,4 @@
-"""The broker of `outrider up --pubsub`: an emulator of its own, unless PUBSUB_EMULATOR_HOST names one."""
+"""The broker of `outrider up --pubsub`: a new emulator, unless PUBSUB_EMULATOR_HOST names a running one."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ log = structlog.get_logger()
 
 
 def pubsub_settings() -> Settings:
-    """The environment's, with Pub/Sub as the transport and a project. Raises ConfigurationError."""
+    """The settings of the environment, with Pub/Sub as the transport and a project. Raises ConfigurationError."""
     given = {name: value for name, value in os.environ.items() if value}
     return load({f"{PREFIX}PUBSUB_PROJECT": LOCAL_PROJECT} | given, transport="pubsub")
 
 
 class Broker:
-    """Entered, it runs and has its topics. An emulator of ours can be kept running as children are.
+    """Inside the `async with` block the broker runs and has its topics. `keep` restarts an emulator of ours.
 
-    It forgets its topics when it ends, so each start provisions them.
+    The emulator loses its topics when it ends, so each start provisions them.
     """
 
     role = "emulator"
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigurationError where an emulator is needed and there is none."""
+        """Raises ConfigurationError if an emulator is needed and none is installed."""
         self._settings = settings
         self._emulator: Emulator | None = None
         if not os.environ.get(EMULATOR):
             self._emulator = Emulator(require(), settings.data_dir / "pubsub-emulator.log")
-            os.environ[EMULATOR] = self._emulator.host  # for our own clients, too
+            # The clients in this process read the variable too.
+            os.environ[EMULATOR] = self._emulator.host
 
     @property
     def environ(self) -> Mapping[str, str]:
-        """What its users' environment needs."""
+        """The variables that the processes need to use the broker."""
         return {
             EMULATOR: os.environ[EMULATOR],
             f"{PREFIX}TRANSPORT": "pubsub",
@@ -65,7 +66,7 @@ class Broker:
         await self._stop()
 
     async def start(self) -> None:
-        """It runs and has its topics afterwards, or has ended."""
+        """Start the broker and provision its topics. If that fails, the emulator is stopped."""
         try:
             await self._start()
         except OutriderError as error:
@@ -76,7 +77,8 @@ class Broker:
         if self._emulator:
             return exit_code(await self._emulator.ended())
         unheard_of: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        return await unheard_of  # it is somebody else's
+        # An emulator that was not started here is not watched.
+        return await unheard_of
 
     async def _start(self) -> None:
         if self._emulator:

@@ -1,4 +1,4 @@
-"""The processes under `outrider up`: started, kept running, and stopped."""
+"""Starts, restarts and stops the processes under `outrider up`."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ END_POLL_SECONDS: Final = 0.2
 MIN_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 30.0
 STEADY_SECONDS: Final = 60.0
-"""What has lived so long starts again with the least back-off."""
+"""A process that has run this long starts again with the shortest back-off."""
 SERVER_BACKOFF_SECONDS: Final = 4.0
 SERVER_STEADY_SECONDS: Final = 10.0
 MAX_FAILURES: Final = 5
-"""PostgreSQL, without which nothing works, comes back sooner, and so many starts in a row may fail."""
+"""PostgreSQL restarts sooner, because nothing works without it. `up` ends after this many failed starts in a row."""
 KILL_SECONDS: Final = 10.0
-"""What a child gets to end beyond its drain time."""
+"""How long a child may take to end after its drain time."""
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 
 class Child:
-    """A process of a `role`, with `environ` beside our own environment; `ready_url` answers 200 once it works.
+    """A process of a `role`, with `environ` added to our own environment. `ready_url` answers 200 once it is ready.
 
-    It is tied to us by its standard input (see commands/processes.py).
+    The child ends with this process, which holds the child's standard input (see commands/processes.py).
     """
 
     def __init__(self, role: str, environ: Mapping[str, str], ready_url: str) -> None:
@@ -54,11 +54,11 @@ class Child:
         self._process = await start(outrider(self.role, "--tied"), self._environ)
 
     async def ended(self) -> int:
-        """Wait for the end of a started child; gives the exit code."""
+        """Wait for the end of a started child and return its exit code."""
         return exit_code(await self._process.wait() if self._process else FAILED)
 
     async def stop(self, seconds: float) -> None:
-        """SIGTERM, and SIGKILL when it has not ended within `seconds`."""
+        """Send SIGTERM, and SIGKILL if the child has not ended within `seconds`."""
         if self._process is None or self._process.returncode is not None:
             return
         self._process.terminate()
@@ -72,7 +72,7 @@ class Child:
 
 
 class Kept(Protocol):
-    """What `keep` keeps running."""
+    """A process that `keep` starts again."""
 
     @property
     def role(self) -> str: ...
@@ -83,7 +83,7 @@ class Kept(Protocol):
 
 
 class Backoff:
-    """How long to wait before what has ended is started again; seconds."""
+    """How many seconds to wait before an ended process is started again."""
 
     def __init__(self, longest: float = MAX_BACKOFF_SECONDS, steady: float = STEADY_SECONDS) -> None:
         self._longest = longest
@@ -92,7 +92,7 @@ class Backoff:
         self._since = time.monotonic()
 
     def next(self) -> float:
-        """Twice as long each time, up to `longest`; anew for what has lived `steady` seconds."""
+        """Each wait is twice the last, up to `longest`. After a run of `steady` seconds the waits begin anew."""
         if time.monotonic() - self._since > self._steady:
             self._seconds = MIN_BACKOFF_SECONDS
         seconds, self._seconds = self._seconds, min(self._seconds * 2, self._longest)
@@ -103,7 +103,7 @@ class Backoff:
 
 
 async def keep(kept: Kept, stop: asyncio.Event) -> None:
-    """Start it again whenever it ends, with back-off, until `stop`; it is not stopped then."""
+    """Start the process again whenever it ends, with back-off, until `stop`. `stop` does not end the process."""
     backoff = Backoff()
     while (code := await unless(stop, kept.ended())) is not None:
         seconds = backoff.next()
@@ -116,9 +116,9 @@ async def keep(kept: Kept, stop: asyncio.Event) -> None:
 
 
 async def keep_server(server: Server, stop: asyncio.Event) -> int:
-    """As `keep`, but it gives up after MAX_FAILURES: then it sets `stop`. The exit code.
+    """As `keep`, but sets `stop` after MAX_FAILURES failed starts in a row. Returns the exit code.
 
-    A start that is due when `stop` comes still happens, and is waited for: a drain needs the database.
+    A start that is due when `stop` comes still happens and is awaited, because a drain needs the database.
     """
     backoff, failures = Backoff(SERVER_BACKOFF_SECONDS, SERVER_STEADY_SECONDS), 0
     while not stop.is_set() and await unless(stop, _end(server)):
@@ -142,18 +142,19 @@ async def keep_server(server: Server, stop: asyncio.Event) -> int:
 
 
 async def _end(server: Server) -> bool:
-    while not server.ended():  # noqa: ASYNC110 - other processes' locks have no event
+    # Locks of other processes have no event.
+    while not server.ended():  # noqa: ASYNC110
         await asyncio.sleep(END_POLL_SECONDS)
     return True
 
 
 def exit_code(code: int) -> int:
-    """As a shell has it: 128 + n for signal n."""
+    """The exit code as a shell reports it: 128 + n for signal n."""
     return 128 - code if code < 0 else code
 
 
 async def all_ready(children: Sequence[Child]) -> int:
-    """Wait until every child is ready: 0. When one ends before, or all of it takes too long: an exit code."""
+    """Wait until every child is ready and return 0. If a child ends first or time runs out, return an exit code."""
     ends = {asyncio.create_task(child.ended()): child for child in children}
     ready = asyncio.create_task(_ready([child.ready_url for child in children]))
     try:
@@ -172,7 +173,7 @@ async def all_ready(children: Sequence[Child]) -> int:
 
 
 async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """What `work` gives; or None, and it is cancelled, when `stop` comes first."""
+    """The result of `work`. If `stop` comes first, `work` is cancelled and the result is None."""
     working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -185,12 +186,13 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
 async def _ready(urls: Sequence[str]) -> None:
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
         for url in urls:
-            while not await _is_ready(session, url):  # noqa: ASYNC110 - another process's event: only polling sees it
+            # Another process has no event here: only polling sees it become ready.
+            while not await _is_ready(session, url):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_SECONDS)
 
 
 async def _is_ready(session: aiohttp.ClientSession, url: str) -> bool:
-    with suppress(aiohttp.ClientError, TimeoutError):  # it does not listen yet
+    with suppress(aiohttp.ClientError, TimeoutError):  # not listening yet
         async with session.get(url) as response:
             return response.status == 200
     return False

@@ -1,4 +1,4 @@
-"""`outrider up`: a database, its schema, and web, relay and worker, as one tree of processes."""
+"""`outrider up`: runs a database with its schema, web, relay and worker as one tree of processes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
 
-HURRY: Final = "stopping: Ctrl-C now ends it at once"
+HURRY: Final = "stopping: Ctrl-C again stops at once"
 GREETING: Final = """
-  address  {address}   (to read: {address}/docs)
+  address  {address}   (documentation: {address}/docs)
   metrics  {metrics}
   database {database}
 {broker}  token    {token}
 
-A request to paste; the first line hands a script in, the second waits for its storyboard:
+A request to paste. The first command submits a script, the second waits for its storyboard:
 
 TOKEN={token}
 JOB=$(curl -sS {address}/pipeline/run -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
@@ -45,14 +45,15 @@ def up(
     pubsub: Annotated[
         bool,
         typer.Option(
-            "--pubsub", help="Use Google's Pub/Sub emulator: its own, unless PUBSUB_EMULATOR_HOST names one."
+            "--pubsub",
+            help="Use Google's Pub/Sub emulator. Start one, unless PUBSUB_EMULATOR_HOST names one.",
         ),
     ] = False,
 ) -> None:
     """Run everything for local use: PostgreSQL, its schema, web, relay and worker.
 
-    PostgreSQL is an embedded one with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another.
-    Prints the address, a token and a request to paste. Ctrl-C stops all of it; a second one at once.
+    PostgreSQL is embedded, with its data under OUTRIDER_DATA_DIR, unless OUTRIDER_DATABASE_URL names another server.
+    Print the address, a token and a request to paste. Ctrl-C stops everything; a second Ctrl-C stops at once.
     """
     from engine.process.run import run
 
@@ -90,7 +91,7 @@ async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None =
 
 
 async def _kept(processes: Sequence[Kept], server: Server | None, stop: asyncio.Event) -> int:
-    """Keep all of it running until `stop`; the exit code."""
+    """Keep every process running until `stop` and return the exit code."""
     from ops.cli.up.children import keep, keep_server
 
     async with asyncio.TaskGroup() as group:
@@ -102,13 +103,13 @@ async def _kept(processes: Sequence[Kept], server: Server | None, stop: asyncio.
 
 @asynccontextmanager
 async def _database(settings: Settings) -> AsyncIterator[tuple[str, Server | None]]:
-    """The URL of the configured database; or of an embedded one, and that server, which runs as long as it is used."""
+    """The URL of the configured database, or of an embedded server, which ends with the block, and that server."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value(), None
         return
     from ops.local.server import local_server
 
-    # In threads: it blocks for seconds, and a second signal must be heard meanwhile.
+    # In threads, because start and stop block for seconds, and a second signal must work meanwhile.
     using = local_server(settings.data_dir)
     server = await asyncio.to_thread(using.__enter__)
     try:
@@ -119,7 +120,7 @@ async def _database(settings: Settings) -> AsyncIterator[tuple[str, Server | Non
 
 @contextmanager
 def _findable(ports: Ports, data_dir: Path) -> Iterator[None]:
-    """Other commands find us by the data directory, where one can be written."""
+    """Let other commands find this `up` by the data directory, if the directory can be written."""
     import structlog
 
     from ops.cli.addresses import published
@@ -133,7 +134,7 @@ def _findable(ports: Ports, data_dir: Path) -> Iterator[None]:
 
 
 def _with_secret(settings: Settings) -> Settings:
-    """`settings` with a key: where none is configured, the secret that local use has of its own."""
+    """`settings` with a key. If no key is configured, the key is the secret for local use."""
     from pydantic import SecretStr
 
     from ops.cli.context import dev_secret
@@ -147,7 +148,7 @@ def _with_secret(settings: Settings) -> Settings:
 async def _children(
     settings: Settings, url: str, ports: Ports, broker: Mapping[str, str]
 ) -> AsyncIterator[list[Child]]:
-    """web, relay and worker. web is stopped first, so that nothing new comes in while the others drain."""
+    """web, relay and worker. web is stopped first, so that no new jobs come in while the others drain."""
     from ops.cli.up.children import KILL_SECONDS, Child
 
     environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http), **broker}
@@ -171,7 +172,8 @@ async def _children(
 def _greeting(settings: Settings, ports: Ports, server: Server | None, broker: Mapping[str, str]) -> str:
     from ops.cli.context import LOCAL_OWNER, sign
 
-    token = "<one from your issuer>"  # noqa: S105  # what people read, no secret
+    # A text for people, not a secret.
+    token = "<one from your issuer>"  # noqa: S105
     if settings.jwt_secret:
         secret = settings.jwt_secret.get_secret_value()
         token = sign(settings, secret, sub=LOCAL_OWNER, seconds=TOKEN_SECONDS)
@@ -179,7 +181,8 @@ def _greeting(settings: Settings, ports: Ports, server: Server | None, broker: M
     return GREETING.format(
         address=ports.web,
         metrics="  ".join(f"{role} {ports.admin_url(role, '/metrics')}" for role in ports.admin),
-        database=server.url if server else "<the one in OUTRIDER_DATABASE_URL>",  # which may hold a password
+        # OUTRIDER_DATABASE_URL may hold a password.
+        database=server.url if server else "<the one in OUTRIDER_DATABASE_URL>",
         broker=f"  pubsub   {pubsub}\n" if broker else "",
         token=token,
     )

@@ -1,4 +1,4 @@
-"""`python -m ops.harness.pubsub_fake`: the fake as a process of its own.
+"""`python -m ops.harness.pubsub_fake`: runs the fake as a separate process.
 
 Prints one line of JSON, `host` for PUBSUB_EMULATOR_HOST and `control` for `Remote`, and runs until a signal ends it.
 """
@@ -28,7 +28,7 @@ async def serve(fake: FakePubSub, control_port: int) -> None:
 
 
 def end_with_parent() -> None:
-    """At once and without tidying: nobody is left to see it."""
+    """End at once, without clean-up, when standard input ends."""
     while os.read(0, 4096):
         pass
     os._exit(0)
@@ -36,13 +36,15 @@ def end_with_parent() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ops.harness.pubsub_fake", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="of the Pub/Sub itself; 0 is any free one")
-    parser.add_argument("--control-port", type=int, default=0, help="where faults are injected")
-    parser.add_argument("--seed", type=int, default=0, help="of the faults' randomness")
+    parser.add_argument("--port", type=int, default=0, help="port of Pub/Sub; 0 means any free port")
     parser.add_argument(
-        "--no-history", action="store_true", help="count what is published, but do not keep it"
+        "--control-port", type=int, default=0, help="port for injecting faults; 0 means any free port"
     )
-    parser.add_argument("--tied", action="store_true", help="end when standard input does")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults' randomness")
+    parser.add_argument(
+        "--no-history", action="store_true", help="count published messages, but do not keep them"
+    )
+    parser.add_argument("--tied", action="store_true", help="end when standard input ends")
     given = parser.parse_args()
     if given.tied:
         Thread(target=end_with_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Topics and subscriptions, and what the calls do to them. No I/O: all of it outlives the server's stop and start."""
+"""Topics and subscriptions, and the effects of calls. There is no I/O: the state outlives a restart of the server."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Broker:
         return settings
 
     def _forward(self, entry: Entry, subscription: Subscription) -> bool:
-        """A new message, with the service's attributes about where it comes from."""
+        """Publish a new message to the dead-letter topic, with the service's attributes. False if there is no topic."""
         policy = subscription.settings.dead_letter_policy
         topic = self.topics.get(policy.dead_letter_topic)
         if topic is None:
@@ -208,6 +208,6 @@ def _merged(old: Raw, new: Raw, mask: FieldMask, mutable: set[str]) -> Raw:
     for path in mask.paths:
         require(path in mutable, f"{path!r} cannot be updated")
     merged = _copy(old)
-    # Replaced, not merged, so that a field that is left out of `new` is cleared.
+    # Fields are replaced, not merged, so that a field that is left out of `new` is cleared.
     mask.MergeMessage(new, merged, replace_message_field=True, replace_repeated_field=True)
     return merged

@@ -21,7 +21,7 @@ from ops.harness.pubsub_fake.limits import MAX_ACK_REQUEST_BYTES, Raw, Refusal, 
 from ops.harness.pubsub_fake.subscription import Receiver, Subscription
 
 PULL_SECONDS = 10.0
-"""After so long, or shortly before the client gives up, a pull is answered though there is nothing."""
+"""An empty pull is answered after this time, or shortly before the client's deadline."""
 PULL_MARGIN = 0.8
 
 PullResponse = types.PullResponse.pb()
@@ -29,11 +29,11 @@ StreamingPullRequest = types.StreamingPullRequest.pb()
 StreamingPullResponse = types.StreamingPullResponse.pb()
 
 Act = Callable[..., Any]
-"""Takes a request and gives its answer; a coroutine function takes the call's context too."""
+"""Takes a request and returns its answer. A coroutine function takes the call's context too."""
 
 
 class Calls:
-    """`counts` has an entry for each method that was called. `stop` ends every call, and new ones, as UNAVAILABLE."""
+    """`counts` has an entry for each method that was called. `stop` ends running and new calls with UNAVAILABLE."""
 
     def __init__(self, broker: Broker, faults: Faults) -> None:
         self.counts: Counter[str] = Counter()
@@ -117,7 +117,7 @@ class Calls:
         )
 
     async def _enter(self, method: str, resource: str, messages: Any = ()) -> None:
-        """What comes before every call: it is counted, and faults may delay or refuse it."""
+        """Runs before every call: counts the call. Faults may delay or refuse the call."""
         self.counts[method] += 1
         if delay := self._faults.hit(Delay, resource, messages, method):
             with suppress(TimeoutError):
@@ -129,7 +129,7 @@ class Calls:
             raise Refusal(fault.code, "an injected fault")
 
     def _leave(self, method: str, resource: str, messages: Any) -> None:
-        """What comes after every call."""
+        """Runs after every call. A fault may lose the reply."""
         if lost := self._faults.hit(LoseReply, resource, messages, method):
             raise Refusal(lost.code, "the reply was lost")
 
@@ -207,7 +207,7 @@ async def _stream(
 
 
 async def _read(subscription: Subscription, receiver: Receiver, requests: AsyncIterator[Raw]) -> None:
-    """Apply what the client sends, until it closes its half."""
+    """Apply the client's requests until the client closes its half of the stream."""
     try:
         async for request in requests:
             require(not request.subscription, "the subscription must only be in the first request")
@@ -248,7 +248,7 @@ def _receiver(number: int, first: Raw) -> Receiver:
 
 
 def _fill(response: Raw, subscription: Subscription, receiver: Receiver, most: int = 1000) -> bool:
-    """Whether there was something to put into `response`."""
+    """Put messages into `response`. False if there are none."""
     if receiver.closed:
         return False
     add = response.received_messages.add

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Clock:
-    """Seconds since 1970. It runs on by itself and jumps when a test says so; `moved` is called after a jump."""
+    """Seconds since 1970. The clock runs with real time, and `advance` lets it jump. `moved` is called after a jump."""
 
     def __init__(self) -> None:
         self.moved: Callable[[], None] = lambda: None
@@ -17,6 +17,6 @@ class Clock:
         return time.monotonic() + self._ahead
 
     def advance(self, seconds: float) -> None:
-        """What falls due by it has happened when this returns."""
+        """Jump forward. When `advance` returns, everything that fell due has happened."""
         self._ahead += seconds
         self.moved()

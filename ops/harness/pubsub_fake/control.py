@@ -1,6 +1,6 @@
-"""The fake in a process of its own: a second gRPC server, which stays up, says what goes wrong in the first.
+"""Controls a fake in another process: a second gRPC server, which stays up, injects faults into the first.
 
-One unary method takes and gives JSON. Both ends are here: `Control` serves it, `Remote` calls it.
+Its one unary method takes and returns JSON. `Control` serves the method, `Remote` calls it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNBOUNDED = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 
 class Control:
-    """Its public coroutines are what can be called, by name, with JSON for arguments and answer."""
+    """The public coroutines can be called by name. Arguments and answers are JSON."""
 
     def __init__(self, fake: FakePubSub) -> None:
         self._fake = fake
@@ -88,7 +88,7 @@ class Control:
 
 
 class Remote:
-    """The fake of another process, with most of FakePubSub's methods. Faults are called by their numbers."""
+    """The fake in another process, with most of FakePubSub's methods. Faults are identified by their numbers."""
 
     def __init__(self, host: str, channel: grpc.aio.Channel) -> None:
         self.host = host
@@ -98,7 +98,7 @@ class Remote:
         await self._call("start")
 
     async def stop(self) -> None:
-        """Its Pub/Sub goes away; it keeps everything, and `start` serves it again at the same port."""
+        """Stop Pub/Sub. The fake keeps its state, and `start` serves it again at the same port."""
         await self._call("stop")
 
     async def advance(self, seconds: float) -> None:
@@ -125,7 +125,7 @@ class Remote:
         return [PubsubMessage.FromString(base64.b64decode(message)) for message in messages]
 
     async def state(self) -> dict[str, Any]:
-        """Counts: `calls` by method, `topics` the messages published to each, `subscriptions` each a dict of
+        """Counts: `calls` by method, `topics` with the messages published to each, `subscriptions` with a dict each of
         backlog, outstanding, delivered, acked, nacked, expired and streams.
         """
         state: dict[str, Any] = await self._call("state")
@@ -137,8 +137,9 @@ class Remote:
 
 @asynccontextmanager
 async def pubsub_process(*options: str) -> AsyncIterator[Remote]:
-    """A fake in a child process, which ends when we do: its standard input is then at its end. `options` are those of
-    `python -m ops.harness.pubsub_fake`.
+    """A fake in a child process. Its standard input ends with this process, and so does the fake.
+
+    `options` are those of `python -m ops.harness.pubsub_fake`.
     """
     command = [sys.executable, "-m", "ops.harness.pubsub_fake", "--tied", *options]
     child = await create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""What can be made to go wrong. A fault acts from its injection until it was hit `times` times or is lifted."""
+"""Faults that can be injected. A fault acts from its injection until it has struck `times` times or is lifted."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Message = Any
 
 @dataclass(kw_only=True)
 class Fault:
-    """The filters that every fault has; those left out match everything.
+    """The filters of every fault. A filter that is left out matches everything.
 
-    `on` is a topic's or subscription's name, whole or its last part. `containing` is sought in the data and the
-    attributes' values of messages; `where` is asked for each message, and cannot be sent to another process.
-    `times` None means until it is lifted. `hits` counts.
+    `on` is the name of a topic or subscription, in full or only its last part. `containing` is searched in the data
+    and the attribute values of messages. `where` is called for each message, and cannot be sent to another process.
+    `times` None means until the fault is lifted. `hits` counts how often the fault has struck.
     """
 
     on: str | None = None
@@ -48,15 +48,16 @@ class Fault:
 
 @dataclass(kw_only=True)
 class CallFault(Fault):
-    """One of calls; `method` is a gRPC method's name, such as Publish, StreamingPull (its opening) or Acknowledge."""
+    """A fault of calls. `method` is a gRPC method, such as Publish, StreamingPull (its opening) or Acknowledge."""
 
     method: str | None = None
 
 
 @dataclass(kw_only=True)
 class Fail(CallFault):
-    """The call fails before anything is done. With `containing` and INVALID_ARGUMENT: a poison message, which
-    fails its whole request, as it does at Google.
+    """The call fails before anything is done.
+
+    With `containing` and INVALID_ARGUMENT: a poison message, which fails its whole request, as at Google.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
@@ -71,7 +72,7 @@ class Delay(CallFault):
 
 @dataclass(kw_only=True)
 class LoseReply(CallFault):
-    """The call is done, and then fails."""
+    """The call takes effect, and then fails."""
 
     code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
 
@@ -88,16 +89,16 @@ class Duplicate(Fault):
 
 @dataclass(kw_only=True)
 class Reorder(Fault):
-    """What waits is shuffled before each answer; `times` counts answers."""
+    """Waiting messages are shuffled before each answer; `times` counts answers."""
 
 
 @dataclass(kw_only=True)
 class Stall(Fault):
-    """The streams that are open get nothing more, but stay open; with `new_streams` later ones get nothing either."""
+    """Open streams stay open but get no more messages. With `new_streams` later streams get none either."""
 
     new_streams: bool = False
     before: float = math.inf
-    """Set at injection: streams are numbered as they open, and those from this one on flow."""
+    """Set at injection. Streams are numbered as they open, and streams from this number on get messages."""
 
 
 F = TypeVar("F", bound=Fault)
@@ -113,7 +114,7 @@ class Faults:
         return fault
 
     def lift(self, fault: Fault) -> None:
-        """Nothing when it has run out before."""
+        """Remove a fault. A fault that has run out is already gone."""
         if fault in self._active:
             self._active.remove(fault)
 
@@ -126,7 +127,7 @@ class Faults:
     def hit(
         self, kind: type[F], resource: str, messages: Iterable[Message] = (), method: str | None = None
     ) -> F | None:
-        """The first active fault that strikes here; it is counted."""
+        """The first active fault that strikes here. The strike is counted."""
         for fault in self._active:
             if not isinstance(fault, kind) or not fault.matches(resource, messages):
                 continue

@@ -1,4 +1,4 @@
-"""What the service refuses, by its published quotas and the descriptions of its resources."""
+"""Refuses what the service refuses, by its published quotas and resource descriptions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_publish(request: Raw) -> None:
 def _check_attributes(attributes: Raw) -> None:
     require(len(attributes) <= MAX_ATTRIBUTES, "more than 100 attributes")
     for key, value in attributes.items():
-        # Google's own clients keep the trace of a message under the one prefix.
+        # Google's own clients keep the trace of a message under the prefix `googclient_`.
         reserved = key.startswith("goog") and not key.startswith("googclient_")
         require(key and not reserved, f"{key!r} is no name for an attribute")
         require(len(key.encode()) <= MAX_KEY_BYTES, "an attribute's key is longer than 256 bytes")
@@ -70,7 +70,7 @@ def _check_attributes(attributes: Raw) -> None:
 
 
 def check_subscription(settings: Raw) -> None:
-    """Fills in the service's defaults too."""
+    """Check the settings, and fill in the service's defaults."""
     settings.ack_deadline_seconds = settings.ack_deadline_seconds or 10
     require(10 <= settings.ack_deadline_seconds <= 600, "ack_deadline_seconds must be between 10 and 600")
     for unknown in ("enable_message_ordering", "enable_exactly_once_delivery", "filter"):

@@ -1,4 +1,4 @@
-"""The fake as a gRPC server that can go away and come back, and what tests ask of it."""
+"""The fake as a gRPC server that can stop and start again, with the methods that tests use."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ from ops.harness.pubsub_fake.subscription import Subscription
 TICK_SECONDS = 0.02
 GRACE_SECONDS = 1.0
 OPTIONS = [
-    ("grpc.so_reuseport", 0),  # or two servers could listen at one port and share its connections
+    # Otherwise two servers could listen at one port and share its connections.
+    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.http2.max_ping_strikes", 0),  # or a client that pings through an idle stream is cut off
+    # Otherwise a client that pings through an idle stream is cut off.
+    ("grpc.http2.max_ping_strikes", 0),
 ]
 F = TypeVar("F", bound=Fault)
 T = TypeVar("T")
 
 
 class FakePubSub:
-    """A Pub/Sub at `host` ("127.0.0.1:port") while it is entered, or between `start` and `stop`.
+    """A Pub/Sub at `host` ("127.0.0.1:port") inside the `async with` block, or between `start` and `stop`.
 
-    `stop` cuts every call with UNAVAILABLE (gRPC says CANCELLED to one that comes in at that very moment) and keeps
-    everything; `start` serves it again at the same port.
-    Topics and subscriptions are called by their whole name or its last part.
+    `stop` ends every call with UNAVAILABLE (gRPC answers CANCELLED to a call that comes in at that moment) and keeps
+    the state. `start` serves the state again at the same port.
+    Topics and subscriptions are named in full or by the last part of the name.
     """
 
     def __init__(self, port: int = 0, *, seed: int = 0, keep_history: bool = True) -> None:
-        rng = Random(seed)  # noqa: S311 - it decides which faults strike, the same ones for the same seed
+        # The generator decides which faults strike: the same faults for the same seed.
+        rng = Random(seed)  # noqa: S311
         self.port = port
         self.clock = Clock()
         self.faults = Faults(rng)
@@ -54,7 +57,7 @@ class FakePubSub:
 
     @property
     def calls(self) -> Counter[str]:
-        """How often each method was called, by its name."""
+        """How often each method was called, by name."""
         return self._calls.counts
 
     async def __aenter__(self) -> Self:
@@ -120,7 +123,7 @@ class FakePubSub:
         return self.subscription(subscription).nacked.items
 
     def streams(self, subscription: str) -> int:
-        """How many are open; a pull that waits is one too."""
+        """The number of open streams. A waiting pull counts as a stream."""
         return len(self.subscription(subscription).receivers)
 
     async def _tick(self) -> None:

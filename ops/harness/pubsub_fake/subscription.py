@@ -1,4 +1,4 @@
-"""One subscription: what waits, what was delivered and is not yet acknowledged, and who takes it."""
+"""One subscription: its waiting messages, its unacknowledged messages and its receivers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ RESPONSE_MESSAGES = 1000
 RESPONSE_BYTES = 4_000_000
 SHUFFLED = 1000
 ACK_ID_LENGTH = 176
-"""Google's are about as long, and requests with them are limited in bytes."""
+"""Google's ack ids are about as long, and requests with ack ids are limited in bytes."""
 
 
 class Log(Generic[T]):
-    """What happened, in this order. `total` counts also what is not kept."""
+    """Items in the order in which they happened. `total` also counts items that are not kept."""
 
     def __init__(self, kept: bool) -> None:
         self.items: list[T] = []
@@ -41,7 +41,7 @@ class Log(Generic[T]):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A message in a subscription. `copies` is how many of it wait or are out: more than one after a duplicate."""
+    """A message in a subscription. `copies` counts waiting and outstanding copies: more than one after a duplicate."""
 
     message: Raw
     size: int
@@ -53,9 +53,9 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class Receiver:
-    """One who takes messages, a stream or a pull, and the flow control it asked for.
+    """A stream or a pull that takes messages, with its flow control.
 
-    Outstanding messages are counted here until they are acknowledged, refused or overdue, whoever does that.
+    Outstanding messages are counted here until they are acknowledged, refused or overdue, by any client.
     """
 
     number: int
@@ -82,7 +82,7 @@ class Delivery:
 
 
 class Subscription:
-    """`forward(entry, subscription)` publishes to the dead-letter topic, and says whether there is one."""
+    """`forward(entry, subscription)` publishes to the dead-letter topic, and returns whether there is one."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Subscription:
         self._wake()
 
     def take(self, receiver: Receiver, most: int = RESPONSE_MESSAGES) -> Iterator[tuple[str, Entry]]:
-        """At most a fair share of what waits, within the receiver's flow control; each with a new ack id."""
+        """Yield at most a fair share of the waiting messages, within the receiver's flow control, with new ack ids."""
         if not self.backlog or self._faults.stalls(self.name, receiver.number):
             return
         if self._faults.hit(Reorder, self.name):
@@ -148,7 +148,7 @@ class Subscription:
             yield ack_id, entry
 
     def acknowledge(self, ack_ids: Iterable[str]) -> None:
-        """Ids that are used or overdue are passed over, as the service does without exactly-once."""
+        """Acknowledge messages. Used and overdue ids are ignored, as the service does without exactly-once delivery."""
         dropping = self._faults.any(DropAcks)
         for ack_id, delivery in self._known(ack_ids):
             if dropping and self._faults.hit(DropAcks, self.name, (delivery.entry.message,)):
@@ -178,7 +178,7 @@ class Subscription:
         self._wake()
 
     def tick(self) -> None:
-        """Let overdue deliveries fail, and bring back what has rested long enough."""
+        """Let overdue deliveries fail, and queue messages again whose back-off has ended."""
         now = self._clock.now()
         if now >= self._earliest:
             self._expire(now)
@@ -201,7 +201,7 @@ class Subscription:
         self._wake()
 
     def _known(self, ack_ids: Iterable[str]) -> list[tuple[str, Delivery]]:
-        """Each delivery that is still out, once. Refuses all of them for one id that was never ours."""
+        """Each outstanding delivery, once. An id that was never of this subscription refuses the whole request."""
         known = {}
         for ack_id in ack_ids:
             if delivery := self.outstanding.get(ack_id):
@@ -233,7 +233,7 @@ class Subscription:
         heapq.heappush(self._resting, (due, next(self._numbers), entry))
 
     def _dead_lettered(self, entry: Entry) -> bool:
-        """Whether it was forwarded. Without the topic it stays here and comes again."""
+        """Whether the message was forwarded. Without the topic the message stays here and is delivered again."""
         if not self.settings.HasField("dead_letter_policy"):
             return False
         return entry.failures >= self.settings.dead_letter_policy.max_delivery_attempts and self._forward(

@@ -92,12 +92,12 @@ async def test_a_due_job_that_is_not_promoted_waits_for_maintenance(conn: Conn) 
     await maintenance(conn, "h:1", "maintaining")
     said = await told(conn, job)
     assert (codes(said), said.estimate_seconds) == (["due", "no_worker"], None)
-    assert said.summary.endswith("Z: maintenance will make it ready")
+    assert said.summary.endswith("Z: maintenance will make the job ready")
 
 
 @pytest.mark.parametrize(
     ("place", "code", "promise"),
-    [(overdue, "due", "make it ready"), (lost, "worker_lost", "take the job back")],
+    [(overdue, "due", "make the job ready"), (lost, "worker_lost", "lapse the attempt")],
     ids=["due", "lost"],
 )
 async def test_nothing_is_promised_for_maintenance_that_nobody_does(
@@ -106,7 +106,9 @@ async def test_nothing_is_promised_for_maintenance_that_nobody_does(
     job = await place(conn)
     said = await told(conn, job)
     assert codes(said)[:2] == ["no_maintenance", code]
-    assert said.summary == "no relay has been heard of: nothing is promoted or taken back until one runs"
+    assert said.summary == (
+        "no relay has reported: due jobs are not promoted, and lost attempts do not lapse, until one runs"
+    )
     assert promise not in said.facts[1].detail
     await maintenance(conn, "h:1", "failing", "promote: no such table")
     said = await told(conn, job)
@@ -118,7 +120,7 @@ async def test_nothing_is_promised_for_maintenance_that_nobody_does(
     await conn.execute("UPDATE relay_status SET updated_at = '2026-01-02T03:04:05Z'")
     said = await told(conn, job)
     assert codes(said)[:2] == ["no_maintenance", code]
-    assert said.summary.startswith("no relay has been heard of since 2026-01-02T03:04:05Z: nothing")
+    assert said.summary.startswith("no relay has reported since 2026-01-02T03:04:05Z: due")
 
 
 async def test_a_relay_that_tells_of_its_topics_alone_is_a_relay_too(conn: Conn) -> None:
@@ -157,9 +159,9 @@ async def test_jobs_ahead_are_those_of_its_preset_that_go_first(
     job = await enqueued(conn)
     await enqueued(conn)
     assert (await told(conn, urgent)).facts[0].code == "next"
-    assert (await told(conn, job)).summary == "the job is ready, behind 2 of the preset noop"
+    assert (await told(conn, job)).summary == "the job is ready; jobs of the preset noop ahead: 2"
     monkeypatch.setattr(sight, "COUNTED", 1)
-    assert (await told(conn, job)).summary == "the job is ready, behind more than 1 of the preset noop"
+    assert (await told(conn, job)).summary == "the job is ready; jobs of the preset noop ahead: more than 1"
 
 
 async def test_a_leased_job_names_its_worker_and_the_leases_end(conn: Conn) -> None:
@@ -205,9 +207,7 @@ async def test_published_jobs_that_were_not_all_looked_at_are_no_number(
     job = await enqueued(conn)
     await conn.execute("UPDATE outbox SET status = 'published', published_at = ready_at")
     said = await told(conn, job)
-    assert said.facts[1].detail.startswith(
-        "the job is published, behind more than 2 that were published before"
-    )
+    assert said.facts[1].detail.startswith("the job is published; jobs published earlier: more than 2")
     assert said.estimate_seconds is None
     await cancel(conn, others[0], None)
     assert codes(said := await told(conn, job)) == ["published", "next"]
@@ -222,7 +222,7 @@ async def test_a_retry_shows_the_last_error_and_the_budget(conn: Conn) -> None:
     assert codes(said) == ["due_later", "last_error", "budget"]
     assert said.summary.endswith("(error)")
     assert said.facts[1].detail == "attempt 1 ended in ValueError: no such page"
-    assert "1 attempts were started" in said.facts[2].detail
+    assert "attempts started: 1;" in said.facts[2].detail
     assert "1 of 4 errors" in said.facts[2].detail
 
 
@@ -233,7 +233,7 @@ async def test_an_ended_job_says_with_what(conn: Conn) -> None:
     await finish(conn, mine, [Ending(job, 1, JobState.FAILED, Reason.FAILED, error=ERROR, spent=1)])
     said = await told(conn, job)
     assert (said.status, codes(said)) == (JobState.FAILED, ["failed", "last_error", "budget"])
-    assert said.summary.startswith("the job has been failed since 20")
+    assert said.summary.startswith("the job ended as failed at 20")
     gone = await enqueued(conn)
     await cancel(conn, gone, None)
     assert codes(await told(conn, gone)) == ["cancelled"]
@@ -257,7 +257,7 @@ async def test_the_estimate_follows_from_the_jobs_ahead_and_the_workers_pace(
     await pace(conn, 0.25)
     said = await told(conn, jobs[2])
     assert said.estimate_seconds == pytest.approx(3 / 0.5)
-    assert said.summary == "the job is ready, behind 2 of the preset noop, at 0.5 a second"
+    assert said.summary == "the job is ready; jobs of the preset noop ahead: 2; throughput: 0.5 per second"
     await conn.execute(
         "UPDATE outbox SET status = 'published', published_at = ready_at WHERE job_id = ANY (%s)", [jobs]
     )
@@ -276,14 +276,14 @@ async def test_a_ready_job_tells_how_the_relay_fares_with_its_wake_up(conn: Conn
     await standing(conn, "passing", 60, "UNAVAILABLE: no route")
     said = await told(conn, job)
     assert codes(said) == ["breaker_open", "next"]
-    assert "(UNAVAILABLE: no route); until it can again, workers look" in said.summary
+    assert "(UNAVAILABLE: no route); until publishing works, workers claim" in said.summary
     await standing(conn, "misconfigured", 60, "NOT_FOUND: no topic")
-    assert "until somebody fixes that" in (await told(conn, job)).summary
+    assert "until an operator fixes that" in (await told(conn, job)).summary
     await report(conn, "host:2", [RelayStatus("jobs", "publishing", 1, None)])
     assert codes(await told(conn, job)) == ["unpublished", "next"]
     await conn.execute("UPDATE relay_status SET updated_at = '2026-01-02T03:04:05Z'")
     assert (await told(conn, job)).summary.startswith(
-        "no relay has been heard of since 2026-01-02T03:04:05Z; workers"
+        "no relay has reported since 2026-01-02T03:04:05Z; workers"
     )
 
 

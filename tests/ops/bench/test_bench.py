@@ -48,6 +48,7 @@ GOALS = {
 }
 
 
+@pytest.mark.long
 async def test_every_section_gives_all_its_figures() -> None:
     shown = StringIO()
     async with asyncio.timeout(180):

@@ -126,8 +126,8 @@ async def test_a_fresh_database_is_no_cause_for_alarm(outrider: Outrider) -> Non
     said = await outrider("doctor", "--json")
     assert said.code == 0
     shown = {each["check"]: each["found"] for each in said.json["checks"]}
-    assert shown["relay"] == "none has been heard of, and there are no jobs"
-    assert shown["workers"] == "none alive, and no job is due"
+    assert shown["relay"] == "no relay has reported, and there are no jobs"
+    assert shown["workers"] == "no worker is alive, and no job is due"
     assert shown["flow"] == "no job is due"
 
 
@@ -145,14 +145,14 @@ async def test_a_database_without_the_schema_says_that_it_has_none(
 async def test_without_a_relay_somebody_should_start_one(outrider: Outrider, conn: Conn) -> None:
     await enqueue(conn, new())
     good, said, fix = await found(outrider, "relay")
-    assert (good, said) == (False, "none has been heard of")
+    assert (good, said) == (False, "no relay has reported")
     assert "run `outrider relay`" in str(fix)
     await report(conn, "h:1", [MAINTAINING])
     await report(conn, "h:2", [MAINTAINING, RelayStatus("jobs", "publishing", 60, None)])
-    assert (await found(outrider, "relay"))[:2] == (True, "2 heard of within 20 s: h:1, h:2")
+    assert (await found(outrider, "relay"))[:2] == (True, "2 reported within 20 s: h:1, h:2")
     await conn.execute("UPDATE relay_status SET updated_at = '2026-01-02T03:04:05Z'")
     good, said, _ = await found(outrider, "relay")
-    assert (good, said) == (False, "none has been heard of since 2026-01-02 03:04:05Z")
+    assert (good, said) == (False, "no relay has reported since 2026-01-02 03:04:05Z")
     await conn.execute("DELETE FROM outbox; DELETE FROM jobs")
     assert (await found(outrider, "relay"))[0] is False
 
@@ -178,11 +178,11 @@ async def test_presets_of_due_jobs_that_no_live_worker_has_are_named(outrider: O
     good, said, fix = await found(outrider, "workers")
     assert (good, said) == (
         False,
-        "jobs are due of presets that no live worker has: q (2); 1 alive with 10 slots and the presets p",
+        "no live worker runs the presets of due jobs: q (2); 1 alive with 10 slots and the presets p",
     )
     assert "run `outrider worker`" in str(fix)
     await conn.execute("UPDATE workers SET expires_at = now() - interval '1 s'")
-    assert (await found(outrider, "workers"))[1].endswith("has: p (1), q (2); 0 alive with 0 slots")
+    assert (await found(outrider, "workers"))[1].endswith("due jobs: p (1), q (2); 0 alive with 0 slots")
 
 
 async def test_a_job_that_nobody_takes_for_two_minutes_is_a_failure(outrider: Outrider, conn: Conn) -> None:
@@ -192,7 +192,9 @@ async def test_a_job_that_nobody_takes_for_two_minutes_is_a_failure(outrider: Ou
     await conn.execute(waited, [100])
     good, said, _ = await found(outrider, "flow")
     assert good
-    assert said.startswith("the oldest job that is due and nobody's, of the preset p, has waited for 1 min 4")
+    assert said.startswith(
+        "the oldest due job that no worker has claimed, of the preset p, has waited for 1 min 4"
+    )
     await conn.execute(waited, [130])
     good, said, fix = await found(outrider, "flow")
     assert not good
@@ -212,12 +214,13 @@ async def test_a_waiting_job_that_is_not_promoted_is_a_failure(outrider: Outride
     assert "outrider relay" in str(fix)
 
 
+@pytest.mark.long
 async def test_an_open_breaker_is_told_with_since_when_and_why(
     outrider: Outrider, settings: Set, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
     settings(transport="pubsub", pubsub_project="p1")
-    assert (await found(outrider, "publishing"))[:2] == (True, "no relay is there to ask")
+    assert (await found(outrider, "publishing"))[:2] == (True, "no relay is alive")
     await report(conn, "h:1", [MAINTAINING])
     assert (await found(outrider, "publishing"))[:2] == (False, "no live relay publishes")
     well = RelayStatus("jobs", "publishing", 60, None)
@@ -247,7 +250,7 @@ async def test_a_role_that_lacks_a_right_is_told_which_and_is_no_failure(
         good, said, _ = await found(outrider, "rights")
         assert good
         assert f"{role} may not VACUUM and ANALYZE job_progress, job_results, " in said
-        assert said.endswith("sees its own sessions alone (grant it pg_read_all_stats)")
+        assert said.endswith("sees only its own sessions (grant the role pg_read_all_stats)")
         await conn.execute(f"GRANT pg_monitor TO {role}".encode())
         assert (await found(outrider, "rights"))[1].endswith("sees every session")
     finally:

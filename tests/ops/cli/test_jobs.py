@@ -143,7 +143,7 @@ async def test_a_redrive_puts_back_what_it_names_at_the_rate_asked_for(
     jobs = [await dead(conn, fingerprint=name) for name in ("f1", "f1", "f1", "f1", "f2")]
     before = time.monotonic()
     said = await outrider("dead-letters", "redrive", "--fingerprint", "f1", "--limit", 3, "--rate", 10)
-    assert (said.code, said.out) == (0, "3 were put back\n")
+    assert (said.code, said.out) == (0, "3 were redriven\n")
     assert time.monotonic() - before >= 0.2
     rows = await (await conn.execute("SELECT job_id FROM outbox ORDER BY job_id")).fetchall()
     assert [job for (job,) in rows] == jobs[:3]

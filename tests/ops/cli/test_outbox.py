@@ -20,7 +20,7 @@ async def test_the_outbox_is_counted_by_preset_and_status_and_events_by_topic(
 ) -> None:
     assert (
         await outrider("outbox", "status")
-    ).out == "no unfinished jobs\n\nno events to publish\n\nno relay has been heard of\n"
+    ).out == "no unfinished jobs\n\nno events to publish\n\nno relay has reported\n"
     for _ in range(2):
         await enqueue(conn, new())
     later = datetime.now(UTC) + timedelta(hours=1)
@@ -107,7 +107,7 @@ async def test_the_relays_say_how_their_topics_fare_and_since_when(conn: Conn, o
     said = (await outrider("outbox", "status", "--json")).json["relays"]
     assert (said[0]["topic"], said[0]["state"], said[0]["live"]) == ("jobs", "misconfigured", True)
     await conn.execute("UPDATE relay_status SET updated_at = '2026-01-02T03:04:05Z'")
-    assert (await lines())[-1] == "no relay has been heard of since 2026-01-02 03:04:05Z"
+    assert (await lines())[-1] == "no relay has reported since 2026-01-02 03:04:05Z"
 
 
 async def test_quarantined_events_are_shown_with_their_reasons_the_latest_first(

@@ -84,7 +84,7 @@ async def test_what_is_left_to_people_fails(run: Run, project: str, topics: Name
         await clients.publisher.delete_topic(topic=topics.results)
     said = await run("provision", pubsub_project=project)
     assert said.code == 1
-    assert "subscription pipeline-results-sub: its topic was deleted: read what is left" in said.out
+    assert "subscription pipeline-results-sub: the topic was deleted: read the remaining messages" in said.out
 
 
 async def test_without_a_project_there_is_nothing_to_provision(run: Run) -> None:
@@ -99,7 +99,7 @@ async def test_a_broker_that_is_away_and_one_that_knows_us_not_are_told_in_one_l
     away = await run("provision", pubsub_project="p1")
     assert (away.code, away.out, len(away.err.splitlines())) == (1, "", 1)
     assert "Pub/Sub at 127.0.0.1:1 does not answer" in away.err
-    assert "see that PUBSUB_EMULATOR_HOST names a running emulator" in away.err
+    assert "check that PUBSUB_EMULATOR_HOST names a running emulator" in away.err
     monkeypatch.delenv(EMULATOR)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json")
     stranger = await run("provision", "--json", pubsub_project="p1")
@@ -130,7 +130,7 @@ async def test_doctor_knows_which_topics_need_provisioning(
         await clients.publisher.delete_topic(topic=topics.results)
     topic, subscription = (await diagnosed(run, **settings))["topics"]
     assert topic == provision
-    assert subscription == f"read what is left in it, delete it, and {provision}"
+    assert subscription == f"read the remaining messages, delete the subscription, and {provision}"
 
 
 async def test_doctor_tells_a_broker_that_is_away_and_looks_on(
@@ -139,7 +139,7 @@ async def test_doctor_tells_a_broker_that_is_away_and_looks_on(
     monkeypatch.setenv(EMULATOR, "127.0.0.1:1")
     settings = {"pubsub_project": "p1", "database_url": database_url}
     found = await diagnosed(run, transport="pubsub", **settings)
-    assert found["broker"] == ["see that PUBSUB_EMULATOR_HOST names a running emulator"]
+    assert found["broker"] == ["check that PUBSUB_EMULATOR_HOST names a running emulator"]
     assert "topics" not in found
     assert found["schema"] == [None]
     assert "broker" not in await diagnosed(run, **settings), "Postgres mode has none"

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,17 +17,12 @@ import web.__main__
 import worker.__main__
 from engine.process.run import Main
 from engine.settings import load
+from ops.harness.ports import free_port
 from tests.ops.cli import pipelines
 from tests.ops.cli.conftest import SECRET, Outrider
 from tests.support.database import Conn, fetchone
 
 Set = Callable[..., None]
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
 
 
 @asynccontextmanager

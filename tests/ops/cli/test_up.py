@@ -59,6 +59,7 @@ def test_from_nothing_to_a_storyboard_and_a_second_start_still_knows_it(folder: 
         up.ends(0)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_leaves_no_orphan_and_the_next_start_works(folder: Path) -> None:
     data = folder / "data"
 

@@ -61,6 +61,7 @@ async def results(clients: Clients, count: int) -> list[dict[str, Any]]:
     return messages
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("installed")
 async def test_a_job_completes_and_its_result_is_announced_also_after_the_emulator_has_died(
     folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
@@ -86,6 +87,7 @@ async def test_a_job_completes_and_its_result_is_announced_also_after_the_emulat
     assert gone(folder), living(folder)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("installed")
 def test_killed_at_any_moment_leaves_no_emulator(folder: Path, database_url: str) -> None:
     moments: list[Callable[[Command], object]] = [
@@ -147,4 +149,4 @@ def test_a_named_emulator_that_is_away_ends_it(
     with running(folder, "up", "--pubsub", database_url=database_url) as up:
         up.ends(1)
     [line] = up.err.splitlines()
-    assert "see that PUBSUB_EMULATOR_HOST names a running emulator" in line
+    assert "check that PUBSUB_EMULATOR_HOST names a running emulator" in line

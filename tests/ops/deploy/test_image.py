@@ -21,22 +21,19 @@ import pytest
 
 from engine.process.admin import PORTS
 from ops.cli.commands.healthcheck import PROBE_SECONDS
+from ops.harness.ports import free_port
 from ops.harness.process import ROOT
 from tests.ops.cli import pipelines
 from tests.ops.deploy.dockerfile import FINAL, STAGES, Image
 from tests.ops.deploy.manifests import DEPLOY, HTTP_PORT, KUBERNETES, ROLES, SECRETS, document, program
 from tests.support.wire_proxy import wire_proxy
 
+pytestmark = pytest.mark.long
+
 ENTRYPOINT: list[str] = json.loads(FINAL["ENTRYPOINT"].value)
 PROBE: list[str] = json.loads(FINAL["HEALTHCHECK"].value.partition("CMD ")[2])
 SECRET = SECRETS["OUTRIDER_JWT_SECRET"]
 SCALED_BY = document(KUBERNETES / "extras" / "keda.yaml")["spec"]["triggers"][0]["metadata"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

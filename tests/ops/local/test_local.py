@@ -139,6 +139,7 @@ def test_two_that_start_at_once_get_the_same_server(folder: Path) -> None:
         assert len(list(folder.glob("postgres-*"))) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "file",
     [
@@ -164,6 +165,7 @@ def test_a_kill_as_soon_as_a_file_exists_leaves_no_orphan_and_a_clean_next_start
         assert set(committed) <= set(rows(url))
 
 
+@pytest.mark.long
 def test_kills_while_rows_are_committed_keep_every_one_of_them(folder: Path) -> None:
     committed: set[int] = set()
     for count in (1, 2, 20, 100, 500):
@@ -179,6 +181,7 @@ def test_kills_while_rows_are_committed_keep_every_one_of_them(folder: Path) -> 
         assert committed <= set(rows(url))
 
 
+@pytest.mark.long
 def test_kills_at_any_moment_of_a_start_keep_what_was_there(folder: Path) -> None:
     with local_postgres(folder, FAST) as url:
         keep(url)

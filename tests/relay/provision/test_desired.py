@@ -119,7 +119,7 @@ def test_only_what_can_hold_nothing_of_worth_is_made_anew(
     """One with its topic deleted still hands out what it holds; a detached one has lost it."""
     [change] = compare(NAMES, NAMES, found(which, **changes))
     assert change.step is step
-    assert ("delete it" in change.fix) == (step is Step.BY_HAND)
+    assert ("delete the subscription" in change.fix) == (step is Step.BY_HAND)
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ async def test_an_outage_or_a_lost_reply_only_takes_longer(
         ("GetTopic", grpc.StatusCode.UNAUTHENTICATED, "roles/pubsub.editor"),
         ("GetSubscription", grpc.StatusCode.PERMISSION_DENIED, "roles/pubsub.editor"),
         ("CreateTopic", grpc.StatusCode.NOT_FOUND, "OUTRIDER_PUBSUB_PROJECT"),
-        ("CreateTopic", grpc.StatusCode.ALREADY_EXISTS, "provision again"),
+        ("CreateTopic", grpc.StatusCode.ALREADY_EXISTS, "run `outrider provision` again"),
         ("CreateSubscription", grpc.StatusCode.INVALID_ARGUMENT, "see the message"),
     ],
 )

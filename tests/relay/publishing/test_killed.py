@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from ops.harness.pubsub_fake import Delay
 from ops.waiting import until
 from tests.relay.relay_harness import JOBS, RESULTS, RelayHarness
@@ -13,6 +15,7 @@ from tests.system.chaos.fleet import Fleet
 LEAVES_SECONDS = 15.0
 
 
+@pytest.mark.long
 async def test_the_rows_of_a_killed_relay_leave_within_15_seconds(
     relay_harness: RelayHarness, tmp_path: Path
 ) -> None:

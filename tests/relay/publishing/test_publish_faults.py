@@ -160,7 +160,7 @@ async def test_a_missing_right_is_told_of_as_well(relay_harness: RelayHarness) -
             await until(lambda: denied.hits == 1)
             await until(lambda: relay_harness.has_reserved(0))
     [opened] = logged(lines, "breaker.opened")
-    assert (opened["reason"], "rights" in opened["fix"]) == ("PERMISSION_DENIED", True)
+    assert (opened["reason"], "permissions" in opened["fix"]) == ("PERMISSION_DENIED", True)
     assert metric("breaker_open", topic="jobs", fault="misconfigured") == 1
 
 

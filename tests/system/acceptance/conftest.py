@@ -1,4 +1,4 @@
-"""A site: worker processes over the test's database, maintenance beside them, and what they left on the disk."""
+"""Worker processes over the test's database, maintenance beside them, and what they left on the disk."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ class ProcessHarness(WorkerHarness):
 
 
 @asynccontextmanager
-async def open_site(url: str, folder: Path) -> AsyncIterator[ProcessHarness]:
-    """A site over the database at `url`."""
+async def open_processes(url: str, folder: Path) -> AsyncIterator[ProcessHarness]:
+    """Processes over the database at `url`."""
     async with AsyncExitStack() as stack:
         conn = await stack.enter_async_context(await AsyncConnection.connect(url, autocommit=True))
         await conn.execute("CREATE TABLE ledger (job_id uuid NOT NULL, attempt integer NOT NULL)")
@@ -145,6 +145,6 @@ async def open_site(url: str, folder: Path) -> AsyncIterator[ProcessHarness]:
 @pytest.fixture
 async def processes(database_url: str, tmp_path: Path) -> AsyncIterator[ProcessHarness]:
     """Whatever a test does there, the promises hold at its end."""
-    async with open_site(database_url, tmp_path) as processes:
+    async with open_processes(database_url, tmp_path) as processes:
         yield processes
         await processes.checked()

@@ -73,7 +73,7 @@ class Process:
         await self.child.wait()
 
 
-class Site:
+class CounterHarness:
     """Processes over one database, and clients of theirs."""
 
     def __init__(self, url: str, conn: Conn, folder: Path, stack: AsyncExitStack) -> None:
@@ -215,69 +215,73 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(url: str, folder: Path) -> AsyncIterator[Site]:
+async def open_counter_harness(url: str, folder: Path) -> AsyncIterator[CounterHarness]:
     """web, relay and two workers in Postgres mode, where the relay runs jobs too."""
     async with AsyncExitStack() as stack:
         conn = await stack.enter_async_context(await AsyncConnection.connect(url, autocommit=True))
-        site = Site(url, conn, folder, stack)
-        stack.push_async_callback(site.aclose)
+        counters_harness = CounterHarness(url, conn, folder, stack)
+        stack.push_async_callback(counters_harness.aclose)
         for role in ("web", "relay", "worker", "worker"):
-            await site.start(role)
-        yield site
+            await counters_harness.start(role)
+        yield counters_harness
 
 
-async def lived(site: Site, jobs: int, *, kill: bool) -> list[Sum]:
+async def run_all(counters_harness: CounterHarness, jobs: int, *, kill: bool) -> list[Sum]:
     """Jobs of every fate, cancelled and redriven; with `kill`, under a worker that dies. Gives all the sums."""
     told = {preset: max(2, int(jobs * share)) for preset, share in fates.SHARES.items()}
     told["steady"] = jobs - sum(told.values())
     asked = [{"preset": preset, "content": "x"} for preset, count in told.items() for _ in range(count)]
     delayed = [{"preset": "steady", "content": "x", "delay_seconds": LATER}] * max(4, jobs // 50)
-    ids = await site.submit([*delayed, *asked], owners=7)
+    ids = await counters_harness.submit([*delayed, *asked], owners=7)
     keep = len(delayed) // 2
-    await site.each(ids[keep : len(delayed)], "cancel")
+    await counters_harness.each(ids[keep : len(delayed)], "cancel")
     if kill:
-        victim = await until(site.holder)
+        victim = await until(counters_harness.holder)
         await victim.end(signal.SIGKILL)
-        await site.start(victim.role)
+        await counters_harness.start(victim.role)
     held = [each for each, job in zip(ids[len(delayed) :], asked, strict=True) if job["preset"] == "held"]
-    await site.each(held, "cancel")
-    await site.settled(keep)
-    redriven = await site.rows(
+    await counters_harness.each(held, "cancel")
+    await counters_harness.settled(keep)
+    redriven = await counters_harness.rows(
         f"(SELECT user_id, job_id::text FROM job_results WHERE state = 'FAILED' LIMIT {REDRIVEN}) UNION ALL"  # noqa: S608
         f" (SELECT user_id, job_id::text FROM job_results WHERE state = 'CANCELLED' LIMIT {REDRIVEN})"
     )
-    await site.each([(owner, job_id) for owner, job_id in redriven], "retry")
-    await site.settled(keep)
-    return await site.sums(COUNTED) + await site.gauges()
+    await counters_harness.each([(owner, job_id) for owner, job_id in redriven], "retry")
+    await counters_harness.settled(keep)
+    return await counters_harness.sums(COUNTED) + await counters_harness.gauges()
 
 
-async def series(site: Site, jobs: int, owners: int) -> tuple[set[Any], set[Any]]:
+async def series(counters_harness: CounterHarness, jobs: int, owners: int) -> tuple[set[Any], set[Any]]:
     """The series of all processes after a few jobs of one owner, and after `jobs` of `owners`."""
 
     async def seen() -> set[Any]:
-        return {(each.role, name) for each in site.processes for name in await site.scrape(each)}
+        return {
+            (each.role, name)
+            for each in counters_harness.processes
+            for name in await counters_harness.scrape(each)
+        }
 
     one = [{"preset": preset, "content": "x"} for preset in ("steady", "shaky", "sleepy")]
-    await site.submit(one * BATCH, owners=1)
-    await site.settled()
+    await counters_harness.submit(one * BATCH, owners=1)
+    await counters_harness.settled()
     before = await seen()
-    await site.submit([one[0]] * jobs, owners)
-    await site.settled()
-    await site.gauges()
+    await counters_harness.submit([one[0]] * jobs, owners)
+    await counters_harness.settled()
+    await counters_harness.gauges()
     return before, await seen()
 
 
 async def _main(url: str, folder: Path, asked: argparse.Namespace) -> bool:
-    async with open_site(url, folder) as site:
+    async with open_counter_harness(url, folder) as counters_harness:
         if asked.owners:
-            before, after = await series(site, asked.jobs, asked.owners)
+            before, after = await series(counters_harness, asked.jobs, asked.owners)
             added = sorted(f"{role} {name} {' '.join(labels)}" for role, (name, labels) in after - before)
             print(
                 f"{asked.jobs} jobs of {asked.owners} owners: {len(before)} series,",
                 *(added or ["none added"]),
             )
             return not added
-        found = await lived(site, asked.jobs, kill=asked.kill)
+        found = await run_all(counters_harness, asked.jobs, kill=asked.kill)
         for each in found:
             word = "equal" if each.equal else "EXCEEDS" if each.exceeds else "less"
             print(f"{each.name:34} {each.told.total():>7} of {each.true.total():>7}  {word}")

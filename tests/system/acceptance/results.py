@@ -27,8 +27,9 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 from engine.settings import load
 from ops.bench.server import bench_server
 from ops.cli.context import sign
+from ops.harness.ports import free_port
 from ops.waiting import until
-from tests.system.chaos.fleet import PROJECT, Fleet, Kind, free_port, open_fleet
+from tests.system.chaos.fleet import PROJECT, Fleet, Kind, open_fleet
 
 SECRET: Final = "this secret signs the tokens of one test"
 BATCH: Final = 100
@@ -39,7 +40,7 @@ QUIET_SECONDS: Final = 3.0
 TOPICS: Final = ("pipeline-results", "pipeline-dlq")
 
 
-class Stranger:
+class Subscriber:
     """Everything that Google's subscriber was given: message id → how often, and the body."""
 
     def __init__(self) -> None:
@@ -63,14 +64,14 @@ class Stranger:
 
 
 @contextmanager
-def reading(host: str, stranger: Stranger) -> Iterator[None]:
+def reading(host: str, subscriber: Subscriber) -> Iterator[None]:
     """Google's high-level client subscribes to results and dead letters, until the block ends."""
     with grpc.insecure_channel(host) as channel:
         client = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
         pulls = [
             client.subscribe(
                 f"projects/{PROJECT}/subscriptions/{topic}-sub",
-                callback=lambda message, topic=topic: stranger.note(topic, message),
+                callback=lambda message, topic=topic: subscriber.note(topic, message),
             )
             for topic in TOPICS
         ]
@@ -115,9 +116,9 @@ async def open_api(fleet: Fleet) -> AsyncIterator[Api]:
         yield Api(session, f"http://127.0.0.1:{port}")
 
 
-async def announced(url: str, kind: Kind, jobs: int) -> str:
+async def publish_and_read(url: str, kind: Kind, jobs: int) -> str:
     """Run it; gives the result in one line. Raises AssertionError where a promise is broken."""
-    stranger = Stranger()
+    subscriber = Subscriber()
     began = time.monotonic()
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,36 +133,36 @@ async def announced(url: str, kind: Kind, jobs: int) -> str:
         ):
             await fleet.start("relay")
             await fleet.start("worker")
-            with reading(broker.host, stranger):
+            with reading(broker.host, subscriber):
                 failing = jobs // FAILING
                 content = {"content": str(folder)}
                 (folder / "go-1").touch()
                 good = await api.submit([{"preset": "plain", **content}] * (jobs - failing))
-                assert await _all(stranger, good, "completed")
+                assert await _all(subscriber, good, "completed")
                 (folder / "go-1").unlink()
                 bad = await api.submit([{"preset": "refused", **content}] * failing)
-                assert await _all(stranger, bad, "failed")
-                await until(lambda: _true(len(stranger.jobs("pipeline-dlq")) == failing), SECONDS)
+                assert await _all(subscriber, bad, "failed")
+                await until(lambda: _true(len(subscriber.jobs("pipeline-dlq")) == failing), SECONDS)
                 (folder / "go").touch()
                 await fleet.command("dead-letters", "redrive")
-                assert await _all(stranger, bad, "completed")
+                assert await _all(subscriber, bad, "completed")
                 assert await api.statuses([*good, *bad]) == {"completed": jobs}
                 await asyncio.sleep(QUIET_SECONDS)  # whatever comes too often would come by then
-    results, letters = stranger.jobs("pipeline-results"), stranger.jobs("pipeline-dlq")
+    results, letters = subscriber.jobs("pipeline-results"), subscriber.jobs("pipeline-dlq")
     assert results == Counter(good) + Counter(bad) + Counter(bad), (
         "a result was announced more or less than once"
     )
     assert letters == Counter(bad), "a dead letter was announced more or less than once"
-    again = sum(seen.total() - len(seen) for seen in stranger.seen.values())
+    again = sum(seen.total() - len(seen) for seen in subscriber.seen.values())
     return (
         f"{jobs} jobs over HTTP, all completed, {len(bad)} of them after a redrive: {results.total()} results, "
         f"{letters.total()} dead letters, {again} sent again under the same id; {time.monotonic() - began:.1f} s"
     )
 
 
-async def _all(stranger: Stranger, ids: Sequence[str], status: str) -> bool:
+async def _all(subscriber: Subscriber, ids: Sequence[str], status: str) -> bool:
     """Wait until each of these jobs has been announced with `status`."""
-    return await until(lambda: _true(set(ids) <= stranger.jobs("pipeline-results", status).keys()), SECONDS)
+    return await until(lambda: _true(set(ids) <= subscriber.jobs("pipeline-results", status).keys()), SECONDS)
 
 
 async def _true(value: bool) -> bool:
@@ -174,7 +175,7 @@ def main() -> int:
     parser.add_argument("--broker", choices=["fake", "emulator"], default="emulator")
     asked = parser.parse_args()
     with bench_server() as server, server.migrated() as url:
-        print(asyncio.run(announced(url, asked.broker, asked.jobs)))
+        print(asyncio.run(publish_and_read(url, asked.broker, asked.jobs)))
     return 0
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.system.acceptance.counter_sums import lived, open_site, series
+import pytest
+
+from tests.system.acceptance.counter_sums import open_counter_harness, run_all, series
+
+pytestmark = pytest.mark.long
 
 
 async def test_counters_summed_over_processes_equal_the_database(database_url: str, tmp_path: Path) -> None:
-    async with open_site(database_url, tmp_path) as site:
-        found = await lived(site, 1000, kill=False)
+    async with open_counter_harness(database_url, tmp_path) as counters_harness:
+        found = await run_all(counters_harness, 1000, kill=False)
     for each in found:
         assert each.told == each.true, each.name
     outcomes = {
@@ -21,8 +25,8 @@ async def test_counters_summed_over_processes_equal_the_database(database_url: s
 async def test_with_a_worker_killed_they_are_never_more_and_the_gauges_still_agree(
     database_url: str, tmp_path: Path
 ) -> None:
-    async with open_site(database_url, tmp_path) as site:
-        found = await lived(site, 1000, kill=True)
+    async with open_counter_harness(database_url, tmp_path) as counters_harness:
+        found = await run_all(counters_harness, 1000, kill=True)
     assert not [each for each in found if each.exceeds]
     [attempts] = [each for each in found if each.name == "outrider_attempts_total"]
     lost = [
@@ -33,6 +37,6 @@ async def test_with_a_worker_killed_they_are_never_more_and_the_gauges_still_agr
 
 
 async def test_jobs_of_many_owners_add_no_series(database_url: str, tmp_path: Path) -> None:
-    async with open_site(database_url, tmp_path) as site:
-        before, after = await series(site, 2000, 1000)
+    async with open_counter_harness(database_url, tmp_path) as counters_harness:
+        before, after = await series(counters_harness, 2000, 1000)
     assert after - before == set()

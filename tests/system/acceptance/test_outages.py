@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from psycopg import AsyncConnection, OperationalError, sql
 
 import migrations
@@ -17,7 +18,9 @@ from ops.harness.postgres import Databases
 from ops.local.server import local_postgres
 from ops.waiting import until
 from tests.support.database import Conn, counters, fetchone
-from tests.system.acceptance.conftest import ProcessHarness, open_site
+from tests.system.acceptance.conftest import ProcessHarness, open_processes
+
+pytestmark = pytest.mark.long
 
 TERMINATE = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -93,7 +96,7 @@ async def recovered(url: str) -> Conn | None:
 async def test_a_database_that_crashes_and_recovers_costs_no_job_anything(tmp_path: Path) -> None:
     """PostgreSQL ends every session and recovers from its log when one of its processes is killed."""
     with own_server() as url:
-        async with open_site(url, tmp_path) as processes:
+        async with open_processes(url, tmp_path) as processes:
             await processes.conn.execute("CREATE UNLOGGED TABLE mark AS SELECT 1")
             worker = await processes.start(lease=10)
             waiting = [*await processes.submit("wait", 3), *await processes.submit("plain", 3)]

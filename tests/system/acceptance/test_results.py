@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.support.pubsub_brokers import BrokerAt
-from tests.system.acceptance.results import announced
+from tests.system.acceptance.results import publish_and_read
 from tests.system.chaos.fleet import Kind
+
+pytestmark = pytest.mark.long
 
 
 async def test_each_result_is_announced_once_and_a_redrive_announces_again(
@@ -15,4 +19,4 @@ async def test_each_result_is_announced_once_and_a_redrive_announces_again(
     """The fleet brings a broker of its own; the fixture says of which kind, and skips where there is none."""
     kind: Kind = "emulator" if broker.kind == "emulator" else "fake"
     async with asyncio.timeout(120):
-        assert await announced(database_url, kind, jobs=200)
+        assert await publish_and_read(database_url, kind, jobs=200)

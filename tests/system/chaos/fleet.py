@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import signal
-import socket
 import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.pubsub.client import EMULATOR
 from ops.harness.emulator import Emulator, require
+from ops.harness.ports import free_port
 from ops.harness.process import ROOT
 from ops.harness.pubsub_fake import pubsub_process
 from ops.waiting import until
@@ -176,8 +176,3 @@ async def open_fleet(
                 yield fleet, broker
             finally:
                 await fleet.aclose()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

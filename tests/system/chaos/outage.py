@@ -22,8 +22,9 @@ from joserfc.jwk import OctKey
 
 from engine.storage.connections import Connection, connect
 from ops.bench.server import bench_server
+from ops.harness.ports import free_port
 from ops.waiting import until
-from tests.system.chaos.fleet import Fleet, Kind, Process, free_port, open_fleet
+from tests.system.chaos.fleet import Fleet, Kind, Process, open_fleet
 
 SLOTS: Final = 50
 CALM_SECONDS: Final = 5.0

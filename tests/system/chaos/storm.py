@@ -30,7 +30,7 @@ from engine.storage.connections import Connection, connect
 from ops.bench.server import bench_server
 from ops.harness.pubsub_fake import DropAcks, Duplicate, Fail, LoseReply, Remote, Reorder
 from tests.system.chaos.fleet import Fleet, Kind, Process, open_fleet
-from tests.system.chaos.subscriber import Stranger
+from tests.system.chaos.subscriber import Subscriber
 
 RELAYS: Final = 3
 WORKERS: Final = 2
@@ -75,8 +75,8 @@ class Storm:
         self.accepted: list[UUID] = []
         self.rolled_back: list[UUID] = []
         self.poisoned: set[UUID] = set()
-        self.results = Stranger(broker.host, f"{RESULTS}-sub")
-        self.letters = Stranger(broker.host, "pipeline-dlq-sub")
+        self.results = Subscriber(broker.host, f"{RESULTS}-sub")
+        self.letters = Subscriber(broker.host, "pipeline-dlq-sub")
         self._relays: list[Process] = []
         self._workers: list[Process] = []
         self.told: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from tests.system.chaos.fleet import PROJECT
 PULL_SECONDS: Final = 5.0
 
 
-class Stranger:
+class Subscriber:
     """Reads a subscription as any other client would. `seen`: message id → how often it came, and its body."""
 
     def __init__(self, host: str, subscription: str) -> None:

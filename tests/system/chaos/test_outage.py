@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.system.chaos import outage
+
+pytestmark = pytest.mark.long
 
 
 async def test_jobs_finish_while_the_broker_is_away_and_come_by_messages_again(database_url: str) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from ops.chaos import restarts
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("drain", [0.0, 2.0], ids=["released", "drained"])
 async def test_restarts_under_load_complete_every_promised_job_unspent(

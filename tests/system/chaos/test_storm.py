@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.system.chaos import storm
+
+pytestmark = pytest.mark.long
 
 
 async def test_a_storm_of_kills_and_faults_loses_nothing_and_doubles_nothing(database_url: str) -> None:

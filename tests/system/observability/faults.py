@@ -1,4 +1,4 @@
-"""What goes wrong in the night, done for real to a running `outrider up --pubsub`; and the pages it must bring."""
+"""Incidents, done for real to a running `outrider up --pubsub`, and the pages that they must bring."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLINK_SECONDS: Final = 0.4
 """For so long a slow database does not answer, and then for as long it does."""
 
 
-class Site:
+class RunningUp:
     """A running `up` with its data under `folder`: where its parts are, and which processes they are."""
 
     def __init__(self, up: Command, folder: Path) -> None:
@@ -51,10 +51,10 @@ class Site:
         return await AsyncConnection.connect(self._place.url, autocommit=True)
 
 
-Fault = Callable[[Site], AbstractAsyncContextManager[None]]
+Fault = Callable[[RunningUp], AbstractAsyncContextManager[None]]
 
 
-class Night(NamedTuple):
+class Incident(NamedTuple):
     """A fault that lasts until each of `pages` has fired, but for `seconds` at least; those `after` come when it is
     over.
     """
@@ -81,22 +81,22 @@ def _stopped(pids: Iterable[int]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def process_stopped(site: Site, role: str) -> AsyncIterator[None]:
-    with _stopped([site.pid(role)]):
+async def process_stopped(up: RunningUp, role: str) -> AsyncIterator[None]:
+    with _stopped([up.pid(role)]):
         yield
 
 
 @asynccontextmanager
-async def database_paused(site: Site) -> AsyncIterator[None]:
-    with _stopped(site.postgres()):
+async def database_paused(up: RunningUp) -> AsyncIterator[None]:
+    with _stopped(up.postgres()):
         yield
 
 
 @asynccontextmanager
-async def database_slow(site: Site) -> AsyncIterator[None]:
+async def database_slow(up: RunningUp) -> AsyncIterator[None]:
     async def blink() -> None:
         while True:
-            with _stopped(site.postgres()):
+            with _stopped(up.postgres()):
                 await asyncio.sleep(BLINK_SECONDS)
             await asyncio.sleep(BLINK_SECONDS)
 
@@ -105,12 +105,12 @@ async def database_slow(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def broker_killed(site: Site) -> AsyncIterator[None]:
+async def broker_killed(up: RunningUp) -> AsyncIterator[None]:
     """As often as `up` starts it again."""
 
     async def kill() -> None:
         while True:
-            for pid in site.emulators():
+            for pid in up.emulators():
                 with suppress(ProcessLookupError):  # `up` was quicker
                     os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(KILL_SECONDS)
@@ -120,17 +120,17 @@ async def broker_killed(site: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def outbox_locked(site: Site) -> AsyncIterator[None]:
+async def outbox_locked(up: RunningUp) -> AsyncIterator[None]:
     """Everybody may read and nobody write: as by a change of the schema that somebody has begun and not ended."""
-    async with await site.connect() as conn, conn.transaction():
+    async with await up.connect() as conn, conn.transaction():
         await conn.execute("LOCK TABLE outbox IN EXCLUSIVE MODE")
         yield
 
 
 @asynccontextmanager
-async def preset_without_worker(site: Site) -> AsyncIterator[None]:
+async def preset_without_worker(up: RunningUp) -> AsyncIterator[None]:
     """As when a job comes of a preset whose worker is not deployed yet."""
-    async with await site.connect() as conn:
+    async with await up.connect() as conn:
         cursor = await conn.execute("SELECT outrider_enqueue(%s, 'nobodys', 'x')::text", [LOCAL_OWNER])
         row = await cursor.fetchone()
     assert row
@@ -138,8 +138,8 @@ async def preset_without_worker(site: Site) -> AsyncIterator[None]:
         yield
     finally:
         async with (
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {site.token}"}) as http,
-            http.post(f"{site.address}/pipeline/job/{row[0]}/cancel") as answer,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {up.token}"}) as http,
+            http.post(f"{up.address}/pipeline/job/{row[0]}/cancel") as answer,
         ):
             assert answer.status == 200, await answer.text()
 
@@ -159,21 +159,21 @@ def stopping(role: str) -> Fault:
     return partial(process_stopped, role=role)
 
 
-NIGHTS: Final = [
-    Night("database slow", database_slow, ["OutriderSubmitBurnsFast"]),
+INCIDENTS: Final = [
+    Incident("database slow", database_slow, ["OutriderSubmitBurnsFast"]),
     # Late by the objective is what starts after 30 s, whatever the pace of the rules.
-    Night(
+    Incident(
         "worker stopped",
         stopping("worker"),
         ["OutriderNoWorkers", "OutriderQueueStuck"],
         after=["OutriderStartBurnsFast"],
         seconds=45.0,
     ),
-    Night("preset without worker", preset_without_worker, ["OutriderNoWorkerForPreset"]),
-    Night("broker killed", broker_killed, ["OutriderOutboxStalled", "OutriderOutboxBurnsFast"]),
-    Night("outbox locked", outbox_locked, ["OutriderMaintenanceStopped"]),
-    Night("relay stopped", stopping("relay"), ["OutriderNoRelay"]),
-    Night(
+    Incident("preset without worker", preset_without_worker, ["OutriderNoWorkerForPreset"]),
+    Incident("broker killed", broker_killed, ["OutriderOutboxStalled", "OutriderOutboxBurnsFast"]),
+    Incident("outbox locked", outbox_locked, ["OutriderMaintenanceStopped"]),
+    Incident("relay stopped", stopping("relay"), ["OutriderNoRelay"]),
+    Incident(
         "database paused",
         database_paused,
         [
@@ -183,6 +183,6 @@ NIGHTS: Final = [
             "OutriderAvailabilityBurnsFast",
         ],
     ),
-    Night("web stopped", stopping("web"), ["OutriderNoWeb"]),
+    Incident("web stopped", stopping("web"), ["OutriderNoWeb"]),
 ]
-"""A budget once burnt stays so for minutes: an objective's night is the first that hurts it."""
+"""A budget once burnt stays so for minutes: the incident of an objective is the first that hurts it."""

@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 import yaml
 
+from ops.harness.ports import free_port
 from ops.harness.process import ROOT
 from ops.waiting import until
-from tests.system.chaos.fleet import free_port
 from tests.system.observability.shorten import seconds
 
 DEPLOYED: Final = ROOT / "ops" / "deploy" / "prometheus.yml"

@@ -13,11 +13,13 @@ import pytest
 from ops.waiting import until
 from tests.support.commands import gone, living
 from tests.support.pubsub_brokers import installed_emulator
-from tests.system.observability.faults import NIGHTS, Night
-from tests.system.observability.live import PACE, PAGES, calm, lived, open_site, shown
+from tests.system.observability.faults import INCIDENTS, Incident
+from tests.system.observability.live import PACE, PAGES, calm, open_up, run_incident, shown
 from tests.system.observability.load import under_load
 from tests.system.observability.prometheus import deployed, open_prometheus, program
 from tests.system.observability.shorten import shortened
+
+pytestmark = pytest.mark.long
 
 DATA_SECONDS = 45.0
 QUICK = ["relay stopped", "web stopped"]
@@ -39,9 +41,9 @@ def folder() -> Iterator[Path]:
 async def test_every_query_returns_data_and_who_is_stopped_brings_a_page(folder: Path) -> None:
     rules = deployed(partial(shortened, by=PACE))
     async with (
-        open_site(folder) as site,
-        open_prometheus(folder, site.targets, rules) as prometheus,
-        under_load(site.address, site.token, rate=10.0),
+        open_up(folder) as up,
+        open_prometheus(folder, up.targets, rules) as prometheus,
+        under_load(up.address, up.token, rate=10.0),
     ):
         since = time.time()
 
@@ -49,14 +51,14 @@ async def test_every_query_returns_data_and_who_is_stopped_brings_a_page(folder:
             return all(each.good for each in await shown(prometheus, since))
 
         await until(all_good, DATA_SECONDS)
-        for night in (each for each in NIGHTS if each.name in QUICK):
-            seen = {each.alert: each.firing for each in await lived(prometheus, site, night)}
-            assert [page for page in night.pages if seen[page] is None] == []
+        for incident in (each for each in INCIDENTS if each.name in QUICK):
+            seen = {each.alert: each.firing for each in await run_incident(prometheus, up, incident)}
+            assert [page for page in incident.pages if seen[page] is None] == []
             await calm(prometheus)
 
 
-def test_every_page_has_its_night() -> None:
-    def of(night: Night) -> list[str]:
-        return [*night.pages, *night.after]
+def test_every_page_has_its_incident() -> None:
+    def of(incident: Incident) -> list[str]:
+        return [*incident.pages, *incident.after]
 
-    assert sorted(page for night in NIGHTS for page in of(night)) == sorted(PAGES)
+    assert sorted(page for incident in INCIDENTS for page in of(incident)) == sorted(PAGES)

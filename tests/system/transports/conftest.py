@@ -12,7 +12,7 @@ from ops.harness.pubsub_fake import FakePubSub
 from tests.support.pubsub_brokers import BrokerAt
 from tests.support.transport_harness import TransportHarness, open_system
 from tests.support.worker_harness import WorkerHarness
-from tests.system.transports.messages import check_told, check_woken, watch
+from tests.system.transports.messages import check_messages, check_wake_ups, watch
 
 
 @pytest.fixture(params=["postgres", "fake", "emulator"])
@@ -33,5 +33,5 @@ async def system(harness: WorkerHarness, transport: BrokerAt | None) -> AsyncIte
         await watch(system)
         async with system.maintenance():
             yield system
-            await check_told(system)
-        await check_woken(system)
+            await check_messages(system)
+        await check_wake_ups(system)

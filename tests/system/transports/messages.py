@@ -87,7 +87,7 @@ async def watch(system: TransportHarness) -> None:
             await google.subscribe(WATCH, system.names.jobs)
 
 
-async def check_woken(system: TransportHarness) -> None:
+async def check_wake_ups(system: TransportHarness) -> None:
     """The wake-ups are what they should be, and none is for a job that was never accepted."""
     if system.broker is None:
         return
@@ -109,7 +109,7 @@ def checked(kind: str, message: Any) -> dict[str, Any]:
     return body
 
 
-async def check_told(system: TransportHarness, untold: Container[UUID] = ()) -> None:
+async def check_messages(system: TransportHarness, unpublished_jobs: Container[UUID] = ()) -> None:
     """One result for each end of a job and one dead letter for each failure, told apart by their message ids.
 
     Jobs of `untold` have ended where nothing was announced.
@@ -120,7 +120,7 @@ async def check_told(system: TransportHarness, untold: Container[UUID] = ()) -> 
         assert await cursor.fetchall() == []
         return
     await until(lambda: _all_left(conn))
-    ends = [end for end in await (await conn.execute(ENDS)).fetchall() if end[0] not in untold]
+    ends = [end for end in await (await conn.execute(ENDS)).fetchall() if end[0] not in unpublished_jobs]
     results = {f"{job_id}:{seq}:ResultMessage": end for job_id, seq, *end in ends}
     failures = {f"{job_id}:{seq}:DeadLetterMessage": end for job_id, seq, *end in ends if end[0] == "FAILED"}
     async with clients(system.broker.host, system.broker.project) as google:
@@ -159,7 +159,7 @@ async def _all_left(conn: Conn) -> bool:
     return not await (await conn.execute("SELECT 1 FROM outbox_events")).fetchall()
 
 
-async def ends_of(conn: Conn, job_id: UUID) -> list[str]:
+async def terminal_states(conn: Conn, job_id: UUID) -> list[str]:
     """The states that a job has ended in, oldest first."""
     cursor = await conn.execute(ENDS + "AND job_id = %s ORDER BY seq", [job_id])
     return [state for _, _, state, _, _ in await cursor.fetchall()]

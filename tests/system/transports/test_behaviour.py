@@ -13,7 +13,7 @@ from engine.moves.enqueue import enqueue
 from tests.support.database import counters, fetchone, new, trail
 from tests.support.transport_harness import TransportHarness
 from tests.support.worker_harness import preset
-from tests.system.transports.messages import ends_of
+from tests.system.transports.messages import terminal_states
 
 LEASED = "SELECT 1 FROM outbox WHERE status = 'leased'"
 
@@ -167,7 +167,7 @@ async def test_a_failed_job_that_is_redriven_runs_again(system: TransportHarness
         await redrive(system.harness.conn, job_id, None)
         [job] = await system.harness.ended(job_id)
     assert (job.state, job.output) == (JobState.COMPLETED, "2")
-    assert await ends_of(system.harness.conn, job_id) == ["FAILED", "COMPLETED"]
+    assert await terminal_states(system.harness.conn, job_id) == ["FAILED", "COMPLETED"]
 
 
 async def test_two_workers_share_the_jobs_and_run_each_once(system: TransportHarness) -> None:

@@ -17,7 +17,7 @@ from tests.support.database import fetchone, started, worker
 from tests.support.pubsub_brokers import BrokerAt
 from tests.support.transport_harness import TransportHarness, open_system
 from tests.support.worker_harness import WorkerHarness, preset
-from tests.system.transports.messages import check_told
+from tests.system.transports.messages import check_messages
 from tests.worker.subscription_harness import counted
 
 STATUSES = "SELECT status::text, count(*) FROM outbox GROUP BY status"
@@ -93,7 +93,7 @@ async def test_postgres_takes_over_what_pubsub_left_and_pubsub_takes_over_again(
             again = await pubsub.enqueue()
             await harness.ended(again)
             await until(lambda: messages("late") >= late + 5)
-            await check_told(pubsub, untold=ids)
+            await check_messages(pubsub, unpublished_jobs=ids)
     assert ran == Counter([*ids, again])
     assert (messages("late"), counted("messages_unacknowledged")) == (late + 5, unacknowledged)
 
@@ -108,7 +108,7 @@ async def test_pubsub_takes_over_what_postgres_left(harness: WorkerHarness, brok
     async with open_system(harness, broker) as pubsub, pubsub.maintenance():
         async with pubsub.worker(work):
             await harness.ended(*ids)
-        await check_told(pubsub, untold={before})
+        await check_messages(pubsub, unpublished_jobs={before})
     assert ran == Counter([before, *ids])
 
 

@@ -1,0 +1,89 @@
+"""Processes of the code before a version run on its schema for the length of a deploy: their statements are here."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.queries.queue_stats import queue_stats
+from engine.tables.relay_status import RelayStatus, report, reported
+from tests.support.database import Conn, fetchone, worker
+
+# Of the code before 0004: it knew relay_facts and workers.drained.
+TELL = """
+INSERT INTO relay_facts AS told (relay, topic, state, since, detail)
+SELECT %(relay)s, topic, state, clock_timestamp() - seconds * interval '1 second', detail
+FROM unnest(%(topics)s::text[], %(states)s::text[], %(seconds)s::float8[], %(details)s::text[])
+     AS x(topic, state, seconds, detail)
+ORDER BY topic
+ON CONFLICT (relay, topic) DO UPDATE
+SET state = excluded.state, since = excluded.since, detail = excluded.detail, updated_at = clock_timestamp()
+"""
+TOLD = """
+SELECT relay, topic, state, since, detail, updated_at AS heard_at,
+       updated_at > clock_timestamp() - %s * interval '1 second' AS live
+FROM relay_facts
+ORDER BY relay, topic
+"""
+PRUNE_FACTS = """
+DELETE FROM relay_facts
+WHERE (relay, topic) IN (
+    SELECT relay, topic FROM relay_facts WHERE updated_at < now() - interval '1 minute' LIMIT %s)
+"""
+BEAT = """
+WITH beat AS (
+    UPDATE workers SET expires_at = clock_timestamp() + %s * interval '1 second', drained = %s::jsonb
+    WHERE id = %s
+    RETURNING id
+)
+SELECT q.job_id, q.attempt, q.cancel_requested
+FROM beat LEFT JOIN outbox q ON q.worker_id = beat.id AND q.status = 'leased'
+"""
+
+
+def told(state: str) -> dict[str, object]:
+    return {
+        "relay": "old:1",
+        "topics": ["jobs", "maintenance"],
+        "states": [state, "maintaining"],
+        "seconds": [1.0, 1.0],
+        "details": [None, None],
+    }
+
+
+async def test_what_an_older_relay_reports_is_read_by_a_newer_process_and_the_other_way_round(
+    conn: Conn,
+) -> None:
+    for state in ("publishing", "passing"):
+        await conn.execute(TELL.encode(), told(state))
+    await report(conn, "new:1", [RelayStatus("jobs", "publishing", 5.0, None)])
+    newer = [(each.relay, each.topic, each.state, each.live) for each in await reported(conn)]
+    rows = await (await conn.execute(TOLD.encode(), [20.0])).fetchall()
+    assert newer == [(relay, topic, state, live) for relay, topic, state, *_, live in rows]
+    assert ("old:1", "jobs", "passing", True) in newer
+    assert len(newer) == 3
+
+
+async def test_an_older_relay_prunes_what_is_stale_and_nothing_else(conn: Conn) -> None:
+    await report(conn, "gone:1", [RelayStatus("jobs", "publishing", 5.0, None)])
+    await conn.execute("UPDATE relay_status SET updated_at = updated_at - interval '2 minutes'")
+    await report(conn, "here:1", [RelayStatus("jobs", "publishing", 5.0, None)])
+    await conn.execute(PRUNE_FACTS.encode(), [1000])
+    assert [each.relay for each in await reported(conn)] == ["here:1"]
+
+
+@pytest.mark.parametrize("per_second", [0.0, 12.5])
+async def test_the_throughput_of_an_older_worker_is_seen_by_newer_processes(
+    conn: Conn, per_second: float
+) -> None:
+    worker_id = await worker(conn)
+    await conn.execute(BEAT.encode(), [30.0, f'{{"p": {per_second}}}', worker_id])
+    assert (await queue_stats(conn)).queues["p"].per_second == per_second
+
+
+async def test_the_throughput_of_a_newer_worker_is_seen_by_older_processes(conn: Conn) -> None:
+    worker_id = await worker(conn)
+    await conn.execute("UPDATE workers SET throughput = '{\"p\": 3}' WHERE id = %s", [worker_id])
+    await conn.execute(
+        "UPDATE workers SET expires_at = now() + interval '1 minute' WHERE id = %s", [worker_id]
+    )
+    assert await fetchone(conn, "SELECT drained ->> 'p' FROM workers") == ("3",)
