@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from engine.errors import LeaseLost
-from engine.model import Attempt, Cancelled, Completed, Failed, JobState, Outcome, Retry
+from engine.model import Cancelled, Completed, Failed, JobState, Outcome, Retry
 from engine.telemetry import traceparent, tracing
 from engine.telemetry.metrics import (
     ATTEMPTS,
@@ -43,10 +43,11 @@ class AttemptMetrics:
         self._log = structlog.get_logger().bind()
         self._logs_info = self._log.is_enabled_for(logging.INFO)
 
-    def started(self, attempt: Attempt) -> None:
+    def started(self, execution: Execution) -> None:
         """Count how long a starting job has waited: since the job was due, and since the job could be claimed."""
-        tally = self._tallies[attempt.job.preset]
-        tally.waited(_waited(attempt), attempt.job.traceparent)
+        attempt = execution.attempt
+        execution.waited = max((attempt.started_at - attempt.due_at).total_seconds(), 0.0)
+        self._tallies[attempt.job.preset].waited(execution.waited, attempt.job.traceparent)
         self._claimed(max((attempt.started_at - attempt.ready_at).total_seconds(), 0.0))
 
     def ended(self, execution: Execution) -> str:
@@ -55,7 +56,7 @@ class AttemptMetrics:
         ran = execution.ended_at - execution.started
         self._tallies[attempt.job.preset].ran(ran, attempt.job.traceparent)
         self._ran(ran)
-        return f'{{"run_seconds":{ran:.6f},"wait_seconds":{_waited(attempt):.6f}}}'
+        return f'{{"run_seconds":{ran:.6f},"wait_seconds":{execution.waited:.6f}}}'
 
     def recorded(self, execution: Execution, outcome: Outcome) -> None:
         """Count and log an attempt whose outcome is in the database."""
@@ -98,10 +99,6 @@ class AttemptMetrics:
         tally.attempts["cancelled" if cancelled else "released"]()
         if cancelled:
             tally.finished[state]()
-
-
-def _waited(attempt: Attempt) -> float:
-    return max((attempt.started_at - attempt.due_at).total_seconds(), 0.0)
 
 
 def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error: str | None) -> None:

@@ -172,7 +172,7 @@ class Consumer:
 
     async def _run(self, execution: Execution) -> None:
         """The life of an attempt: claimed → running → ended → recorded."""
-        self._metrics.started(execution.attempt)
+        self._metrics.started(execution)
         outcome = await execution.run()
         self._slots.vacate(execution)
         if execution.end():

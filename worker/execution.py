@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from pydantic import ValidationError
@@ -47,6 +47,8 @@ class Execution:
         self.pipeline = pipeline
         self.started = time.monotonic()
         self.deadline = self.started + (attempt.timeout_seconds or pipeline.timeout)
+        self.waited = 0.0
+        """Seconds from when the job was due to its claim."""
         self.ended = False
         self.ended_at = self.started
         self.span = tracing.attempt(attempt)
@@ -56,7 +58,7 @@ class Execution:
         self.task: asyncio.Task[None] | None = None
         """Runs the attempt from claim to record. Kept here, because the event loop's own reference is weak."""
         self._on_stuck = on_stuck
-        self._unwinding: asyncio.Task[Any] | None = None
+        self._unwinding: asyncio.Task[None] | None = None
         self._stopped_as: Outcome | None = None
         self._cancelled: threading.Event | None = None if pipeline.is_async else threading.Event()
 
@@ -139,13 +141,15 @@ class Execution:
             raise PermanentError(f"metadata: {faults}") from error
 
     async def _on_loop(self, job: Job) -> Outcome:
-        self._unwinding = task = asyncio.current_task()
+        task = self.task
         assert task is not None
+        self._unwinding = task
         try:
             return interpret(await self.pipeline.function(job, AttemptRun(self)))
         except BaseException as error:
-            if asyncio.current_task(task.get_loop()) is not task:
-                # The event loop no longer runs this task, so nothing can be awaited any more.
+            still_runs: bool = asyncio.current_task(task.get_loop()) is task
+            if not still_runs:
+                # The event loop has closed this coroutine, so nothing can be awaited any more.
                 raise
             if self._stopped_as is not None:
                 return self._stopped_as

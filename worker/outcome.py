@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from typing import Any, Final, NamedTuple, assert_never
+from typing import Any, Final, NamedTuple, assert_never, get_args
 
 import orjson
 
@@ -35,6 +35,9 @@ MAX_MESSAGE: Final = 2000
 ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 STRICT: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8}-[0-9a-fA-F-]{27}|\d+")
+
+LABELS: Final[dict[type, str]] = {kind: kind.__name__.lower() for kind in get_args(Outcome)}
+"""The kinds of outcome by their names in metrics and logs."""
 
 
 class Encoded(NamedTuple):
@@ -147,11 +150,9 @@ def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending |
 
 def label(outcome: Outcome) -> str:
     """The outcome's name in metrics and logs."""
-    match outcome:
-        case Retry(error=error) | Failed(error=error) if describe(error).type == TimeoutError.__name__:
-            return "timeout"
-        case _:
-            return type(outcome).__name__.lower()
+    if isinstance(outcome, Retry | Failed) and describe(outcome.error).type == TimeoutError.__name__:
+        return "timeout"
+    return LABELS[type(outcome)]
 
 
 def fingerprint(error: JobError) -> str:

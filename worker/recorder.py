@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 import structlog
 from psycopg import Error
@@ -29,7 +30,8 @@ MAX_PAUSE_SECONDS: Final = 2.0
 log = structlog.get_logger()
 
 
-class Item(NamedTuple):
+@dataclass(slots=True)
+class Item:
     """A row to write under the lease `holder`; `context` is the traceparent of the attempt's span."""
 
     holder: int
@@ -140,13 +142,14 @@ class Recorder:
                         done |= await recorded(conn, [key_of(item.row) for item in items])
                     # Rows of an earlier lease are left out: those attempts are lost.
                     if worker_id is not None:
-                        rows = [
-                            item.row
-                            for item in items
-                            if item.holder == worker_id and key_of(item.row) not in done
-                        ]
+                        rows = [item.row for item in items if item.holder == worker_id]
+                        if done:
+                            rows = [row for row in rows if key_of(row) not in done]
                         with tracing.record((item.context for item in items), len(rows)):
-                            done |= await write(conn, worker_id, rows, publish_results=self._publish_results)
+                            written = await write(
+                                conn, worker_id, rows, publish_results=self._publish_results
+                            )
+                        done = done | written if done else written
                 break
             except (DatabaseUnavailable, Error) as error:
                 if isinstance(error, BISECTED):
@@ -155,7 +158,7 @@ class Recorder:
                 tried = True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_PAUSE_SECONDS)
-        return [done.get(key_of(row)) or LeaseLost(str(row.job_id)) for _, row, _ in items]
+        return [done.get(key_of(row)) or LeaseLost(str(row.job_id)) for row in (item.row for item in items)]
 
 
 def _being_cancelled() -> bool:

@@ -30,12 +30,10 @@ async def write(
     Joins the caller's transaction if there is one.
     """
     began = time.perf_counter()
-    done: Recorded = {}
     endings = [row for row in rows if isinstance(row, Ending)]
     releases = [row for row in rows if isinstance(row, Release)]
     async with conn.transaction() if endings and releases else nullcontext():
-        if endings:
-            done |= await finish(conn, worker_id, endings, publish_results=publish_results)
+        done = await finish(conn, worker_id, endings, publish_results=publish_results) if endings else {}
         if releases:
             done |= await release(conn, worker_id, releases, publish_results=publish_results)
     ROWS.observe(len(rows))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from psycopg import DataError, IntegrityError
 from psycopg.errors import ProgramLimitExceeded
@@ -23,7 +24,8 @@ BISECTED = (DataError, IntegrityError, ProgramLimitExceeded, UnicodeError)
 """Errors caused by a single item. The rest of the group is written without that item."""
 
 
-class _Waiting(NamedTuple, Generic[T, R]):
+@dataclass(slots=True)
+class _Waiting(Generic[T, R]):
     item: T
     weight: int
     answer: asyncio.Future[R]
@@ -76,7 +78,7 @@ class Batcher(Generic[T, R]):
         """Queue `item` and return a future of the answer. As `submit`, but the caller must bound the waiting items."""
         weight = self._weigh(item)
         self._waiting_weight += weight
-        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[R] = asyncio.Future()
         self._queue.append(_Waiting(item, weight, answer))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write(), name="batcher")

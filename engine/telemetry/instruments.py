@@ -35,15 +35,17 @@ class Histogram(prometheus_client.Histogram):
 
     def traced(self, amount: float, traceparent: str | None) -> None:
         """As `observe`, with an exemplar if the trace is recorded. An exemplar costs 4 µs, so at most one a second."""
-        if (
-            traceparent is not None
-            and int(traceparent[-2:], 16) & SAMPLED
-            and (now := time.monotonic()) >= self._exemplar_due
-        ):
-            self._exemplar_due = now + EXEMPLAR_SECONDS
+        if traceparent is not None and int(traceparent[-2:], 16) & SAMPLED and self._wants_exemplar():
             self.observe(amount, {"trace_id": traceparent[3:35]})
         else:
             self.observe(amount)
+
+    def _wants_exemplar(self) -> bool:
+        now = time.monotonic()
+        if now < self._exemplar_due:
+            return False
+        self._exemplar_due = now + EXEMPLAR_SECONDS
+        return True
 
     def _fold(self) -> None:
         loose, self._loose = sorted(self._loose), []
