@@ -85,7 +85,7 @@ def writing(pipe: Path) -> FileIO:
 
 
 INSTALL = "install ROOT[dev]"
-PYTEST = "-m pytest -n auto --maxprocesses 4 -k 'two words'"
+PYTEST = "-m pytest -n 4 -k 'two words'"
 ARGUMENTS = ("test", "-k", "'two words'")
 
 

@@ -98,6 +98,7 @@ async def test_the_load_does_not_count_an_answer_that_is_not_202(capfd: pytest.C
     assert Unexpected.__name__ in capfd.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_benchmark_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)

@@ -92,6 +92,7 @@ async def test_without_a_project_there_is_nothing_to_provision(run: Run) -> None
     assert (said.code, said.out, said.err) == (2, "", "outrider: OUTRIDER_PUBSUB_PROJECT is not set\n")
 
 
+@pytest.mark.long
 async def test_a_broker_that_is_away_and_one_that_knows_us_not_are_told_in_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ async def diagnosed(run: Run, **settings: object) -> dict[str, list[str | None]]
     return fixes
 
 
+@pytest.mark.long
 async def test_doctor_knows_which_topics_need_provisioning(
     run: Run, project: str, topics: Names, database_url: str
 ) -> None:
@@ -133,6 +135,7 @@ async def test_doctor_knows_which_topics_need_provisioning(
     assert subscription == f"read the remaining messages, delete the subscription, and {provision}"
 
 
+@pytest.mark.long
 async def test_doctor_tells_a_broker_that_is_away_and_looks_on(
     run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

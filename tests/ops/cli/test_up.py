@@ -101,6 +101,7 @@ def test_ctrl_c_on_a_terminal_reaches_the_parent_alone_and_stops_web_first(
     assert "\x1b[" in screen.text, "logs are for people on a terminal"
 
 
+@pytest.mark.long
 async def test_a_drain_on_a_terminal_says_once_that_ctrl_c_now_ends_it_and_it_does(
     folder: Path, database_url: str, conn: Conn
 ) -> None:
@@ -121,6 +122,7 @@ async def test_a_drain_on_a_terminal_says_once_that_ctrl_c_now_ends_it_and_it_do
     assert screen.text.count(HURRY) == 1
 
 
+@pytest.mark.long
 def test_a_child_that_dies_is_reported_and_started_again(folder: Path, database_url: str) -> None:
     with running(folder, "up", database_url=database_url) as up:
         up.says("\nready\n")
@@ -153,6 +155,7 @@ def test_a_port_in_use_is_told_in_one_line(folder: Path, database_url: str, vari
     assert f"set OUTRIDER_{variable.upper()} to another" in line
 
 
+@pytest.mark.long
 async def test_a_second_signal_ends_all_of_it_at_once(folder: Path, database_url: str, conn: Conn) -> None:
     """While a job runs that would keep the drain busy for a minute; its pipeline is found in the folder."""
     with running(folder, "up", database_url=database_url, pipelines="gates", drain_seconds=60) as up:

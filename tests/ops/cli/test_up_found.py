@@ -43,11 +43,13 @@ def up(folder: Path) -> Iterator[Command]:
         yield process
 
 
+@pytest.mark.long
 def test_the_printed_database_is_one_that_psycopg_connects_to(up: Command) -> None:
     with psycopg.connect(up.shown("database")) as conn:
         assert conn.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
 
 
+@pytest.mark.long
 def test_a_configured_database_is_not_printed_for_it_may_hold_a_password(
     folder: Path, database_url: str
 ) -> None:
@@ -70,6 +72,7 @@ def test_every_command_finds_it_by_the_data_directory(folder: Path) -> None:
     assert called(folder, "doctor").returncode == 0
 
 
+@pytest.mark.long
 def test_a_process_of_it_that_does_not_answer_is_told(folder: Path, up: Command) -> None:
     worker = up.child("worker")
     os.kill(worker, signal.SIGSTOP)
@@ -79,6 +82,7 @@ def test_a_process_of_it_that_does_not_answer_is_told(folder: Path, up: Command)
     assert [": ready" in line for line in said.stdout.splitlines()] == [True, True, False]
 
 
+@pytest.mark.long
 def test_once_it_was_killed_its_file_leads_nobody_anywhere(folder: Path, up: Command) -> None:
     port = int(up.shown("address").rpartition(":")[2])
     settings = load({"OUTRIDER_DATA_DIR": str(folder / "data")})
@@ -96,6 +100,7 @@ def test_once_it_was_killed_its_file_leads_nobody_anywhere(folder: Path, up: Com
             stranger.accept()
 
 
+@pytest.mark.long
 def test_it_runs_where_no_data_directory_can_be_made(folder: Path, database_url: str) -> None:
     given = {"data_dir": folder / "gates.py" / "data", "database_url": database_url, "jwt_secret": "s" * 32}
     with processes.running(folder, "up", **given) as up:
@@ -103,6 +108,7 @@ def test_it_runs_where_no_data_directory_can_be_made(folder: Path, database_url:
         assert "addresses.not_published" in up.err
 
 
+@pytest.mark.long
 def test_the_file_is_believed_for_as_long_as_its_writer_lives(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PUBLISHER, str(tmp_path)]
     with subprocess.Popen(
@@ -116,6 +122,7 @@ def test_the_file_is_believed_for_as_long_as_its_writer_lives(tmp_path: Path) ->
         assert running(tmp_path) is None
 
 
+@pytest.mark.long
 def test_the_last_one_of_a_directory_is_found_and_none_after_it(tmp_path: Path) -> None:
     assert running(tmp_path) is None
     later = Ports("::1", 2001, "127.0.0.1", {"web": 2002})
@@ -128,6 +135,7 @@ def test_the_last_one_of_a_directory_is_found_and_none_after_it(tmp_path: Path) 
     assert [each.name for each in tmp_path.iterdir()] == [FILE]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("environ", "address", "admin"),
     [
@@ -150,6 +158,7 @@ def test_what_is_set_wins(tmp_path: Path, environ: dict[str, str], address: str,
         assert local(settings, "admin") == (PORTS if admin else None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"http": 1}'])
 def test_a_locked_file_of_another_kind_leads_nobody_anywhere(tmp_path: Path, content: str) -> None:
     with published(PORTS, tmp_path):

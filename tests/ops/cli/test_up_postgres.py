@@ -14,6 +14,8 @@ from ops.cli.context import local_url
 from ops.waiting import eventually
 from tests.support.commands import Command, called, gone, living, postmaster, running
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def up(folder: Path) -> Iterator[Command]:
@@ -60,7 +62,6 @@ def test_killed_while_its_server_comes_back_it_leaves_nothing(folder: Path, up: 
     assert gone(folder), living(folder)
 
 
-@pytest.mark.long
 def test_a_server_that_starts_no_more_ends_it_with_1_and_names_the_log(folder: Path, up: Command) -> None:
     [configuration] = folder.glob("data/postgres-*/cluster/postgresql.conf")
     configuration.write_text("max_connections = many\n")

@@ -21,6 +21,8 @@ from ops.waiting import eventually
 from relay.provision.apply import Clients, examine, open_clients
 from tests.support.commands import Command, curl, gone, living, pasted, running
 
+pytestmark = pytest.mark.long
+
 NAMES = names(load({"OUTRIDER_PUBSUB_PROJECT": LOCAL_PROJECT}))
 PROVISIONED = '"event":"topics.provisioned"'
 
@@ -61,7 +63,6 @@ async def results(clients: Clients, count: int) -> list[dict[str, Any]]:
     return messages
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("installed")
 async def test_a_job_completes_and_its_result_is_announced_also_after_the_emulator_has_died(
     folder: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
@@ -87,7 +88,6 @@ async def test_a_job_completes_and_its_result_is_announced_also_after_the_emulat
     assert gone(folder), living(folder)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("installed")
 def test_killed_at_any_moment_leaves_no_emulator(folder: Path, database_url: str) -> None:
     moments: list[Callable[[Command], object]] = [

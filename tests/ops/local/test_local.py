@@ -195,6 +195,7 @@ def test_kills_at_any_moment_of_a_start_keep_what_was_there(folder: Path) -> Non
         assert value(url, "SELECT n FROM kept") == 42
 
 
+@pytest.mark.long
 def test_a_killed_supervisor_takes_the_server_along_and_the_next_user_starts_another(folder: Path) -> None:
     with local_postgres(folder) as url:
         keep(url)
@@ -223,6 +224,7 @@ def test_a_server_that_was_killed_is_seen_to_have_ended_and_its_user_starts_it_a
     assert not processes_in(folder)
 
 
+@pytest.mark.long
 def test_users_who_start_it_again_at_once_get_one_server_between_them(folder: Path) -> None:
     with local_server(folder, FAST) as one, local_server(folder, FAST) as other:
         os.kill(server_of(folder), signal.SIGKILL)
@@ -236,6 +238,7 @@ def test_users_who_start_it_again_at_once_get_one_server_between_them(folder: Pa
         assert value(one.url, query) == value(other.url, query)
 
 
+@pytest.mark.long
 def test_a_server_has_not_ended_while_a_query_outlives_it(folder: Path) -> None:
     busy = b"DO $$ BEGIN WHILE clock_timestamp() < now() + interval '3 s' LOOP END LOOP; END $$"
     active = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'DO %'"
@@ -336,6 +339,7 @@ def test_run_by_root_the_server_is_an_unprivileged_process(folder: Path) -> None
         assert value(url, "SELECT current_user") == "outrider"
 
 
+@pytest.mark.long
 @by_root
 def test_run_by_root_what_is_out_of_its_reach_is_brought_within_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -356,6 +360,7 @@ def test_run_by_root_what_is_out_of_its_reach_is_brought_within_it(
     assert not (hidden / "data").exists()
 
 
+@pytest.mark.long
 @by_root
 def test_run_by_root_another_users_server_stays_his_and_may_be_joined(folder: Path) -> None:
     nobody = Account.of(pwd.getpwnam("nobody"))
@@ -374,6 +379,7 @@ def test_run_by_root_another_users_server_stays_his_and_may_be_joined(folder: Pa
         assert rows(alone)
 
 
+@pytest.mark.long
 @by_root
 @pytest.mark.parametrize(
     ("uid", "problem"), [(54321, "has no entry in /etc/passwd"), (65534, "is another user's")]

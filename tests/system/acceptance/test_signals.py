@@ -175,6 +175,7 @@ async def test_a_loop_that_is_blocked_for_two_leases_ends_its_process_and_costs_
     assert {await counters(processes.conn, job_id) for job_id in (neighbour, culprit)} == {(2, 0, 1)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_workers_that_come_and_go_do_every_job_s_effects_once(
     processes: ProcessHarness, number: signal.Signals
