@@ -23,7 +23,7 @@ DONE, FAILED, USAGE, UNHEALTHY = 0, 1, 2, 3
 """Exit codes of every command."""
 
 EXIT_SECONDS = 5.0
-"""How long the tasks and threads that `main` left behind may take to end."""
+"""How long the tasks and threads that `main` did not end may take to end."""
 
 
 def run(role: str, main: Main, settings: Settings | None = None) -> int:

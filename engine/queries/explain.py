@@ -169,17 +169,17 @@ def _unpublished(job: JobSnapshot) -> Iterator[Fact]:
 
 
 def _queued(job: JobSnapshot, ahead: int) -> Fact:
-    pace = f"; throughput: {job.per_second:.3g} per second" if job.per_second else ""
+    rate = f"; throughput: {job.per_second:.3g} per second" if job.per_second else ""
     if not ahead:
         return Fact(
-            "next", f"the job is {job.outbox_status} and the next one of the preset {job.preset}{pace}"
+            "next", f"the job is {job.outbox_status} and the next one of the preset {job.preset}{rate}"
         )
-    whose = f"jobs of the preset {job.preset} ahead"
+    ahead_of_it = f"jobs of the preset {job.preset} ahead"
     if job.uncounted:
         # Of published jobs the first COUNTED are looked at, whatever their preset.
-        whose = "jobs published earlier" if job.outbox_status == "published" else whose
+        ahead_of_it = "jobs published earlier" if job.outbox_status == "published" else ahead_of_it
     number = f"more than {ahead - 1}" if job.uncounted else str(ahead)
-    return Fact("queued", f"the job is {job.outbox_status}; {whose}: {number}{pace}")
+    return Fact("queued", f"the job is {job.outbox_status}; {ahead_of_it}: {number}{rate}")
 
 
 def _at(moment: datetime | None) -> str:

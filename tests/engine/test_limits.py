@@ -132,7 +132,7 @@ def test_the_library_refuses_the_next_one_in_the_limits_words(field: str, value:
     assert refused.value.problems == (Problem(f"/{field}", limit.fault),)
 
 
-def test_the_library_tells_of_every_limit_that_is_broken_at_once() -> None:
+def test_the_library_reports_every_limit_that_is_broken_at_once() -> None:
     broken = {field: case.outside[0] for field, case in STORED.items()}
     with pytest.raises(InvalidJob) as refused:
         check(new(**broken))

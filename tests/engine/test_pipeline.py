@@ -61,11 +61,11 @@ def test_a_declaration_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_a_docstring_is_the_description_unless_one_is_given() -> None:
-    def told(_job: Any, _run: Any) -> None:
+    def documented(_job: Any, _run: Any) -> None:
         """Tells."""
 
-    assert pipeline("p")(told).description == "Tells."
-    assert pipeline("p", description="Says.")(told).description == "Says."
+    assert pipeline("p")(documented).description == "Tells."
+    assert pipeline("p", description="Says.")(documented).description == "Says."
 
 
 def test_two_pipelines_of_one_name_are_refused() -> None:

@@ -219,7 +219,7 @@ async def test_events_are_found_without_a_look_at_those_of_the_other_topic_or_in
     assert await buffers(conn, events.RESERVE, asked) < 20
 
 
-async def test_upkeep_reads_no_row_that_is_not_due(connect: Connect) -> None:
+async def test_maintenance_reads_no_row_that_is_not_due(connect: Connect) -> None:
     conn = await connect()
     await fill(conn, "waiting", 20_000, 20_000)
     await conn.execute(

@@ -110,25 +110,27 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("value", "pointer", "detail"), FAULTS)
-def test_each_fault_is_told_with_its_place(value: Any, pointer: str, detail: str) -> None:
+def test_each_fault_is_reported_with_its_place(value: Any, pointer: str, detail: str) -> None:
     assert list(json_faults(value)) == [Problem(pointer, detail)]
     assert list(json_faults(value, "/metadata")) == [Problem("/metadata" + pointer, detail)]
 
 
-def test_every_fault_of_a_value_is_told_in_its_order() -> None:
+def test_every_fault_of_a_value_is_reported_in_its_order() -> None:
     value = {"a": [math.nan, {"b": "\0"}, 1], "c\0": 1, "d": 2**64, "e": "fine"}
     assert [problem.pointer for problem in json_faults(value)] == ["/a/0", "/a/1/b", "", "/d"]
 
 
 @pytest.mark.parametrize(("of", "step"), [(in_a_list, "/0"), (in_an_object, "/a")], ids=["lists", "objects"])
-def test_a_value_holds_64_levels_and_the_one_beyond_is_told_once(of: Callable[[Any], Any], step: str) -> None:
+def test_a_value_holds_64_levels_and_the_one_beyond_is_reported_once(
+    of: Callable[[Any], Any], step: str
+) -> None:
     assert list(json_faults(nested(MAX_DEPTH + 1, of))) == []  # the value itself, and 64 levels in it
     assert list(json_faults(nested(MAX_DEPTH + 2, of))) == [
         Problem(step * (MAX_DEPTH + 1), f"nested deeper than {MAX_DEPTH}")
     ]
 
 
-def test_depth_that_would_exhaust_recursion_is_told_and_what_stands_beside_it_is_still_checked() -> None:
+def test_depth_that_would_exhaust_recursion_is_reported_and_what_stands_beside_it_is_still_checked() -> None:
     value = [nested(100_000, in_a_list), "\0"]
     assert [problem.detail for problem in json_faults(value)] == [f"nested deeper than {MAX_DEPTH}", NUL]
 
@@ -148,7 +150,7 @@ class Endless(list[Any]):
         raise AssertionError
 
 
-def test_no_more_faults_are_looked_for_than_are_told() -> None:
+def test_no_more_faults_are_looked_for_than_are_reported() -> None:
     assert len(list(json_faults(["\0"] * (MAX_PROBLEMS - 1)))) == MAX_PROBLEMS - 1
     assert [problem.pointer for problem in json_faults(Endless([1]))] == [
         f"/{n}" for n in range(MAX_PROBLEMS)

@@ -74,7 +74,7 @@ def test_every_version_has_a_rollback_that_leaves_no_trace(empty_database_url: s
     assert picture(empty_database_url) == pictures[0] != bare
 
 
-def test_what_relays_have_told_stands_in_the_way_of_no_rollback(empty_database_url: str) -> None:
+def test_what_relays_have_reported_stands_in_the_way_of_no_rollback(empty_database_url: str) -> None:
     migrations.up(empty_database_url)
     with psycopg.connect(empty_database_url, autocommit=True) as conn:
         tell = "INSERT INTO relay_facts (relay, topic, state, since) VALUES ('h:1', %s, %s, now())"

@@ -9,7 +9,7 @@ from engine.tables.relay_status import RelayStatus, report, reported
 from tests.support.database import Conn, fetchone, worker
 
 # Of the code before 0004: it knew relay_facts and workers.drained.
-TELL = """
+REPORT = """
 INSERT INTO relay_facts AS told (relay, topic, state, since, detail)
 SELECT %(relay)s, topic, state, clock_timestamp() - seconds * interval '1 second', detail
 FROM unnest(%(topics)s::text[], %(states)s::text[], %(seconds)s::float8[], %(details)s::text[])
@@ -40,7 +40,7 @@ FROM beat LEFT JOIN outbox q ON q.worker_id = beat.id AND q.status = 'leased'
 """
 
 
-def told(state: str) -> dict[str, object]:
+def a_fact(state: str) -> dict[str, object]:
     return {
         "relay": "old:1",
         "topics": ["jobs", "maintenance"],
@@ -54,7 +54,7 @@ async def test_what_an_older_relay_reports_is_read_by_a_newer_process_and_the_ot
     conn: Conn,
 ) -> None:
     for state in ("publishing", "passing"):
-        await conn.execute(TELL.encode(), told(state))
+        await conn.execute(REPORT.encode(), a_fact(state))
     await report(conn, "new:1", [RelayStatus("jobs", "publishing", 5.0, None)])
     newer = [(each.relay, each.topic, each.state, each.live) for each in await reported(conn)]
     rows = await (await conn.execute(TOLD.encode(), [20.0])).fetchall()

@@ -145,7 +145,7 @@ def test_of_two_at_once_one_installs_and_the_other_waits(checkout: Checkout) -> 
     ("fault", "message"),
     [("too-old", "Python 3.11 or newer is needed"), ("no-venv", "apt install")],
 )
-def test_a_python_that_will_not_do_is_told_with_what_to_install(
+def test_a_python_that_will_not_do_is_reported_with_what_to_install(
     checkout: Checkout, fault: str, message: str
 ) -> None:
     (checkout.root / fault).write_text("1")

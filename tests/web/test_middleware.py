@@ -39,7 +39,7 @@ async def test_a_request_is_one_line_that_holds_no_token(web_harness: WebHarness
         assert secret not in text
 
 
-async def test_an_error_of_ours_is_logged_with_its_cause_and_told_without(
+async def test_an_error_of_ours_is_logged_with_its_cause_and_answered_without(
     web_harness: WebHarness, ann: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: Any) -> Any:

@@ -51,7 +51,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
     return int(status.split()[1]), headers, body
 
 
-async def told(web_harness: WebHarness, *pieces: bytes) -> tuple[int, dict[str, str], Any]:
+async def answer_to(web_harness: WebHarness, *pieces: bytes) -> tuple[int, dict[str, str], Any]:
     async with wire(web_harness) as (reader, writer):
         for piece in pieces:
             writer.write(piece)
@@ -100,12 +100,12 @@ async def test_a_body_cut_half_way_is_dropped_and_the_next_request_served(shared
         async with wire(shared_harness) as (_, writer):
             writer.write(head(500, f"Content-Encoding: {coding}") + gzip.compress(BODY)[:20])
             await writer.drain()
-    status, _, _ = await told(shared_harness, head() + BODY)
+    status, _, _ = await answer_to(shared_harness, head() + BODY)
     assert status == 202
 
 
 async def test_400_for_broken_chunks_and_a_half_closed_connection(shared_harness: WebHarness) -> None:
-    status, _, body = await told(
+    status, _, body = await answer_to(
         shared_harness, head(None, "Transfer-Encoding: chunked"), b'5\r\n{"con\r\nnonsense\r\n'
     )
     assert (status, body["status"]) == (400, 400)
@@ -113,7 +113,7 @@ async def test_400_for_broken_chunks_and_a_half_closed_connection(shared_harness
 
 async def test_400_for_gzip_that_ends_early(shared_harness: WebHarness) -> None:
     packed = gzip.compress(BODY)[:-12]
-    status, _, _ = await told(shared_harness, head(len(packed), "Content-Encoding: gzip") + packed)
+    status, _, _ = await answer_to(shared_harness, head(len(packed), "Content-Encoding: gzip") + packed)
     assert status == 400
 
 
@@ -131,18 +131,18 @@ async def test_a_broken_compressed_body_is_the_client_s_fault_and_not_logged(
 
 async def test_chunks_are_put_together(shared_harness: WebHarness) -> None:
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"
-    status, _, _ = await told(shared_harness, head(None, "Transfer-Encoding: chunked"), chunks)
+    status, _, _ = await answer_to(shared_harness, head(None, "Transfer-Encoding: chunked"), chunks)
     assert status == 202
 
 
 async def test_413_for_chunks_without_an_end(shared_harness: WebHarness) -> None:
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    status, _, _ = await told(shared_harness, head(None, "Transfer-Encoding: chunked"), *[chunk] * 17)
+    status, _, _ = await answer_to(shared_harness, head(None, "Transfer-Encoding: chunked"), *[chunk] * 17)
     assert status == 413
 
 
 async def test_413_before_the_body_where_its_length_says_so(shared_harness: WebHarness) -> None:
-    status, _, _ = await told(shared_harness, head(1 << 40))
+    status, _, _ = await answer_to(shared_harness, head(1 << 40))
     assert status == 413
 
 
@@ -150,7 +150,7 @@ async def test_408_for_a_body_that_does_not_come(
     shared_harness: WebHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requests, "READ_SECONDS", 0.1)
-    status, headers, body = await told(shared_harness, head(), BODY[:-1])
+    status, headers, body = await answer_to(shared_harness, head(), BODY[:-1])
     assert (status, body["status"], headers["connection"]) == (408, 408, "close")
 
 
@@ -176,7 +176,7 @@ async def test_expect_100_continue_is_answered_and_other_expectations_ignored(
         assert (await answer(reader))[0] == 202
     for path, status in (("/pipeline/run", 202), ("/nowhere", 404), ("/pipeline/jobs", 405)):
         raw = head(len(BODY), "Expect: the-unexpected", path=path) + BODY
-        assert (await told(shared_harness, raw))[0] == status
+        assert (await answer_to(shared_harness, raw))[0] == status
 
 
 async def test_requests_sent_in_one_go_are_answered_in_turn(shared_harness: WebHarness) -> None:
@@ -195,7 +195,7 @@ async def test_http_1_0_and_unusual_targets_are_served(shared_harness: WebHarnes
         (b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n", 404),
         (b"GET /pipeline/jobs?preset=\xff HTTP/1.1\r\nHost: x\r\n" + head().partition(b"\r\n")[2], 400),
     ):
-        found, _, _ = await told(shared_harness, raw)
+        found, _, _ = await answer_to(shared_harness, raw)
         assert found in (status, 400) if b"\xff" in raw else found == status, raw
 
 

@@ -85,7 +85,7 @@ async def test_streams_that_the_broker_ends_are_not_opened_without_a_pause(
     ]
 
 
-async def test_a_broker_that_goes_and_comes_back_is_told_of_once(
+async def test_a_broker_that_goes_and_comes_back_is_reported_once(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.pubsub.breaker.MAX_SECONDS", 0.2)
@@ -105,7 +105,7 @@ async def test_a_broker_that_goes_and_comes_back_is_told_of_once(
     assert len(named(logs, "stream.lost", "stream.found")) == 2
 
 
-async def test_a_missing_subscription_is_told_once_probed_and_used_when_it_is_there(
+async def test_a_missing_subscription_is_reported_once_probed_and_used_when_it_is_there(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.pubsub.breaker.PROBE_SECONDS", 0.05)

@@ -106,7 +106,7 @@ async def test_a_claim_by_id_takes_what_is_due_and_nobodys_and_known(conn: Conn)
     assert await claim_named(conn, me, ["p"], named) == []
 
 
-async def test_a_worker_that_is_gone_is_told_so_by_a_claim_by_id(conn: Conn) -> None:
+async def test_a_worker_that_is_gone_learns_so_by_a_claim_by_id(conn: Conn) -> None:
     job = await queued(conn)
     gone = await worker(conn, seconds=-1)
     with pytest.raises(LeaseLost):

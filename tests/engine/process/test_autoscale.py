@@ -34,7 +34,7 @@ async def looks() -> float:
     return REGISTRY.get_sample_value("outrider_database_statement_seconds_count", labels) or 0.0
 
 
-async def test_autoscale_tells_the_backlog_and_the_workers_that_it_needs(
+async def test_autoscale_reports_the_backlog_and_the_workers_that_it_needs(
     database_url: str, conn: Conn
 ) -> None:
     await worker(conn)

@@ -63,14 +63,14 @@ def test_others_that_fail_while_it_is_open_change_nothing(clock: Clock, it: Brea
 
 
 def test_only_the_first_failure_and_another_kind_are_news(clock: Clock, it: Breaker) -> None:
-    told = []
+    news = []
     for fault in (Fault.PASSING, Fault.PASSING, Fault.MISCONFIGURED, Fault.MISCONFIGURED, Fault.PASSING):
-        told.append(it.fail(fault))
+        news.append(it.fail(fault))
         clock.now += it.pause
-    assert told == [True, False, True, False, True]
+    assert news == [True, False, True, False, True]
 
 
-def test_what_people_must_mend_is_probed_at_a_steady_pace(clock: Clock, it: Breaker) -> None:
+def test_what_people_must_fix_is_probed_at_a_steady_rate(clock: Clock, it: Breaker) -> None:
     for _ in range(5):
         it.fail(Fault.MISCONFIGURED)
         assert it.pause == PROBE_SECONDS

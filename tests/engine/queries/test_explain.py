@@ -42,7 +42,7 @@ async def worker(conn: Conn, lease: float = 60.0) -> int:
     return int(id_)
 
 
-async def told(conn: Conn, job: UUID) -> Explanation:
+async def explained(conn: Conn, job: UUID) -> Explanation:
     explanation = await explain(conn, REGISTRY, job, "ann")
     assert explanation.summary == explanation.facts[0].detail
     return explanation
@@ -63,10 +63,10 @@ async def test_another_owners_job_is_not_found(conn: Conn) -> None:
 
 async def test_a_scheduled_job_says_when_it_is_due(conn: Conn) -> None:
     job = await enqueued(conn, run_at=datetime(2099, 5, 1, tzinfo=UTC))
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert said.summary == "the job is due at 2099-05-01T00:00:00Z"
     assert codes(said) == ["due_later", "no_worker"]
-    soon = await told(conn, await enqueued(conn, run_at=datetime.now(UTC) + timedelta(seconds=100)))
+    soon = await explained(conn, await enqueued(conn, run_at=datetime.now(UTC) + timedelta(seconds=100)))
     assert soon.estimate_seconds == pytest.approx(100, abs=10)
 
 
@@ -90,7 +90,7 @@ async def maintenance(conn: Conn, relay: str, state: State, detail: str | None =
 async def test_a_due_job_that_is_not_promoted_waits_for_maintenance(conn: Conn) -> None:
     job = await overdue(conn)
     await maintenance(conn, "h:1", "maintaining")
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert (codes(said), said.estimate_seconds) == (["due", "no_worker"], None)
     assert said.summary.endswith("Z: maintenance will make the job ready")
 
@@ -104,49 +104,49 @@ async def test_nothing_is_promised_for_maintenance_that_nobody_does(
     conn: Conn, place: Callable[[Conn], Awaitable[UUID]], code: str, promise: str
 ) -> None:
     job = await place(conn)
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert codes(said)[:2] == ["no_maintenance", code]
     assert said.summary == (
         "no relay has reported: due jobs are not promoted, and lost attempts do not lapse, until one runs"
     )
     assert promise not in said.facts[1].detail
     await maintenance(conn, "h:1", "failing", "promote: no such table")
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert codes(said)[:2] == ["maintenance_failing", code]
     assert "failing since 20" in said.summary
     await maintenance(conn, "h:2", "maintaining")
-    assert codes(said := await told(conn, job))[0] == code
+    assert codes(said := await explained(conn, job))[0] == code
     assert said.summary.endswith(promise)
     await conn.execute("UPDATE relay_status SET updated_at = '2026-01-02T03:04:05Z'")
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert codes(said)[:2] == ["no_maintenance", code]
     assert said.summary.startswith("no relay has reported since 2026-01-02T03:04:05Z: due")
 
 
-async def test_a_relay_that_tells_of_its_topics_alone_is_a_relay_too(conn: Conn) -> None:
+async def test_a_relay_that_reports_its_topics_alone_is_a_relay_too(conn: Conn) -> None:
     """While an upgrade rolls, relays of the older code do not tell of their maintenance."""
     job = await overdue(conn)
     await standing(conn, "publishing")
-    assert codes(await told(conn, job))[0] == "due"
+    assert codes(await explained(conn, job))[0] == "due"
 
 
 async def test_a_worker_that_is_gone_is_named_while_its_row_is_there(conn: Conn) -> None:
     job = await lost(conn)
-    lost_by = (await told(conn, job)).facts[1]
+    lost_by = (await explained(conn, job)).facts[1]
     assert lost_by.code == "worker_lost"
     assert lost_by.detail.endswith(" (host-a), which is gone")
     await conn.execute("DELETE FROM workers")
-    assert "(" not in (await told(conn, job)).facts[1].detail
+    assert "(" not in (await explained(conn, job)).facts[1].detail
 
 
 async def test_only_a_live_worker_with_the_preset_counts(conn: Conn) -> None:
     job = await enqueued(conn)
     await worker(conn, lease=-1)
-    assert codes(await told(conn, job)) == ["no_worker", "next"]
+    assert codes(await explained(conn, job)) == ["no_worker", "next"]
     await worker(conn)
-    assert codes(await told(conn, job)) == ["next"]
+    assert codes(await explained(conn, job)) == ["next"]
     other = await enqueued(conn, preset="other")
-    assert codes(await told(conn, other)) == ["no_worker", "next", "preset_unknown"]
+    assert codes(await explained(conn, other)) == ["no_worker", "next", "preset_unknown"]
 
 
 async def test_jobs_ahead_are_those_of_its_preset_that_go_first(
@@ -158,16 +158,18 @@ async def test_jobs_ahead_are_those_of_its_preset_that_go_first(
     urgent = await enqueued(conn, priority=1)
     job = await enqueued(conn)
     await enqueued(conn)
-    assert (await told(conn, urgent)).facts[0].code == "next"
-    assert (await told(conn, job)).summary == "the job is ready; jobs of the preset noop ahead: 2"
+    assert (await explained(conn, urgent)).facts[0].code == "next"
+    assert (await explained(conn, job)).summary == "the job is ready; jobs of the preset noop ahead: 2"
     monkeypatch.setattr(sight, "COUNTED", 1)
-    assert (await told(conn, job)).summary == "the job is ready; jobs of the preset noop ahead: more than 1"
+    assert (
+        await explained(conn, job)
+    ).summary == "the job is ready; jobs of the preset noop ahead: more than 1"
 
 
 async def test_a_leased_job_names_its_worker_and_the_leases_end(conn: Conn) -> None:
     job, mine = await enqueued(conn), await worker(conn)
     await claim(conn, mine, [Lane("noop", 2)], 1)
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert (said.status, codes(said)) == (JobState.PROCESSING, ["running", "budget"])
     assert f"attempt 1 is leased by worker {mine} (host-a) until 20" in said.summary
     await conn.execute(
@@ -176,13 +178,13 @@ async def test_a_leased_job_names_its_worker_and_the_leases_end(conn: Conn) -> N
     )
     await cancel(conn, job, "ann")
     assert [
-        fact for fact in (await told(conn, job)).facts if fact.code in ("cancel_requested", "progress")
+        fact for fact in (await explained(conn, job)).facts if fact.code in ("cancel_requested", "progress")
     ] == [
         ("cancel_requested", "the attempt has been asked to stop"),
         ("progress", "25% reading"),
     ]
     await conn.execute("DELETE FROM workers")
-    assert "worker_lost" in codes(await told(conn, job))
+    assert "worker_lost" in codes(await explained(conn, job))
 
 
 @pytest.mark.parametrize(("given", "allowed"), [(None, 45), (60, 60)], ids=["the preset's", "the job's own"])
@@ -192,7 +194,7 @@ async def test_a_running_job_says_for_how_long_and_how_long_it_may(
     job, mine = await enqueued(conn, timeout_seconds=given), await worker(conn)
     await claim(conn, mine, [Lane("noop", 2)], 1)
     await conn.execute("UPDATE outbox SET claimed_at = clock_timestamp() - interval '35.2 s'")
-    assert (await told(conn, job)).summary.endswith(f"Z, for 35 s of {allowed} s")
+    assert (await explained(conn, job)).summary.endswith(f"Z, for 35 s of {allowed} s")
     unknown = (await explain(conn, Registry([]), job, None)).summary
     assert unknown.endswith("Z, for 35 s of 60 s" if given else "Z, for 35 s")
 
@@ -206,11 +208,11 @@ async def test_published_jobs_that_were_not_all_looked_at_are_no_number(
     others = [await enqueued(conn, preset="other") for _ in range(3)]
     job = await enqueued(conn)
     await conn.execute("UPDATE outbox SET status = 'published', published_at = ready_at")
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert said.facts[1].detail.startswith("the job is published; jobs published earlier: more than 2")
     assert said.estimate_seconds is None
     await cancel(conn, others[0], None)
-    assert codes(said := await told(conn, job)) == ["published", "next"]
+    assert codes(said := await explained(conn, job)) == ["published", "next"]
     assert said.estimate_seconds == pytest.approx(1 / 0.25)
 
 
@@ -218,7 +220,7 @@ async def test_a_retry_shows_the_last_error_and_the_budget(conn: Conn) -> None:
     job, mine = await enqueued(conn), await worker(conn)
     await claim(conn, mine, [Lane("noop", 2)], 1)
     await release(conn, mine, [Release(job, 1, Reason.ERROR, 60.0, ERROR, 1)])
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert codes(said) == ["due_later", "last_error", "budget"]
     assert said.summary.endswith("(error)")
     assert said.facts[1].detail == "attempt 1 ended in ValueError: no such page"
@@ -231,12 +233,12 @@ async def test_an_ended_job_says_with_what(conn: Conn) -> None:
     job = await enqueued(conn)
     await claim(conn, mine, [Lane("noop", 2)], 1)
     await finish(conn, mine, [Ending(job, 1, JobState.FAILED, Reason.FAILED, error=ERROR, spent=1)])
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert (said.status, codes(said)) == (JobState.FAILED, ["failed", "last_error", "budget"])
     assert said.summary.startswith("the job ended as failed at 20")
     gone = await enqueued(conn)
     await cancel(conn, gone, None)
-    assert codes(await told(conn, gone)) == ["cancelled"]
+    assert codes(await explained(conn, gone)) == ["cancelled"]
 
 
 async def pace(conn: Conn, per_second: float) -> None:
@@ -253,36 +255,36 @@ async def test_the_estimate_follows_from_the_jobs_ahead_and_the_workers_pace(
     await worker(conn)
     await worker(conn)
     jobs = [await enqueued(conn) for _ in range(3)]
-    assert (await told(conn, jobs[2])).estimate_seconds is None
+    assert (await explained(conn, jobs[2])).estimate_seconds is None
     await pace(conn, 0.25)
-    said = await told(conn, jobs[2])
+    said = await explained(conn, jobs[2])
     assert said.estimate_seconds == pytest.approx(3 / 0.5)
     assert said.summary == "the job is ready; jobs of the preset noop ahead: 2; throughput: 0.5 per second"
     await conn.execute(
         "UPDATE outbox SET status = 'published', published_at = ready_at WHERE job_id = ANY (%s)", [jobs]
     )
-    said = await told(conn, jobs[2])
+    said = await explained(conn, jobs[2])
     assert codes(said) == ["published", "queued"]
     assert said.estimate_seconds == pytest.approx(3 / 0.5)
     monkeypatch.setattr(sight, "COUNTED", 1)
-    assert (await told(conn, jobs[2])).estimate_seconds is None
+    assert (await explained(conn, jobs[2])).estimate_seconds is None
 
 
-async def test_a_ready_job_tells_how_the_relay_fares_with_its_wake_up(conn: Conn) -> None:
+async def test_a_ready_job_shows_how_the_relay_fares_with_its_wake_up(conn: Conn) -> None:
     await worker(conn)
     job = await enqueued(conn)
     await standing(conn, "publishing")
-    assert codes(await told(conn, job)) == ["unpublished", "next"]
+    assert codes(await explained(conn, job)) == ["unpublished", "next"]
     await standing(conn, "passing", 60, "UNAVAILABLE: no route")
-    said = await told(conn, job)
+    said = await explained(conn, job)
     assert codes(said) == ["breaker_open", "next"]
     assert "(UNAVAILABLE: no route); until publishing works, workers claim" in said.summary
     await standing(conn, "misconfigured", 60, "NOT_FOUND: no topic")
-    assert "until an operator fixes that" in (await told(conn, job)).summary
+    assert "until an operator fixes that" in (await explained(conn, job)).summary
     await report(conn, "host:2", [RelayStatus("jobs", "publishing", 1, None)])
-    assert codes(await told(conn, job)) == ["unpublished", "next"]
+    assert codes(await explained(conn, job)) == ["unpublished", "next"]
     await conn.execute("UPDATE relay_status SET updated_at = '2026-01-02T03:04:05Z'")
-    assert (await told(conn, job)).summary.startswith(
+    assert (await explained(conn, job)).summary.startswith(
         "no relay has reported since 2026-01-02T03:04:05Z; workers"
     )
 
@@ -293,7 +295,7 @@ async def test_the_latest_errors_are_shown_and_no_more_than_three(conn: Conn) ->
         await claim(conn, mine, [Lane("noop", 2)], 1)
         error = f'{{"type": "ValueError", "message": "no page {number}", "attempt": {number}}}'
         await release(conn, mine, [Release(job, number, Reason.ERROR, None, error, 1)])
-    errors = [fact for fact in (await told(conn, job)).facts if fact.code.endswith("_error")]
+    errors = [fact for fact in (await explained(conn, job)).facts if fact.code.endswith("_error")]
     assert errors == [
         ("last_error", "attempt 5 ended in ValueError: no page 5"),
         ("earlier_error", "attempt 4 ended in ValueError: no page 4"),

@@ -62,7 +62,7 @@ PLANTED = {
     },
     "I3": {
         "a transition by a later attempt": """
-            WITH told AS (UPDATE job_results SET attempt = 2 WHERE job_id = %(completed)s)
+            WITH changed AS (UPDATE job_results SET attempt = 2 WHERE job_id = %(completed)s)
             UPDATE job_state_records SET attempt = 2 WHERE job_id = %(completed)s AND seq = 2""",
         "a result by an earlier attempt": """
             UPDATE job_results SET attempt = 0 WHERE job_id = %(completed)s""",
@@ -81,7 +81,7 @@ PLANTED = {
     },
     "I6": {
         "an attempt that starts twice": """
-            WITH told AS (UPDATE outbox SET version = 3 WHERE job_id = %(leased)s)
+            WITH changed AS (UPDATE outbox SET version = 3 WHERE job_id = %(leased)s)
             INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt)
             VALUES (%(leased)s, 2, 'PROCESSING', 'PENDING', 1),
                    (%(leased)s, 3, 'PENDING', 'PROCESSING', 1)""",
@@ -97,14 +97,14 @@ PLANTED = {
         "a completed job with its errors spent": """
             UPDATE job_results SET errors = 3 WHERE job_id = %(completed)s""",
         "a lapse that was not counted": """
-            WITH told AS (UPDATE outbox SET version = 2, status = 'ready', worker_id = NULL
+            WITH changed AS (UPDATE outbox SET version = 2, status = 'ready', worker_id = NULL
                           WHERE job_id = %(leased)s)
             INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason)
             VALUES (%(leased)s, 2, 'PROCESSING', 'PENDING', 1, 'lapsed')""",
     },
     "I8": {
         "a cancelled job that completes without a redrive": """
-            WITH told AS (UPDATE job_results SET state = 'COMPLETED', version = 4, attempt = 1
+            WITH changed AS (UPDATE job_results SET state = 'COMPLETED', version = 4, attempt = 1
                           WHERE job_id = %(cancelled)s)
             INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason)
             VALUES (%(cancelled)s, 2, 'CANCELLED', 'PENDING', 0, 'retried'),

@@ -84,7 +84,7 @@ def test_a_slow_preset_grows_though_others_hold_most_of_the_slots() -> None:
     assert workers == 32
 
 
-async def test_a_look_tells_what_is_due_since_when_and_who_is_there(conn: Conn) -> None:
+async def test_a_look_shows_what_is_due_since_when_and_who_is_there(conn: Conn) -> None:
     await conn.execute("DELETE FROM workers")
     for status, count in (("ready", 3), ("published", 2), ("waiting", 4), ("leased", 0)):
         if count:

@@ -83,12 +83,12 @@ async def test_a_hint_names_the_presets_unless_it_is_for_all(database_url: str) 
     notifier = Notifier(database_url)
     async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
         await hint(queue)
-        for poked, named in (
+        for notified, named in (
             ([{"b"}, {"a", "b"}], "a b"),
             ([{"a"}, ()], ""),
             ([{f"preset-{n}" for n in range(2000)}], ""),
             ([{"c"}], "c"),
         ):
-            for presets in poked:
+            for presets in notified:
                 notifier.notify(presets)
             assert await hint(queue) == (READY, named)

@@ -31,7 +31,7 @@ async def outgoing(conn: Conn) -> list[tuple[str, dict[str, Any], dict[str, str]
     ]
 
 
-async def told(conn: Conn) -> list[tuple[str, str]]:
+async def events_written(conn: Conn) -> list[tuple[str, str]]:
     return [(topic, body.get("status") or body["reason"]) for topic, body, _ in await outgoing(conn)]
 
 
@@ -120,13 +120,13 @@ async def test_a_pending_job_that_is_cancelled_never_ran(conn: Conn) -> None:
     assert (body["status"], body["attempt"], body["execution_time_ms"]) == ("cancelled", 0, None)
 
 
-async def test_a_running_job_is_told_of_when_its_worker_has_stopped_it(conn: Conn) -> None:
+async def test_a_running_job_is_reported_when_its_worker_has_stopped_it(conn: Conn) -> None:
     me = await worker(conn)
     attempt = await started(conn, me)
     assert await cancel(conn, attempt.job.id, "ann", publish_results=True) is JobState.PROCESSING
-    assert await told(conn) == []
+    assert await events_written(conn) == []
     await release(conn, me, [Release(*attempt.key, Reason.ERROR, 1.0, BOOM, 1)], publish_results=True)
-    assert await told(conn) == [("results", "cancelled")]
+    assert await events_written(conn) == [("results", "cancelled")]
 
 
 async def test_a_job_whose_workers_die_is_a_dead_letter(conn: Conn) -> None:
@@ -135,17 +135,17 @@ async def test_a_job_whose_workers_die_is_a_dead_letter(conn: Conn) -> None:
     await conn.execute("UPDATE outbox SET crashes = %s", [MAX_CRASHES - 1])
     await conn.execute("DELETE FROM workers")
     await lapse(conn, publish_results=True)
-    assert await told(conn) == [("results", "failed"), ("dead-letters", "lapsed")]
+    assert await events_written(conn) == [("results", "failed"), ("dead-letters", "lapsed")]
 
 
-async def test_jobs_that_go_on_are_not_told_of(conn: Conn) -> None:
+async def test_jobs_that_go_on_are_not_reported(conn: Conn) -> None:
     me = await worker(conn)
     attempt = await started(conn, me)
     await release(conn, me, [Release(*attempt.key, Reason.ERROR, 1.0, BOOM, 1)], publish_results=True)
-    assert await told(conn) == []
+    assert await events_written(conn) == []
 
 
-async def test_a_redriven_job_is_told_of_again_under_another_id(conn: Conn) -> None:
+async def test_a_redriven_job_is_reported_again_under_another_id(conn: Conn) -> None:
     me = await worker(conn)
     attempt = await started(conn, me)
     await finish(
@@ -265,4 +265,4 @@ def test_bytes_that_are_no_wake_up_keep_their_bytes(data: bytes) -> None:
 async def test_a_message_is_written_in_the_callers_transaction(conn: Conn) -> None:
     async with conn.transaction():
         await events.write(conn, "dead-letters", Message(b'{"reason": "odd"}', {"message_id": "1"}))
-    assert await told(conn) == [("dead-letters", "odd")]
+    assert await events_written(conn) == [("dead-letters", "odd")]

@@ -215,7 +215,7 @@ async def test_a_waiting_job_that_is_not_promoted_is_a_failure(outrider: Outride
 
 
 @pytest.mark.long
-async def test_an_open_breaker_is_told_with_since_when_and_why(
+async def test_an_open_breaker_is_reported_with_since_when_and_why(
     outrider: Outrider, settings: Set, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", "127.0.0.1:1")
@@ -231,14 +231,14 @@ async def test_an_open_breaker_is_told_with_since_when_and_why(
         ("misconfigured", "NOT_FOUND: no topic", "run `outrider provision`"),
     ):
         await report(conn, "h:1", [well, RelayStatus("results", state, 60, said)])  # type: ignore[arg-type]
-        good, told, fix = await found(outrider, "publishing")
+        good, detail, fix = await found(outrider, "publishing")
         assert not good
-        assert told.startswith("results: the breaker of h:1 has been open since 20")
-        assert told.endswith(f"({said})")
+        assert detail.startswith("results: the breaker of h:1 has been open since 20")
+        assert detail.endswith(f"({said})")
         assert fixed in str(fix)
 
 
-async def test_a_role_that_lacks_a_right_is_told_which_and_is_no_failure(
+async def test_a_role_that_lacks_a_right_is_reported_and_is_no_failure(
     outrider: Outrider, settings: Set, conn: Conn, database_url: str
 ) -> None:
     assert (await found(outrider, "rights"))[1].endswith("may VACUUM and ANALYZE, and sees every session")

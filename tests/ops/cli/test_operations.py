@@ -139,7 +139,7 @@ async def test_without_a_configured_secret_the_local_one_signs_and_else_none(
     assert (await outrider("token", "--sub", "ann")).code == 2
 
 
-async def test_healthcheck_tells_ready_from_unready_from_absent(outrider: Outrider, settings: Set) -> None:
+async def test_healthcheck_distinguishes_ready_unready_and_absent(outrider: Outrider, settings: Set) -> None:
     settings(admin_port=0)
     ill = False
 

@@ -59,7 +59,7 @@ def topics(project: str) -> Names:
     return names(load({"OUTRIDER_PUBSUB_PROJECT": project}))
 
 
-async def test_every_change_is_told_once_and_then_there_is_none(run: Run, project: str) -> None:
+async def test_every_change_is_reported_once_and_then_there_is_none(run: Run, project: str) -> None:
     """With any transport: the topics are there before it is switched."""
     said = await run("provision", pubsub_project=project)
     assert (said.code, said.out.splitlines(), said.err) == (0, CREATED, "")
@@ -67,12 +67,12 @@ async def test_every_change_is_told_once_and_then_there_is_none(run: Run, projec
     assert (again.code, again.out, again.err) == (0, "nothing to change\n", "")
 
 
-async def test_a_dry_run_tells_and_changes_nothing(run: Run, project: str) -> None:
+async def test_a_dry_run_reports_and_changes_nothing(run: Run, project: str) -> None:
     said = await run("provision", "--dry-run", pubsub_project=project)
     assert said.code == 0
     assert said.out.splitlines()[0] == "topic pipeline-jobs: missing"
-    told = (await run("provision", "--json", pubsub_project=project)).json["changes"]
-    assert [(each["step"], each["kind"], each["name"]) for each in told] == [
+    planned = (await run("provision", "--json", pubsub_project=project)).json["changes"]
+    assert [(each["step"], each["kind"], each["name"]) for each in planned] == [
         ("create", *line.removeprefix("created ").split()) for line in CREATED
     ]
     assert (await run("provision", "--json", pubsub_project=project)).json == {"changes": []}
@@ -93,7 +93,7 @@ async def test_without_a_project_there_is_nothing_to_provision(run: Run) -> None
 
 
 @pytest.mark.long
-async def test_a_broker_that_is_away_and_one_that_knows_us_not_are_told_in_one_line(
+async def test_a_broker_that_is_away_and_one_that_knows_us_not_are_reported_in_one_line(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(EMULATOR, "127.0.0.1:1")
@@ -136,7 +136,7 @@ async def test_doctor_knows_which_topics_need_provisioning(
 
 
 @pytest.mark.long
-async def test_doctor_tells_a_broker_that_is_away_and_looks_on(
+async def test_doctor_reports_a_broker_that_is_away_and_goes_on(
     run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(EMULATOR, "127.0.0.1:1")
@@ -148,7 +148,7 @@ async def test_doctor_tells_a_broker_that_is_away_and_looks_on(
     assert "broker" not in await diagnosed(run, **settings), "Postgres mode has none"
 
 
-async def test_doctor_tells_missing_credentials(
+async def test_doctor_reports_missing_credentials(
     run: Run, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(EMULATOR, raising=False)

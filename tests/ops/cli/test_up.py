@@ -145,7 +145,7 @@ def test_a_child_that_fails_at_the_start_ends_it_with_the_childs_code(
 
 
 @pytest.mark.parametrize("variable", ["http_port", "admin_port"])
-def test_a_port_in_use_is_told_in_one_line(folder: Path, database_url: str, variable: str) -> None:
+def test_a_port_in_use_is_reported_in_one_line(folder: Path, database_url: str, variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with running(folder, "up", database_url=database_url, **{variable: port}) as up:

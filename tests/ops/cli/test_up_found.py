@@ -73,7 +73,7 @@ def test_every_command_finds_it_by_the_data_directory(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_process_of_it_that_does_not_answer_is_told(folder: Path, up: Command) -> None:
+def test_a_process_of_it_that_does_not_answer_is_reported(folder: Path, up: Command) -> None:
     worker = up.child("worker")
     os.kill(worker, signal.SIGSTOP)
     said = called(folder, "healthcheck")

@@ -29,13 +29,13 @@ PROVISIONED = '"event":"topics.provisioned"'
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An emulator that `up` may start, and none that it is told of."""
+    """An emulator that `up` may start, and none that it is emulator_of of."""
     monkeypatch.delenv(EMULATOR, raising=False)
     if os.environ.get("TEST_PUBSUB_EMULATOR") != "require" and not find():
         pytest.skip("Google's Pub/Sub emulator is not installed")
 
 
-def told(up: Command) -> str:
+def emulator_of(up: Command) -> str:
     """The emulator's address, as the greeting has it."""
     return up.out.partition(f"{EMULATOR}=")[2].split()[0]
 
@@ -69,7 +69,7 @@ async def test_a_job_completes_and_its_result_is_announced_also_after_the_emulat
 ) -> None:
     with running(folder, "up", "--pubsub", database_url=database_url) as up:
         up.says("\nready\n")
-        monkeypatch.setenv(EMULATOR, told(up))
+        monkeypatch.setenv(EMULATOR, emulator_of(up))
         async with open_clients() as clients:
             first = completed(up)
             assert [(each["job_id"], each["status"]) for each in await results(clients, 1)] == [
@@ -120,7 +120,7 @@ def test_the_emulator_that_is_named_is_used_and_provisioned(
     settings = {"database_url": database_url, "pubsub_project": "named-by-the-user"}
     with running(folder, "up", "--pubsub", **settings) as up:
         up.says("\nready\n")
-        assert told(up) == emulator
+        assert emulator_of(up) == emulator
         assert "OUTRIDER_PUBSUB_PROJECT=named-by-the-user" in up.out
         assert '"changes":6' in up.err
         assert emulators(folder) == []

@@ -284,14 +284,14 @@ def test_a_deep_directory_gets_a_short_socket_path(folder: Path) -> None:
     sockets.rmdir()
 
 
-def test_a_setting_that_postgres_refuses_is_told_with_the_log(folder: Path) -> None:
+def test_a_setting_that_postgres_refuses_is_reported_with_the_log(folder: Path) -> None:
     with pytest.raises(ConfigurationError) as caught, local_postgres(folder, {"shared_buffers": "lots"}):
         pytest.fail("it started")
     assert caught.value.problems[0].startswith("postgres failed; the end of")
     assert 'invalid value for parameter "shared_buffers"' in str(caught.value)
 
 
-def test_no_programs_and_foreign_data_are_told_with_what_to_do(
+def test_no_programs_and_foreign_data_are_reported_with_what_to_do(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

@@ -60,7 +60,7 @@ def test_the_emulator_reports_no_policy_where_it_never_expires_anything() -> Non
 
 
 @pytest.mark.parametrize(
-    ("which", "field", "value", "told"),
+    ("which", "field", "value", "difference"),
     [
         (JOBS, "ack_deadline_seconds", 10, "ack deadline 10 s → 300 s"),
         (DEAD, "ack_deadline_seconds", 300, "ack deadline 300 s → 60 s"),
@@ -94,11 +94,11 @@ def test_the_emulator_reports_no_policy_where_it_never_expires_anything() -> Non
     ],
 )
 def test_a_setting_that_differs_is_updated_and_nothing_else(
-    which: int, field: str, value: object, told: str
+    which: int, field: str, value: object, difference: str
 ) -> None:
     [change] = compare(NAMES, NAMES, found(which, **{field: value}))
-    assert (change.step, change.fields, change.found) == (Step.UPDATE, (field,), told)
-    assert change.done == str(change) == f"subscription {change.name}: {told}"
+    assert (change.step, change.fields, change.found) == (Step.UPDATE, (field,), difference)
+    assert change.done == str(change) == f"subscription {change.name}: {difference}"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ async def test_from_nothing_to_everything_and_then_there_is_nothing_to_change(
     assert "ttl" not in made[JOBS].expiration_policy
 
 
-async def test_settings_are_mended_in_place_and_foreign_ones_stay(own: Names, clients: Clients) -> None:
+async def test_settings_are_fixed_in_place_and_foreign_ones_stay(own: Names, clients: Clients) -> None:
     await provisioned(clients, own)
     name = Names.subscription(own.jobs)
     await clients.subscriber.delete_subscription(subscription=name)
@@ -211,7 +211,7 @@ async def test_after_a_topic_was_deleted_results_are_kept_and_the_jobs_flow_agai
         (Step.RECREATE, "pipeline-jobs-sub"),
         (Step.BY_HAND, "pipeline-results-sub"),
     ]
-    assert await provisioned(clients, own) == changes[3:], "it is told until it is done"
+    assert await provisioned(clients, own) == changes[3:], "it is reported until it is done"
     await clients.publisher.publish(topic=own.jobs, messages=[PubsubMessage(data=b"after")])
     assert await pulled(clients, own.jobs) == b"after"
     assert await pulled(clients, own.results) == b"before"

@@ -1,4 +1,4 @@
-"""A relay whose broker or database fails, refuses or loses: what is told of it, and that nothing is lost."""
+"""A relay whose broker or database fails, refuses or loses: what is reported, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_a_refused_wake_up_is_marked_all_the_same_and_its_job_runs(relay_h
     assert attempt.job.id == ids[31]
 
 
-async def test_a_missing_topic_stops_itself_alone_until_it_is_mended(
+async def test_a_missing_topic_stops_itself_alone_until_it_is_fixed(
     relay_harness: RelayHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.pubsub.breaker.PROBE_SECONDS", 0.1)
@@ -150,7 +150,7 @@ async def test_a_missing_topic_stops_itself_alone_until_it_is_mended(
     assert len(logged(lines, "breaker.closed")) == 1
 
 
-async def test_a_missing_right_is_told_of_as_well(relay_harness: RelayHarness) -> None:
+async def test_a_missing_right_is_reported_as_well(relay_harness: RelayHarness) -> None:
     denied = relay_harness.fake.inject(
         Fail(method="Publish", on=JOBS, code=grpc.StatusCode.PERMISSION_DENIED)
     )
@@ -179,7 +179,7 @@ async def test_a_database_that_is_lost_and_found_is_drained_on(relay_harness: Re
     assert set(relay_harness.sent(RESULTS)) == set(events)
 
 
-async def test_a_database_that_is_away_is_told_of_once_a_topic(
+async def test_a_database_that_is_away_is_reported_once_a_topic(
     relay_harness: RelayHarness, databases: Databases
 ) -> None:
     (name,) = await fetchone(relay_harness.conn, "SELECT current_database()")
@@ -225,5 +225,5 @@ async def test_every_committed_row_is_published_and_nothing_of_a_rolled_back_tra
             await asyncio.sleep(rng.random() * 0.02)
         relay_harness.fake.heal()
         await until(lambda: relay_harness.aged_out())
-    told = {json.loads(message.data)["job_id"] for message in relay_harness.fake.published(JOBS)}
-    assert told | set(relay_harness.sent(RESULTS)) == wanted
+    reported = {json.loads(message.data)["job_id"] for message in relay_harness.fake.published(JOBS)}
+    assert reported | set(relay_harness.sent(RESULTS)) == wanted

@@ -79,7 +79,7 @@ class Storm:
         self.letters = Subscriber(broker.host, "pipeline-dlq-sub")
         self._relays: list[Process] = []
         self._workers: list[Process] = []
-        self.told: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
 
     @property
     def faulty(self) -> bool:
@@ -147,7 +147,7 @@ class Storm:
 
     async def _kill(self, role: str, those: list[Process]) -> None:
         await those.pop(self._rng.randrange(len(those))).kill()
-        self.told[f"{role}s killed"] += 1
+        self.faults[f"{role}s killed"] += 1
         those.append(await self._fleet.start(role))
 
     async def _stop_worker(self) -> None:
@@ -156,13 +156,13 @@ class Storm:
         worker.send(signal.SIGSTOP)
         await asyncio.sleep(STOPPED_SECONDS)
         worker.send(signal.SIGCONT)
-        self.told["workers stopped"] += 1
+        self.faults["workers stopped"] += 1
 
     async def _cut_and_expire(self) -> None:
         """Streams end, and every message that is out comes again."""
         await self._broker.cut_streams(f"{JOBS}-sub")
         await self._broker.advance(301)
-        self.told["expiries"] += 1
+        self.faults["expiries"] += 1
 
     async def drained(self) -> bool:
         _, unfinished, events = await self.counts()
@@ -222,7 +222,7 @@ async def verdict(conn: Connection, storm: Storm, executions: Sequence[str]) -> 
         ),
         "there are dead letters": not storm.letters.seen,
     }
-    wrong = [told for told, right in checks.items() if not right]
+    wrong = [fault for fault, right in checks.items() if not right]
     return wrong + [f"{each.invariant.name}: {each.jobs} {each.offenders[:3]}" for each in report.findings]
 
 
@@ -299,7 +299,7 @@ async def _until(look: Callable[[], Awaitable[bool]], seconds: float) -> None:
 
 def _tell(fleet: Fleet, storm: Storm) -> None:
     loud: Counter[str] = sum((process.loud() for process in fleet.processes), Counter())
-    print(", ".join(f"{count} {what}" for what, count in storm.told.items()))
+    print(", ".join(f"{count} {what}" for what, count in storm.faults.items()))
     print("warnings: " + ", ".join(f"{count} {event}" for event, count in loud.most_common()))
 
 

@@ -47,7 +47,7 @@ def test_every_alert_has_a_section_and_every_section_an_alert() -> None:
 
 
 @pytest.mark.parametrize("title", SECTIONS)
-def test_a_section_says_what_it_means_three_commands_and_what_mends_it(title: str) -> None:
+def test_a_section_says_what_it_means_three_commands_and_what_fixes_it(title: str) -> None:
     section = SECTIONS[title]
     assert re.search(
         r"^\*\*Meaning\.\*\* .*^```bash.*^\*\*Fix\.\*\* ", section.text, re.MULTILINE | re.DOTALL

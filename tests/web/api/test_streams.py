@@ -44,28 +44,28 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
 
 
 async def ids(client: aiohttp.ClientSession, job_id: str, last: str | None = None) -> list[str | None]:
-    async with asyncio.timeout(5), stream(client, job_id, last) as told:
-        return [seq async for _, seq, _ in told]
+    async with asyncio.timeout(5), stream(client, job_id, last) as frames:
+        return [seq async for _, seq, _ in frames]
 
 
 async def test_transitions_and_progress_arrive_as_they_happen_until_the_terminal_one(
     ann: Any, manual_worker: ManualWorker
 ) -> None:
     job_id = await submit(ann)
-    async with asyncio.timeout(10), stream(ann, job_id) as told:
-        event, seq, first = await anext(told)
+    async with asyncio.timeout(10), stream(ann, job_id) as frames:
+        event, seq, first = await anext(frames)
         assert (event, seq, first["from_status"], first["to_status"]) == ("status", "0", None, "pending")
         attempt = await manual_worker.claim()
-        event, seq, second = await anext(told)
+        event, seq, second = await anext(frames)
         assert (event, seq, second["to_status"], second["attempt"]) == ("status", "1", "processing", 1)
         await manual_worker.progress(attempt, 1, 0.5, "half-way\nthere")
-        assert await anext(told) == ("progress", None, {"fraction": 0.5, "message": "half-way\nthere"})
+        assert await anext(frames) == ("progress", None, {"fraction": 0.5, "message": "half-way\nthere"})
         await manual_worker.progress(attempt, 2, 0.75, "nearly")
-        assert await anext(told) == ("progress", None, {"fraction": 0.75, "message": "nearly"})
+        assert await anext(frames) == ("progress", None, {"fraction": 0.75, "message": "nearly"})
         await manual_worker.finish(attempt, output={})
-        event, seq, last = await anext(told)
+        event, seq, last = await anext(frames)
         assert (event, seq, last["to_status"]) == ("status", "2", "completed")
-        assert [rest async for rest in told] == []
+        assert [rest async for rest in frames] == []
 
 
 async def test_a_reconnect_resumes_after_the_last_id_with_the_latest_progress(
@@ -75,11 +75,11 @@ async def test_a_reconnect_resumes_after_the_last_id_with_the_latest_progress(
     attempt = await manual_worker.claim()
     await manual_worker.progress(attempt, 1, 0.25, "old")
     await manual_worker.progress(attempt, 2, 0.5, "latest")
-    async with asyncio.timeout(10), stream(ann, job_id, "0") as told:
-        assert (await anext(told))[1] == "1"
-        assert await anext(told) == ("progress", None, {"fraction": 0.5, "message": "latest"})
+    async with asyncio.timeout(10), stream(ann, job_id, "0") as frames:
+        assert (await anext(frames))[1] == "1"
+        assert await anext(frames) == ("progress", None, {"fraction": 0.5, "message": "latest"})
         await manual_worker.finish(attempt)
-        assert (await anext(told))[1] == "2"
+        assert (await anext(frames))[1] == "2"
 
 
 async def test_a_finished_jobs_trail_is_replayed_from_any_place(
@@ -109,9 +109,9 @@ async def test_an_id_from_the_future_hides_nothing_that_is_to_come(
     ann: Any, manual_worker: ManualWorker, last: str
 ) -> None:
     job_id = await submit(ann)
-    async with asyncio.timeout(5), stream(ann, job_id, last) as told:
+    async with asyncio.timeout(5), stream(ann, job_id, last) as frames:
         await manual_worker.finish(await manual_worker.claim())
-        assert [seq async for _, seq, _ in told] == ["1", "2"]
+        assert [seq async for _, seq, _ in frames] == ["1", "2"]
 
 
 async def test_a_terminal_transition_before_a_retry_does_not_end_the_stream(
@@ -121,10 +121,10 @@ async def test_a_terminal_transition_before_a_retry_does_not_end_the_stream(
     await manual_worker.fail(await manual_worker.claim())
     async with ann.post(f"/pipeline/job/{job_id}/retry") as response:
         assert response.status == 202
-    async with asyncio.timeout(10), stream(ann, job_id) as told:
-        assert [(await anext(told))[1] for _ in range(4)] == ["0", "1", "2", "3"]
+    async with asyncio.timeout(10), stream(ann, job_id) as frames:
+        assert [(await anext(frames))[1] for _ in range(4)] == ["0", "1", "2", "3"]
         await manual_worker.finish(await manual_worker.claim())
-        assert [seq async for _, seq, _ in told] == ["4", "5"]
+        assert [seq async for _, seq, _ in frames] == ["4", "5"]
 
 
 async def test_a_ping_keeps_an_idle_stream_open(ann: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +144,8 @@ async def test_a_client_that_goes_away_gives_its_place_back(
     monkeypatch.setattr(operations, "PATIENCE_SECONDS", 0.05)
     job_id = await submit(ann)
     async with asyncio.timeout(5):
-        async with stream(ann, job_id) as told:
-            await anext(told)
+        async with stream(ann, job_id) as frames:
+            await anext(frames)
             assert len(web_harness.store.watcher) == 1
         await until(lambda: len(web_harness.store.watcher) == 0)
 
@@ -155,8 +155,8 @@ async def test_503_where_too_many_wait_already(
 ) -> None:
     job_id = await submit(ann)
     monkeypatch.setattr(web_harness.store.watcher, "_max_watches", 1)
-    async with stream(ann, job_id) as told:
-        await anext(told)
+    async with stream(ann, job_id) as frames:
+        await anext(frames)
         with pytest.raises(Overloaded), web_harness.store.watcher.watch(None):  # type: ignore[arg-type]
             pass
         async with ann.get(f"/pipeline/job/{job_id}/events") as response:
@@ -173,10 +173,10 @@ async def test_closing_ends_streams_and_long_polls_with_what_is_known(
         async with ann.get(f"/pipeline/job/{job_id}", headers={"Prefer": "wait=30"}) as response:
             return await response.json()
 
-    async with asyncio.timeout(5), stream(ann, job_id) as told:
-        await anext(told)
+    async with asyncio.timeout(5), stream(ann, job_id) as frames:
+        await anext(frames)
         poll = asyncio.create_task(polled())
         await until(lambda: len(web_harness.store.watcher) == 2)
         web_harness.store.watcher.close()
-        assert [rest async for rest in told] == []
+        assert [rest async for rest in frames] == []
         assert (await poll)["status"] == "pending"

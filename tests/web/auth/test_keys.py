@@ -30,7 +30,7 @@ def document(*listed: Any) -> bytes:
 
 
 class Issuer:
-    """A source of key sets that counts, fails and waits as told; with a clock that tests move."""
+    """A source of key sets that counts, fails and waits as its test says; with a clock that tests move."""
 
     def __init__(self, *listed: Any) -> None:
         self.body: bytes | Exception = document(*listed)

@@ -1,4 +1,4 @@
-"""Clients are held to the same table of limits as the library, and told of it in the same words."""
+"""Clients are held to the same table of limits as the library, in the same words."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_a_whole_number_may_be_written_with_a_point_and_is_held_to_the_same_boun
         assert refused.value.problems == (Problem(f"/{field}", case.limit.fault),)
 
 
-def test_every_limit_that_is_broken_is_told_at_once() -> None:
+def test_every_limit_that_is_broken_is_reported_at_once() -> None:
     broken = {field: case.outside[-1] for field, case in CASES.items()}
     with pytest.raises(InvalidJob) as refused:
         parsed(JobToRun, document(**broken))
     assert dict(refused.value.problems) == {f"/{field}": case.limit.fault for field, case in CASES.items()}
 
 
-def test_a_batch_tells_all_that_is_wrong_with_its_first_wrong_job_and_where_that_is() -> None:
+def test_a_batch_reports_all_that_is_wrong_with_its_first_wrong_job_and_where_that_is() -> None:
     jobs = [JOB, JOB, JOB | {"max_attempts": 0, "timeout_seconds": 86_401}, JOB | {"priority": 5}]
     with pytest.raises(InvalidJob) as refused:
         parsed(Batch, json.dumps({"jobs": jobs}).encode())
@@ -129,7 +129,7 @@ def test_metadata_of_its_size_passes_and_a_byte_more_is_refused_in_the_limits_wo
     assert refused.value.problems == (Problem("/jobs/1/metadata", METADATA.fault),)
 
 
-def test_no_more_faults_are_told_than_are_looked_for() -> None:
+def test_no_more_faults_are_reported_than_are_looked_for() -> None:
     jobs = Batch(jobs=[JobToRun(content="text", preset="nobody")] * (MAX_PROBLEMS + 1))
     with pytest.raises(InvalidJob) as refused:
         check(jobs, REGISTRY)

@@ -25,7 +25,7 @@ MARKDOWN = (Path(__file__).with_name("texts") / "talk.md").read_text()
 
 @dataclass
 class Running:
-    """A Run that keeps what it was told; it is cancelled at the progress message `cancel_at`."""
+    """A Run that keeps what is reported to it; it is cancelled at the progress message `cancel_at`."""
 
     cancel_at: str = ""
     attempt: int = 1
