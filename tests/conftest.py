@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 
 import migrations
 from engine.storage.connections import open_pool
-from ops.harness.postgres import Databases, temporary_server
+from ops.harness.postgres import Databases, folder_in_memory, temporary_server
 from tests.support.pubsub_brokers import broker, emulator, fake
 from tests.support.worker_harness import WorkerHarness
 
@@ -28,7 +28,7 @@ for variable in [name for name in os.environ if name.startswith(("OUTRIDER_", "P
     del os.environ[variable]
 
 # Nothing of the server outlives the session, so it need not reach the disk.
-QUICK = {"fsync": "off", "full_page_writes": "off"}
+QUICK = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def databases() -> Iterator[Databases]:
-    with nullcontext(GIVEN_URL) if GIVEN_URL else temporary_server(QUICK) as url:
+    with nullcontext(GIVEN_URL) if GIVEN_URL else temporary_server(QUICK, folder_in_memory()) as url:
         made = Databases(url)
         try:
             yield made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,11 +19,31 @@ from psycopg.rows import TupleRow
 import migrations
 from ops.local.server import local_postgres
 
+MEMORY = Path("/dev/shm")  # noqa: S108
+ROOM_BYTES = 4 << 30
+
+
+def folder_in_memory() -> Path | None:
+    """A folder that is kept in memory, with room for servers, or None.
+
+    CREATE DATABASE copies 300 files: 90 ms on a disk, 12 ms in memory.
+    """
+    try:
+        system = os.statvfs(MEMORY)
+    except OSError:
+        return None
+    # Root's server runs a copy of its programs from this folder.
+    usable = not system.f_flag & os.ST_NOEXEC and os.access(MEMORY, os.W_OK)
+    return MEMORY if usable and system.f_bavail * system.f_frsize >= ROOM_BYTES else None
+
 
 @contextmanager
-def temporary_server(settings: Mapping[str, str]) -> Iterator[str]:
-    """The URL of a temporary server with PostgreSQL's `settings`. Its files are removed afterwards."""
-    with TemporaryDirectory(prefix="outrider-") as folder:
+def temporary_server(settings: Mapping[str, str], parent: Path | None = None) -> Iterator[str]:
+    """The URL of a temporary server with PostgreSQL's `settings`. Its files are removed afterwards.
+
+    The files are in a folder of `parent`, by default of the folder for temporary files.
+    """
+    with TemporaryDirectory(prefix="outrider-", dir=parent) as folder:
         # If root runs this, the server is another user's process and must be able to enter the folder.
         Path(folder).chmod(0o755)
         with local_postgres(Path(folder), settings) as url:

@@ -70,7 +70,7 @@ class Watched:
 
 
 class Running:
-    """A relay at work. Killed, it neither marks nor gives back what it has reserved."""
+    """A relay at work. Killed, it neither marks nor releases what it has reserved."""
 
     def __init__(self, relay: Relay, publisher: Watched) -> None:
         self.relay = relay
@@ -111,8 +111,8 @@ class RelayHarness:
         accepted = await enqueue_group(self.conn, [Submission((new(**asked),)) for _ in range(count)])
         return [job_id for each in accepted if not isinstance(each, Exception) for job_id in each.job_ids]
 
-    async def tell(self, *payloads: bytes) -> list[str]:
-        """An event for each; gives their message ids."""
+    async def write_events(self, *payloads: bytes) -> list[str]:
+        """Write an event for each payload. Return their message ids."""
         (first,) = await fetchone(self.conn, "SELECT coalesce(max(id), 0) FROM outbox_events")
         ids = [f"event-{first + n}" for n in range(len(payloads))]
         named = [Jsonb({"message_id": name, "job_id": name}) for name in ids]

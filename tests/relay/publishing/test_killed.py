@@ -28,7 +28,10 @@ async def test_the_rows_of_a_killed_relay_leave_within_15_seconds(
     )
     try:
         slow = relay_harness.fake.inject(Delay(method="Publish", seconds=4))
-        ids, events = await relay_harness.queue(40, preset="entry"), await relay_harness.tell(*[b"x"] * 40)
+        ids, events = (
+            await relay_harness.queue(40, preset="entry"),
+            await relay_harness.write_events(*[b"x"] * 40),
+        )
         victim = await fleet.start("relay")
         await until(lambda: relay_harness.has_reserved(80))
         await until(lambda: slow.hits >= 2)

@@ -32,7 +32,7 @@ SEVER: LiteralString = (
 
 async def test_an_outage_opens_the_breaker_once_and_gives_the_rows_back(relay_harness: RelayHarness) -> None:
     fault = relay_harness.fake.inject(Fail(method="Publish"))
-    ids, events = await relay_harness.queue(700), await relay_harness.tell(*[b"x"] * 20)
+    ids, events = await relay_harness.queue(700), await relay_harness.write_events(*[b"x"] * 20)
     with capture_logs() as lines:
         async with relay_harness.relay() as relay:
             await until(lambda: fault.hits >= 8)
@@ -56,7 +56,7 @@ async def test_after_a_lost_reply_the_same_messages_are_sent_again(
     relay_harness: RelayHarness, code: grpc.StatusCode
 ) -> None:
     relay_harness.fake.inject(LoseReply(method="Publish", times=4, code=code))
-    ids, events = await relay_harness.queue(40), await relay_harness.tell(*[b"x"] * 40)
+    ids, events = await relay_harness.queue(40), await relay_harness.write_events(*[b"x"] * 40)
     async with relay_harness.relay():
         await relay_harness.all_left()
     wake_ups = relay_harness.sent(JOBS)
@@ -71,7 +71,7 @@ async def test_poison_is_found_set_aside_and_costs_its_neighbours_nothing(
     relay_harness: RelayHarness, bad: set[int]
 ) -> None:
     relay_harness.fake.inject(Fail(method="Publish", containing="poison", code=INVALID))
-    ids = await relay_harness.tell(*[b"poison" if n in bad else b"x" for n in range(500)])
+    ids = await relay_harness.write_events(*[b"poison" if n in bad else b"x" for n in range(500)])
     before = metric("events_quarantined_total", topic="results")
     with capture_logs() as lines:
         async with relay_harness.relay():
@@ -93,7 +93,7 @@ async def test_an_outage_in_the_midst_of_a_search_for_poison_loses_nothing(
 ) -> None:
     relay_harness.fake.inject(Fail(method="Publish", containing="poison", code=INVALID))
     relay_harness.fake.inject(Fail(method="Publish", probability=0.4, times=12))
-    ids = await relay_harness.tell(*[b"poison" if n == 77 else b"x" for n in range(200)])
+    ids = await relay_harness.write_events(*[b"poison" if n == 77 else b"x" for n in range(200)])
     async with relay_harness.relay():
         await relay_harness.all_left()
     assert sorted(relay_harness.sent(RESULTS)) == sorted(set(ids) - {ids[77]})
@@ -125,7 +125,7 @@ async def test_a_missing_topic_stops_itself_alone_until_it_is_fixed(
     topic = f"projects/test/topics/{RESULTS}"
     async with open_clients() as clients:
         await clients.publisher.delete_topic(topic=topic)
-        events = await relay_harness.tell(b"a", b"b", b"c")
+        events = await relay_harness.write_events(b"a", b"b", b"c")
         await relay_harness.write("dead-letters", "letter")
         ids = await relay_harness.queue(10)
         with capture_logs() as lines:
@@ -171,7 +171,7 @@ async def test_a_database_that_is_lost_and_found_is_drained_on(relay_harness: Re
     async with relay_harness.relay():
         for _ in range(12):
             ids += await relay_harness.queue(300)
-            events += await relay_harness.tell(*[b"x"] * 100)
+            events += await relay_harness.write_events(*[b"x"] * 100)
             await relay_harness.conn.execute(SEVER)
             await relay_harness.age()  # of what was published and could not be marked
         await until(lambda: relay_harness.aged_out())

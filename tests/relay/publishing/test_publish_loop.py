@@ -17,7 +17,7 @@ from tests.support.database import fetchone, worker
 
 async def test_jobs_are_marked_and_events_deleted_500_to_a_request(relay_harness: RelayHarness) -> None:
     ids = await relay_harness.queue(1203)
-    events = await relay_harness.tell(*[b"x"] * 1203)
+    events = await relay_harness.write_events(*[b"x"] * 1203)
     async with relay_harness.relay() as relay:
         await relay_harness.all_left()
     assert sorted(relay_harness.jobs_sent()) == sorted(ids)
@@ -29,7 +29,7 @@ async def test_jobs_are_marked_and_events_deleted_500_to_a_request(relay_harness
 
 
 async def test_a_request_is_of_8_megabytes_at_the_most(relay_harness: RelayHarness) -> None:
-    await relay_harness.tell(*[b"x" * 3_000_000] * 5)
+    await relay_harness.write_events(*[b"x" * 3_000_000] * 5)
     async with relay_harness.relay() as relay:
         await relay_harness.all_left()
     assert sorted(relay.publisher.requests) == [1, 2, 2]
@@ -56,7 +56,7 @@ async def test_no_preset_starves_another_of_its_priority(relay_harness: RelayHar
 
 async def test_relays_share_the_work_and_send_nothing_twice(relay_harness: RelayHarness) -> None:
     relay_harness.fake.inject(Delay(method="Publish", seconds=0.02))
-    ids, events = await relay_harness.queue(4000), await relay_harness.tell(*[b"x"] * 2000)
+    ids, events = await relay_harness.queue(4000), await relay_harness.write_events(*[b"x"] * 2000)
     async with relay_harness.relay() as one, relay_harness.relay() as two, relay_harness.relay() as three:
         await relay_harness.all_left()
     assert sorted(relay_harness.jobs_sent()) == sorted(ids)
@@ -84,9 +84,11 @@ async def test_a_claim_before_the_mark_wins_and_a_retry_is_sent_at_once(relay_ha
 async def test_what_a_killed_relay_had_reserved_leaves_when_the_reservation_ends(
     relay_harness: RelayHarness,
 ) -> None:
-    ids, events = await relay_harness.queue(30), await relay_harness.tell(b"a", b"b")
+    ids, events = await relay_harness.queue(30), await relay_harness.write_events(b"a", b"b")
     async with relay_harness.relay(hold=True) as dead:
         await until(lambda: relay_harness.has_reserved(32))
+        # A request that is still on its way would arrive after the count of what was sent.
+        await until(lambda: sum(dead.publisher.requests) == 32)
         await dead.kill()
     sent = [len(relay_harness.sent(topic)) for topic in (JOBS, RESULTS)]
     assert await relay_harness.reserved() == 32
@@ -104,7 +106,7 @@ async def test_what_a_killed_relay_had_reserved_leaves_when_the_reservation_ends
 
 async def test_a_stop_finishes_what_is_on_its_way(relay_harness: RelayHarness) -> None:
     await relay_harness.queue(20)
-    await relay_harness.tell(b"a", b"b")
+    await relay_harness.write_events(b"a", b"b")
     async with relay_harness.relay(hold=True) as relay:
         await until(lambda: relay_harness.has_reserved(22))
         await until(lambda: sum(relay.publisher.requests) == 22)

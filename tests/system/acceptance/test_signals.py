@@ -36,7 +36,6 @@ async def test_the_jobs_of_a_killed_worker_lapse_and_complete_elsewhere(processe
     assert heir.logged("attempt.ended") >= len(mine)
 
 
-@pytest.mark.long
 async def test_a_job_that_kills_its_worker_fails_at_the_third_crash(processes: ProcessHarness) -> None:
     [job_id] = await processes.submit("suicide")
     async with processes.maintenance(lease=0.3):
@@ -49,7 +48,6 @@ async def test_a_job_that_kills_its_worker_fails_at_the_third_crash(processes: P
     assert await counters(processes.conn, job_id) == (3, 0, 3)
 
 
-@pytest.mark.long
 async def test_a_worker_that_was_stopped_past_its_lease_writes_nothing_when_it_goes_on(
     processes: ProcessHarness,
 ) -> None:
@@ -132,7 +130,6 @@ async def test_a_worker_whose_drain_time_is_up_releases_the_rest_and_spends_noth
     assert {job.output for job in await processes.ended(*ids)} == {"2"}
 
 
-@pytest.mark.long
 async def test_a_second_signal_ends_a_worker_at_once_and_its_jobs_lapse(processes: ProcessHarness) -> None:
     [job_id] = await processes.submit("wait")
     worker = await processes.start()
@@ -161,7 +158,6 @@ async def test_a_worker_whose_slots_are_all_stuck_for_a_lease_exits_by_itself(
     assert await fetchone(processes.conn, "SELECT count(*) FROM workers") == (0,)
 
 
-@pytest.mark.long
 async def test_a_loop_that_is_blocked_for_two_leases_ends_its_process_and_costs_a_crash(
     processes: ProcessHarness,
 ) -> None:

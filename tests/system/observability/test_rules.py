@@ -51,7 +51,6 @@ def test_no_case_has_a_hexadecimal_number_where_it_means_a_row_of_zeros() -> Non
     assert [each for each in values if any(part.startswith("0x") for part in str(each).split())] == []
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_fires_when_it_should_and_only_then(alert: str, tmp_path: Path) -> None:
     document = {

@@ -92,7 +92,6 @@ HOSTILE += [
 ]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("form", ["plain", "markdown"])
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_time_is_linear_whatever_is_repeated(pattern: str, form: str) -> None:
