@@ -8,19 +8,13 @@ from uuid import UUID, uuid4
 import pytest
 from structlog.testing import capture_logs
 
+from tests.support.clock import Clock, set_clock
 from tests.worker.test_outcome import attempt, made
 from worker import slots
 from worker.execution import Execution
 from worker.slots import Slots, StuckThreads, UnacknowledgedClaims
 
 PATIENCE = 10.0
-
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 class Wakes:
@@ -32,9 +26,7 @@ class Wakes:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(slots, "time", clock)
-    return clock
+    return set_clock(monkeypatch, slots)
 
 
 @pytest.fixture

@@ -9,20 +9,12 @@ import pytest
 from engine.pubsub import breaker
 from engine.pubsub.breaker import FIRST_SECONDS, MAX_SECONDS, PROBE_SECONDS, Breaker
 from engine.pubsub.client import Fault
-
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.support.clock import Clock, set_clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(breaker, "time", clock)
-    return clock
+    return set_clock(monkeypatch, breaker)
 
 
 @pytest.fixture

@@ -6,20 +6,12 @@ import pytest
 
 from engine.storage import throttle
 from engine.storage.throttle import COST, Throttle
-
-
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.support.clock import Clock, set_clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(throttle, "time", clock)
-    return clock
+    return set_clock(monkeypatch, throttle)
 
 
 def work(it: Throttle, clock: Clock, seconds: float) -> None:

@@ -13,6 +13,7 @@ from prometheus_client.samples import Exemplar
 
 from engine.telemetry import instruments
 from engine.telemetry.instruments import EXEMPLAR_SECONDS, FOLDED, Counter, Figures, Histogram, Moment
+from tests.support.clock import Clock, set_clock
 
 BOUNDS = (0.005, 0.1, 0.5, 1.0, 2.5, 10.0)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -22,18 +23,9 @@ NOT_SAMPLED = f"00-{TRACE}-b7ad6b7169203331-00"
 Shown = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-class Clock:
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(instruments, "time", clock)
-    return clock
+    return set_clock(monkeypatch, instruments)
 
 
 @pytest.fixture
