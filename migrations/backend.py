@@ -30,7 +30,8 @@ KEEP_CHECKSUM: LiteralString = "INSERT INTO _migration_checksum (migration_id, s
 DROP_CHECKSUM: LiteralString = "DELETE FROM _migration_checksum WHERE migration_id = %s"
 
 
-class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]  # yoyo has no types
+# yoyo has no types.
+class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
     """The one session that may migrate: it holds the advisory lock and has the bookkeeping tables.
 
     yoyo's own `get_backend` is not used, because it parses URLs unlike libpq and tries out DDL at each start.

@@ -37,5 +37,6 @@ def eventually(
     while not condition():
         if time.monotonic() > deadline:
             return False
+        # A plain sleep: the callers are threads and commands without an event loop.
         time.sleep(poll)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final, LiteralString
@@ -15,6 +14,7 @@ from ops.bench.figures import Row, cpu_rows, ratio, repeated
 from ops.bench.plan import Plan
 from ops.bench.server import empty, fill
 from ops.harness.postgres import Databases
+from ops.waiting import eventually
 
 TITLE = "No-op jobs drained, audit rows and results written (jobs/s)"
 PRESET: Final = "noop"
@@ -100,13 +100,12 @@ def backlog(url: str, rows: int, preset: str = PRESET) -> Iterator[Callable[[], 
 
 def rate(url: str, rows: int) -> float:
     """Jobs a second from the first start to the last end, by the database's clock."""
-    deadline = time.monotonic() + DRAIN_SECONDS
     with psycopg.connect(url, autocommit=True) as conn:
-        while conn.execute(UNFINISHED).fetchone() != (False,):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{rows} jobs were not drained in {DRAIN_SECONDS:g} s")
-            # Polling costs the workers less than listening.
-            time.sleep(POLL_SECONDS)
+        # Polling costs the workers less than listening.
+        if not eventually(
+            lambda: conn.execute(UNFINISHED).fetchone() == (False,), DRAIN_SECONDS, POLL_SECONDS
+        ):
+            raise TimeoutError(f"{rows} jobs were not drained in {DRAIN_SECONDS:g} s")
         row = conn.execute(DRAINED).fetchone()
     assert row is not None
     drained, seconds = row

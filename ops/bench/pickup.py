@@ -69,6 +69,6 @@ def _submit(port: int, count: int) -> None:
         answer = response.read()
         if response.status != 202:
             raise ValueError(f"{response.status}: {answer!r}")
-        # The system must be idle between two jobs.
+        # The system must be idle between two jobs. The pause is no secret.
         time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311
     connection.close()

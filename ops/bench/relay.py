@@ -21,6 +21,7 @@ from ops.bench.figures import Row, ratio, repeated
 from ops.bench.plan import Plan
 from ops.bench.server import empty, fill
 from ops.harness.postgres import Databases
+from ops.waiting import eventually
 from relay.provision.apply import open_clients, provision
 from relay.publishing.outbox_sources import MAX_ROWS
 from relay.publishing.publish_loop import IN_FLIGHT
@@ -96,12 +97,9 @@ def _relayed(url: str, rows: int) -> float:
         conn.autocommit = True
         conn.execute("NOTIFY outrider_ready")
         [(began,)] = conn.execute(NOW).fetchall()
-        deadline = time.monotonic() + SECONDS
-        while conn.execute(LEFT).fetchone() != (False,):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{rows} rows were not published in {SECONDS:g} s")
-            # Polling costs the relay less than listening.
-            time.sleep(POLL_SECONDS)
+        # Polling costs the relay less than listening.
+        if not eventually(lambda: conn.execute(LEFT).fetchone() == (False,), SECONDS, POLL_SECONDS):
+            raise TimeoutError(f"{rows} rows were not published in {SECONDS:g} s")
         [(published, ended)] = conn.execute(LAST).fetchall()
     if published != rows:
         raise ValueError(f"{published} of {rows} rows were published")

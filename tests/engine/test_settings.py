@@ -105,6 +105,7 @@ def test_secrets_are_not_shown() -> None:
 def test_settings_do_not_change_and_a_database_must_be_named() -> None:
     settings = load({})
     with pytest.raises(ValidationError):
+        # The type checker refuses it too.
         settings.http_port = 1  # type: ignore[misc]
     with pytest.raises(ConfigurationError, match="OUTRIDER_DATABASE_URL"):
         settings.database()

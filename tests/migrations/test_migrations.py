@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from psycopg.rows import TupleRow
 import migrations
 from engine.errors import DatabaseUnavailable, SchemaMismatch
 from migrations.backend import LOCK_KEY
+from ops.waiting import eventually
 from tests.migrations.catalog import picture
 
 ROOT = Path(migrations.__file__).parents[1]
@@ -42,11 +42,8 @@ def migrating(url: str, directory: Path, first: str = "pass") -> subprocess.Pope
 
 def wait_for(url: str, query: str) -> None:
     """Until the query's answer is 1."""
-    deadline = time.monotonic() + 20
     with psycopg.connect(url, autocommit=True) as conn:
-        while conn.execute(query).fetchone() != (1,):
-            assert time.monotonic() < deadline, query
-            time.sleep(0.01)
+        assert eventually(lambda: conn.execute(query).fetchone() == (1,), 20), query
 
 
 def test_up_from_nothing_applies_each_version_once(empty_database_url: str) -> None:

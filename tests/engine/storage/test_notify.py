@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,8 @@ Hint = tuple[str, str]
 
 
 @asynccontextmanager
-async def running(*works: object) -> AsyncIterator[None]:
-    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+async def running(*works: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         yield
     finally:
