@@ -2,16 +2,17 @@
 
 A pipeline is a function `(job: Job, run: Run)` declared with `@pipeline`. The function returns JSON-able data or one
 of `Completed`, `Retry`, `Failed` and `Snoozed`, or raises. `Metadata` is the base class of a preset's metadata model.
-An application adds jobs in its own transaction: `await enqueue(conn, NewJob(…))`.
+An application adds jobs in its own transaction: `await enqueue(conn, NewJob(…))`, or several by `enqueue_many`.
 """
 
-from engine.errors import PermanentError
+from engine.errors import DuplicateJob, PermanentError
 from engine.model import Completed, Failed, Job, NewJob, Retry, Snoozed
-from engine.moves.enqueue import enqueue
+from engine.moves.enqueue import enqueue, enqueue_many
 from engine.pipeline import Metadata, Pipeline, Run, pipeline
 
 __all__ = [
     "Completed",
+    "DuplicateJob",
     "Failed",
     "Job",
     "Metadata",
@@ -22,5 +23,6 @@ __all__ = [
     "Run",
     "Snoozed",
     "enqueue",
+    "enqueue_many",
     "pipeline",
 ]

@@ -4,6 +4,7 @@ OutriderError
 ├── ConfigurationError     the environment or a pipeline is wrong; the process must not start
 ├── SchemaMismatch         the database is behind this code, or its schema cannot be changed
 ├── InvalidJob             a job that can never be accepted; carries one Problem per fault
+├── DuplicateJob           the given id is another job's
 ├── JobNotFound            no such job, or a job of another owner
 ├── StateConflict          the job's state forbids the move
 ├── IdempotencyMismatch    the key was used before with another body
@@ -53,6 +54,17 @@ class InvalidJob(OutriderError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems))
         self.problems = tuple(problems)
+
+
+class DuplicateJob(OutriderError):
+    """The given id is in use by another job: other content, or another owner's. Nothing of the call was kept.
+
+    The caller's transaction can go on. `job_id` is the id. Nothing is said of the other job.
+    """
+
+    def __init__(self, job_id: UUID) -> None:
+        super().__init__(f"the id {job_id} is in use by another job")
+        self.job_id = job_id
 
 
 class JobNotFound(OutriderError):

@@ -143,6 +143,11 @@ class Settings(BaseModel):
         return self.database_url.get_secret_value()
 
 
+def schema_of_environment() -> str | None:
+    """OUTRIDER_SCHEMA alone: an application that enqueues need not have a valid value for every other setting."""
+    return os.environ.get(f"{PREFIX}SCHEMA") or None
+
+
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Read the settings from `environ`, by default the process's own. An empty variable counts as unset.
 

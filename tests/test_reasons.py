@@ -137,4 +137,4 @@ async def test_the_one_reason_that_the_schema_spells_is_the_models(conn: Conn) -
     (job_id,) = await fetchone(conn, "SELECT outrider_enqueue('ann', 'p', 'text')")
     assert await trail(conn, job_id) == [(0, None, "PENDING", 0, Reason.ENQUEUED)]
     spelling = "SELECT array_agg(proname::text) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    assert await fetchone(conn, f"{spelling} AND prosrc ~ 'reason'") == (["outrider_enqueue"],)
+    assert await fetchone(conn, f"{spelling} AND prosrc ~ 'reason'") == (["outrider_enqueue_many"],)

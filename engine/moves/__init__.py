@@ -18,7 +18,7 @@ writes the audit row, with `seq` = the row's new `version`.
 
 from engine.moves.cancel import cancel
 from engine.moves.claim import claim, claim_named, claim_published
-from engine.moves.enqueue import enqueue, enqueue_group
+from engine.moves.enqueue import enqueue, enqueue_group, enqueue_many
 from engine.moves.finish import Ending, finish, recorded
 from engine.moves.lapse import lapse
 from engine.moves.promote import promote
@@ -34,6 +34,7 @@ __all__ = [
     "claim_published",
     "enqueue",
     "enqueue_group",
+    "enqueue_many",
     "finish",
     "lapse",
     "promote",

@@ -1,18 +1,25 @@
-"""Enqueue: the move that begins every job. One statement inserts the job, its outbox row and its first audit row."""
+"""Enqueue: the move that begins every job. One statement inserts the job, its outbox row and its first audit row.
+
+`enqueue` and `enqueue_many` are an application's, on its own connection: they call a function of the schema.
+`enqueue_group` is web's, on a connection with pinned plans.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import orjson
 from psycopg import AsyncConnection
 
-from engine.errors import IdempotencyMismatch, Overloaded
+from engine.errors import IdempotencyMismatch, InvalidJob, Overloaded, Problem
 from engine.limits import RUN_AT
-from engine.model import Job, NewJob, Reason
+from engine.model import Job, NewJob, Reason, uuid7
+from engine.moves._enqueue_call import call, require_async_psycopg
 from engine.moves.validation import check
+from engine.settings import schema_of_environment
 from engine.storage.literals import array
 from engine.storage.statements import fetchone, timed
 from engine.tables.idempotency import KEY_HOURS, Held, IdempotencyKey, KeyName, held_answers
@@ -50,7 +57,7 @@ WITH new AS MATERIALIZED (
     FROM new
     WHERE key_no IS NULL OR key_no IN (SELECT no FROM fresh)
     ON CONFLICT (id) DO NOTHING
-    RETURNING id, user_id, preset, priority, run_at, created_at
+    RETURNING id, user_id, preset, priority, run_at
 ), entry AS (
     INSERT INTO outbox (job_id, user_id, preset, priority, status, run_at, ready_at)
     SELECT id, user_id, preset, priority,
@@ -61,15 +68,23 @@ WITH new AS MATERIALIZED (
     INSERT INTO job_state_records (job_id, seq, to_state, attempt, reason)
     SELECT id, 0, 'PENDING', 0, %(reason)s FROM job
 )
-SELECT array(SELECT no FROM fresh), (SELECT max(created_at) FROM job)
+SELECT array(SELECT no FROM fresh)
 """
 
 
-class Submission(NamedTuple):
-    """Jobs that are accepted together or not at all."""
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Jobs that are accepted together or not at all.
+
+    `ids` are their ids, in the order of `jobs`: those given, others drawn here, so that a group can be sent again.
+    """
 
     jobs: tuple[NewJob, ...]
     key: IdempotencyKey | None = None
+    ids: tuple[UUID, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(new.id or uuid7() for new in self.jobs))
 
 
 class Accepted(NamedTuple):
@@ -79,29 +94,94 @@ class Accepted(NamedTuple):
     replayed: bool = False
 
 
-async def enqueue(conn: AsyncConnection[Any], new: NewJob) -> Job:
-    """Add `new` in the caller's transaction. The job exists if and when the caller commits.
+def enqueue(
+    conn: AsyncConnection[Any], new: NewJob, *, schema: str | None = None
+) -> Coroutine[Any, Any, Job]:
+    """`await enqueue(conn, new)` adds `new` in the caller's transaction. The job exists if and when the caller commits.
 
-    `conn` is a psycopg AsyncConnection; any row factory will do. On a connection in autocommit mode, outside of a
-    transaction, the job exists at once. No NOTIFY is sent: an idle worker finds the job by polling, within about a
-    second. With Pub/Sub a relay finds the job and publishes its wake-up.
+    `conn` is a psycopg AsyncConnection, with any row or cursor factory and any settings. On a connection in autocommit
+    mode, outside of a transaction, the job exists at once. No NOTIFY is sent: an idle worker finds the job by polling,
+    within about a second. With Pub/Sub a relay finds the job and publishes its wake-up.
 
-    Raises InvalidJob with every field that breaks a limit of `NewJob`, before anything is sent to the database. Errors
-    of the database are psycopg's own.
+    `schema` is the schema of the installation. By default it is OUTRIDER_SCHEMA of the environment, or if that is unset
+    the first schema in the connection's search_path that has an installation.
+
+    With a given `new.id` the call is repeatable, see NewJob. It waits for another transaction that has just used the
+    id. Where that has committed since the caller's transaction took its snapshot (REPEATABLE READ, SERIALIZABLE),
+    PostgreSQL reports a serialization failure, and the caller tries its transaction again.
+
+    Raises TypeError at once for any other connection, InvalidJob with every field that breaks a limit of `NewJob`,
+    before anything is sent to the database, DuplicateJob, after which the transaction can go on, and SchemaMismatch
+    where no installation is found. Errors of the database are psycopg's own.
     """
+    # A function that is not `async` also stops a caller who forgets the `await`, as callers with another driver do.
+    require_async_psycopg(conn)
+    return _enqueue(conn, new, schema)
+
+
+def enqueue_many(
+    conn: AsyncConnection[Any], news: Iterable[NewJob], *, schema: str | None = None
+) -> Coroutine[Any, Any, list[Job]]:
+    """`await enqueue_many(conn, news)` adds all of `news` by one statement, or none. The jobs are in the order given.
+
+    See `enqueue`. The same id twice is the same job twice, or DuplicateJob. InvalidJob names each fault by the job's
+    place, as in `/3/content`.
+    """
+    require_async_psycopg(conn)
+    return _enqueue_many(conn, list(news), schema)
+
+
+async def _enqueue(conn: AsyncConnection[Any], new: NewJob, schema: str | None) -> Job:
     check(new)
-    row = await fetchone(conn, ENQUEUE, _parameters([Submission((new,))]))
-    assert row is not None
-    return Job(
-        id=new.id,
-        user_id=new.user_id,
-        preset=new.preset,
-        content=new.content,
-        metadata=dict(new.metadata),
-        priority=new.priority,
-        created_at=row[1],
-        traceparent=new.traceparent,
-    )
+    [job] = await _enqueued(conn, [new], schema)
+    return job
+
+
+async def _enqueue_many(conn: AsyncConnection[Any], news: list[NewJob], schema: str | None) -> list[Job]:
+    problems: list[Problem] = []
+    for place, new in enumerate(news):
+        try:
+            check(new)
+        except InvalidJob as error:
+            problems += [Problem(f"/{place}{each.pointer}", each.detail) for each in error.problems]
+    if problems:
+        raise InvalidJob(problems)
+    return await _enqueued(conn, news, schema) if news else []
+
+
+async def _enqueued(conn: AsyncConnection[Any], news: Sequence[NewJob], schema: str | None) -> list[Job]:
+    asked = orjson.dumps([_asked(new) for new in news])
+    rows = await call(conn, schema or schema_of_environment(), asked)
+    return [
+        Job(
+            id=row.job_id,
+            user_id=new.user_id,
+            preset=new.preset,
+            content=new.content,
+            metadata=dict(new.metadata),
+            priority=new.priority,
+            created_at=row.created_at,
+            traceparent=row.traceparent,
+            replayed=row.replayed,
+        )
+        for new, row in zip(news, rows, strict=True)
+    ]
+
+
+def _asked(new: NewJob) -> dict[str, object]:
+    return {
+        "job_id": str(new.id or uuid7()),
+        "user_id": new.user_id,
+        "preset": new.preset,
+        "content": new.content,
+        "metadata": dict(new.metadata),
+        "priority": new.priority,
+        "run_at": new.run_at and RUN_AT.clamped(new.run_at).isoformat(),
+        "delay_seconds": None if new.delay_seconds is None else float(new.delay_seconds),
+        "max_attempts": new.max_attempts,
+        "timeout_seconds": new.timeout_seconds,
+        "traceparent": new.traceparent,
+    }
 
 
 @timed("enqueue")
@@ -124,7 +204,7 @@ async def enqueue_group(
     held: Held = {}
     for no, (name, each) in enumerate(keyed.items()):
         if each.key is not None and no in fresh:
-            held[name] = (each.key.fingerprint, _ids(each))
+            held[name] = (each.key.fingerprint, each.ids)
     held |= await held_answers(conn, [name for name in keyed if name not in held])
     return [_answer(each, held) for each in submissions]
 
@@ -132,26 +212,30 @@ async def enqueue_group(
 def _parameters(submissions: Sequence[Submission]) -> dict[str, object]:
     keyed = [each for each in submissions if each.key is not None]
     key_no = {id(each): no for no, each in enumerate(keyed, 1)}
-    jobs = [(new, key_no.get(id(each))) for each in submissions for new in each.jobs]
+    jobs = [
+        (job_id, new, key_no.get(id(each)))
+        for each in submissions
+        for job_id, new in zip(each.ids, each.jobs, strict=True)
+    ]
     keys = [each.key for each in keyed if each.key is not None]
     columns: dict[str, Iterable[object]] = {
-        "id": (new.id for new, _ in jobs),
-        "user_id": (new.user_id for new, _ in jobs),
-        "preset": (new.preset for new, _ in jobs),
-        "content": (new.content for new, _ in jobs),
-        "metadata": (orjson.dumps(dict(new.metadata)).decode() for new, _ in jobs),
-        "priority": (new.priority for new, _ in jobs),
-        "max_attempts": (new.max_attempts for new, _ in jobs),
-        "timeout_seconds": (new.timeout_seconds for new, _ in jobs),
-        "traceparent": (new.traceparent for new, _ in jobs),
-        "run_at": (new.run_at and RUN_AT.clamped(new.run_at).isoformat() for new, _ in jobs),
-        "delay_seconds": (new.delay_seconds for new, _ in jobs),
-        "key_no": (no for _, no in jobs),
+        "id": (job_id for job_id, *_ in jobs),
+        "user_id": (new.user_id for _, new, _ in jobs),
+        "preset": (new.preset for _, new, _ in jobs),
+        "content": (new.content for _, new, _ in jobs),
+        "metadata": (orjson.dumps(dict(new.metadata)).decode() for _, new, _ in jobs),
+        "priority": (new.priority for _, new, _ in jobs),
+        "max_attempts": (new.max_attempts for _, new, _ in jobs),
+        "timeout_seconds": (new.timeout_seconds for _, new, _ in jobs),
+        "traceparent": (new.traceparent for _, new, _ in jobs),
+        "run_at": (new.run_at and RUN_AT.clamped(new.run_at).isoformat() for _, new, _ in jobs),
+        "delay_seconds": (new.delay_seconds for _, new, _ in jobs),
+        "key_no": (no for *_, no in jobs),
         "owner": (key.owner for key in keys),
         "route": (key.route for key in keys),
         "key": (key.key for key in keys),
         "fingerprint": ("\\x" + key.fingerprint.hex() for key in keys),
-        "answer": (orjson.dumps(_ids(each)).decode() for each in keyed),
+        "answer": (orjson.dumps(each.ids).decode() for each in keyed),
     }
     return {name: array(values) for name, values in columns.items()} | {
         "key_hours": KEY_HOURS,
@@ -161,14 +245,10 @@ def _parameters(submissions: Sequence[Submission]) -> dict[str, object]:
 
 def _answer(submission: Submission, held: Held) -> Accepted | Exception:
     if submission.key is None:
-        return Accepted(_ids(submission))
+        return Accepted(submission.ids)
     if submission.key.name not in held:
         return Overloaded("the idempotency key has just expired")
     fingerprint, ids = held[submission.key.name]
     if fingerprint != submission.key.fingerprint:
         return IdempotencyMismatch("this Idempotency-Key was used with another body")
-    return Accepted(ids, replayed=ids != _ids(submission))
-
-
-def _ids(submission: Submission) -> tuple[UUID, ...]:
-    return tuple(new.id for new in submission.jobs)
+    return Accepted(ids, replayed=ids != submission.ids)

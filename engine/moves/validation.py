@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Final
+from uuid import UUID
 
 import orjson
 
@@ -52,7 +53,7 @@ def _problems(new: NewJob) -> Iterator[Problem]:
             yield Problem(pointer, "not an integer")
         elif value not in limit:
             yield Problem(pointer, limit.fault)
-    if new.id.version != 7:
+    if new.id is not None and not (isinstance(new.id, UUID) and new.id.version == 7):
         yield Problem("/id", "not a version 7 UUID")
     if new.delay_seconds is not None and new.run_at is not None:
         yield Problem("/delay_seconds", "not together with run_at")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, LiteralString, ParamSpec, TypeVar
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 from psycopg.rows import TupleRow, tuple_row
 
 from engine.telemetry.metrics import STATEMENT_SECONDS
@@ -19,8 +19,8 @@ Running = Coroutine[Any, Any, R]
 
 
 async def fetchall(conn: AsyncConnection[Any], statement: LiteralString, parameters: Any = None) -> Rows:
-    """The rows of a statement as tuples, whatever row factory the caller's connection has."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
+    """The rows of a statement as tuples, whatever row and cursor factory the caller's connection has."""
+    async with AsyncCursor(conn, row_factory=tuple_row) as cursor:
         await cursor.execute(statement, parameters)
         return await cursor.fetchall()
 
@@ -29,7 +29,7 @@ async def fetchone(
     conn: AsyncConnection[Any], statement: LiteralString, parameters: Any = None
 ) -> TupleRow | None:
     """The row of a statement that returns at most one row, as a tuple; None without a row."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
+    async with AsyncCursor(conn, row_factory=tuple_row) as cursor:
         await cursor.execute(statement, parameters)
         return await cursor.fetchone()
 

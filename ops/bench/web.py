@@ -41,7 +41,7 @@ class StubStore(PostgresStore):
     """Accepts everything and stores nothing: measures the cost of HTTP alone."""
 
     async def submit(self, submission: Submission) -> Accepted:
-        return Accepted(tuple(new.id for new in submission.jobs))
+        return Accepted(submission.ids)
 
 
 class TimedStore(PostgresStore):
@@ -54,7 +54,7 @@ class TimedStore(PostgresStore):
     async def _write(self, group: Sequence[Submission]) -> Sequence[Accepted | Exception]:
         answers = await super()._write(group)
         now = time.time()
-        self._commits.update((new.id, now) for submission in group for new in submission.jobs)
+        self._commits.update((job_id, now) for submission in group for job_id in submission.ids)
         return answers
 
     async def aclose(self) -> None:
