@@ -5,7 +5,7 @@ of `Completed`, `Retry`, `Failed` and `Snoozed`, or raises. `Metadata` is the ba
 An application adds jobs in its own transaction: `await enqueue(conn, NewJob(…))`, or several by `enqueue_many`.
 """
 
-from engine.errors import DuplicateJob, PermanentError
+from engine.errors import DuplicateJob, InvalidJob, PermanentError
 from engine.model import Completed, Failed, Job, NewJob, Retry, Snoozed
 from engine.moves.enqueue import enqueue, enqueue_many
 from engine.pipeline import Metadata, Pipeline, Run, pipeline
@@ -14,6 +14,7 @@ __all__ = [
     "Completed",
     "DuplicateJob",
     "Failed",
+    "InvalidJob",
     "Job",
     "Metadata",
     "NewJob",

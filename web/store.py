@@ -98,16 +98,25 @@ class PostgresStore:
             with self._seconds.time():
                 answers = await enqueue_group(conn, group)
         self._rows.observe(len(group))
-        self._count(group, answers)
-        self.notify({new.preset for submission in group for new in submission.jobs})
+        self._announce(group, answers)
         return answers
 
-    def _count(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
-        """Count the committed jobs, whether or not a client still waits for the answer."""
-        for submission, answer in zip(group, answers, strict=True):
-            if isinstance(answer, Accepted) and not answer.replayed:
-                for new in submission.jobs:
-                    metrics.enqueued(new.preset)
+    def _announce(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
+        """Count the jobs that were written, whether or not a client still waits, and hint that they are there.
+
+        A replayed or refused submission has written nothing: it is not counted, and wakes nobody.
+        """
+        written = [
+            new.preset
+            for submission, answer in zip(group, answers, strict=True)
+            if isinstance(answer, Accepted) and not answer.replayed
+            for new in submission.jobs
+        ]
+        for preset in written:
+            metrics.enqueued(preset)
+        # A hint without presets would mean any preset.
+        if written:
+            self.notify(set(written))
 
     async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
         async with self._reading.use() as conn:
@@ -120,7 +129,7 @@ class PostgresStore:
 
 @asynccontextmanager
 async def open_store(url: str, notify: WakeHint) -> AsyncIterator[PostgresStore]:
-    """The store. `notify` is called after each commit of submissions. The caller runs the store's watcher."""
+    """The store. `notify` is called after each commit that added jobs. The caller runs the store's watcher."""
     async with open_pool(url, name="web", size=POOL_SIZE) as pool:
         store = PostgresStore(url, pool, notify)
         try:

@@ -26,13 +26,15 @@ $$;
 -- Who might call the newer function may call the older one.
 DO $$
 DECLARE
-    callable CONSTANT regprocedure := 'outrider_enqueue(text, text, text, jsonb, integer, timestamptz)';
-    given aclitem[];
+    given CONSTANT aclitem[] := (SELECT proacl FROM pg_proc WHERE oid = 
+        'outrider_enqueue(text, text, text, jsonb, integer, timestamptz, double precision, integer, integer, text, uuid)'::regprocedure);
+    callable regprocedure;
     grantee text;
 BEGIN
-    SELECT proacl INTO given FROM pg_proc
-    WHERE pronamespace = current_schema()::regnamespace AND proname = 'outrider_enqueue' AND oid <> callable;
-    IF given IS NOT NULL THEN
+    IF given IS NULL THEN
+        RETURN;
+    END IF;
+    FOREACH callable IN ARRAY ARRAY['outrider_enqueue(text, text, text, jsonb, integer, timestamptz)']::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', callable);
         FOR grantee IN
             SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END
@@ -40,7 +42,7 @@ BEGIN
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', callable, grantee);
         END LOOP;
-    END IF;
+    END LOOP;
 END $$;
 
 DROP FUNCTION outrider_enqueue(

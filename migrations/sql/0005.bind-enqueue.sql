@@ -27,13 +27,14 @@ ALTER FUNCTION outrider_same_throughput() SET search_path FROM CURRENT;
 -- Plans are kept for a session: one made while `jobs` was empty must not scan the table once it is full.
 CREATE FUNCTION outrider_enqueue_many(jobs json, strict boolean DEFAULT true)
 RETURNS TABLE (job_id uuid, created_at timestamptz, replayed boolean, traceparent text)
-LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT SET enable_seqscan = off AS $$
+LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     taken_name CONSTANT text := 'job_id: in use by another job';
     asked outrider_new_job[];
     fresh uuid[];
     fault text;
+    detail text;
     taken uuid;
     gone boolean;
 BEGIN
@@ -43,11 +44,11 @@ BEGIN
             RETURN QUERY
             SELECT e.job_id, e.created_at, e.replayed, e.traceparent FROM outrider_enqueue_many(jobs) e;
         EXCEPTION WHEN unique_violation THEN
-            GET STACKED DIAGNOSTICS fault = CONSTRAINT_NAME, taken = PG_EXCEPTION_DETAIL;
+            GET STACKED DIAGNOSTICS fault = CONSTRAINT_NAME, detail = PG_EXCEPTION_DETAIL;
             IF fault <> taken_name THEN
                 RAISE;
             END IF;
-            RETURN QUERY SELECT taken, NULL::timestamptz, false, NULL::text;
+            RETURN QUERY SELECT detail::uuid, NULL::timestamptz, false, NULL::text;
         END;
         RETURN;
     END IF;
@@ -113,7 +114,7 @@ BEGIN
         WHERE (j.user_id, j.preset, j.content, j.metadata, j.priority, j.max_attempts, j.timeout_seconds)
               IS DISTINCT FROM
               (a.user_id, a.preset, a.content, a.metadata::jsonb, a.priority, a.max_attempts, a.timeout_seconds)
-           OR j.run_at <> greatest(a.run_at, '1970-01-01T00:00Z')
+           OR a.run_at IS NOT NULL AND j.run_at <> greatest(a.run_at, '1970-01-01T00:00Z')
         LIMIT 1;
     END IF;
     IF gone THEN
@@ -152,20 +153,21 @@ END;
 -- Who might call the old function may call the new ones.
 DO $$
 DECLARE
-    before CONSTANT regprocedure := 'outrider_enqueue(text, text, text, jsonb, integer, timestamptz)';
+    given CONSTANT aclitem[] := (SELECT proacl FROM pg_proc WHERE oid = 'outrider_enqueue(text, text, text, jsonb, integer, timestamptz)'::regprocedure);
     callable regprocedure;
     grantee text;
 BEGIN
-    FOR callable IN
-        SELECT oid FROM pg_proc
-        WHERE pronamespace = current_schema()::regnamespace AND oid <> before
-          AND proname IN ('outrider_enqueue', 'outrider_enqueue_many')
-          AND (SELECT proacl FROM pg_proc WHERE oid = before) IS NOT NULL
-    LOOP
+    IF given IS NULL THEN
+        RETURN;
+    END IF;
+    FOREACH callable IN ARRAY ARRAY[
+        'outrider_enqueue_many(json, boolean)',
+        'outrider_enqueue(text, text, text, jsonb, integer, timestamptz, double precision, integer, integer, text, uuid)'
+    ]::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', callable);
         FOR grantee IN
             SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END
-            FROM pg_proc, aclexplode(proacl) acl WHERE oid = before
+            FROM aclexplode(given) acl
         LOOP
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', callable, grantee);
         END LOOP;
