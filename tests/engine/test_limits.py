@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import pytest
-from psycopg import sql
 from psycopg.errors import CheckViolation
+from psycopg.sql import SQL, Identifier, Placeholder
+from psycopg.types.json import Jsonb
 
 from engine.errors import InvalidJob, Problem
 from engine.limits import (
@@ -90,6 +92,11 @@ ASKED = {
 """What only the library knows: it is not stored as it is asked for."""
 
 
+SHORTER: dict[str, Any] = {
+    "metadata": lambda given: {name: text[:-1] for name, text in given.items()},
+}
+
+
 def inside(*tables: dict[str, Case]) -> list[Any]:
     return [
         pytest.param(field, value, id=f"{field}: {ascii(value)[:30]}")
@@ -112,12 +119,21 @@ async def insert(conn: Conn, field: str, value: Any) -> None:
     """As a stranger would, past the library."""
     columns = {"id": uuid7(), "user_id": "ann", "preset": "p", "content": "text"} | {field: value}
     await conn.execute(
-        sql.SQL("INSERT INTO jobs ({}) VALUES ({})").format(
-            sql.SQL(", ").join(map(sql.Identifier, columns)),
-            sql.SQL(", ").join(map(sql.Placeholder, columns)),
+        SQL("INSERT INTO jobs ({}) VALUES ({})").format(
+            SQL(", ").join(map(Identifier, columns)),
+            SQL(", ").join(map(Placeholder, columns)),
         ),
         columns,
     )
+
+
+async def by_sql(conn: Conn, field: str, value: Any) -> None:
+    """As an application in any language would."""
+    members = {"user_id": "ann", "preset": "p", "content": "text"} | {
+        field: Jsonb(value) if field == "metadata" else value
+    }
+    named = SQL(", ").join(SQL("{} => {}").format(Identifier(name), Placeholder(name)) for name in members)
+    await conn.execute(SQL("SELECT outrider_enqueue({})").format(named), members)
 
 
 @pytest.mark.parametrize(("field", "value"), inside(STORED, ASKED))
@@ -153,6 +169,51 @@ async def test_the_schema_refuses_the_next_ones_by_the_same_words(conn: Conn, fi
             await insert(conn, field, value)
         assert refused.value.diag.constraint_name == f"{field}: {case.limit.fault}", ascii(value)[:30]
     assert await fetchone(conn, "SELECT count(*) FROM jobs") == (0,)
+
+
+async def test_the_sql_function_takes_every_value_at_a_bound(conn: Conn) -> None:
+    for field, case in [*STORED.items(), *ASKED.items()]:
+        for value in case.inside:
+            # PostgreSQL writes its JSON with a space after each colon.
+            await by_sql(conn, field, SHORTER.get(field, lambda given: given)(value))
+
+
+@pytest.mark.parametrize("field", [*STORED, "delay_seconds", "metadata"])
+async def test_the_sql_function_refuses_the_next_ones_by_the_same_words(conn: Conn, field: str) -> None:
+    case = (ASKED | STORED)[field]
+    wider = (32_768, -2_147_483_648) if field in ("priority", "max_attempts") else ()
+    for value in (*case.outside, *wider):
+        with pytest.raises(CheckViolation) as refused:
+            await by_sql(conn, field, value)
+        assert refused.value.diag.constraint_name == f"{field}: {case.limit.fault}", ascii(value)[:30]
+    assert await fetchone(conn, "SELECT count(*) FROM jobs") == (0,)
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ("job_id => '0197b3c0-0000-4000-8000-000000000000'", "job_id: not a version 7 UUID"),
+        ("delay_seconds => 1, run_at => now()", "delay_seconds: not together with run_at"),
+        ("traceparent => 'x'", "traceparent: not a W3C trace context"),
+    ],
+)
+async def test_the_sql_function_uses_the_librarys_words_for_what_is_no_limit(
+    conn: Conn, members: str, words: str
+) -> None:
+    with pytest.raises(CheckViolation) as refused:
+        await conn.execute(f"SELECT outrider_enqueue('ann', 'p', 'text', {members})".encode())
+    assert refused.value.diag.constraint_name == refused.value.diag.message_primary == words
+    broken = {
+        "id": UUID(int=4 << 76 | 2 << 62),
+        "delay_seconds": 1.0,
+        "run_at": YEAR_9999,
+        "traceparent": "x",
+    }
+    with pytest.raises(InvalidJob) as by_python:
+        check(new(**broken))
+    assert words.replace("job_id", "id") in [
+        f"{each.pointer[1:]}: {each.detail}" for each in by_python.value.problems
+    ]
 
 
 async def test_the_schema_has_a_constraint_for_each_limit_and_no_other_words(conn: Conn) -> None:

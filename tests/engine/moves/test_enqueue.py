@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
@@ -16,7 +18,7 @@ from engine.errors import IdempotencyMismatch, InvalidJob
 from engine.limits import METADATA
 from engine.model import uuid7
 from engine.moves import claim, finish
-from engine.moves.enqueue import Accepted, Submission, enqueue, enqueue_group
+from engine.moves.enqueue import Accepted, Submission, enqueue, enqueue_group, enqueue_many
 from engine.queries.audit import history
 from engine.tables.idempotency import IdempotencyKey
 from tests.conftest import Connect
@@ -63,9 +65,37 @@ async def test_a_time_long_past_means_at_once_to_python_and_to_sql(conn: Conn) -
     assert statuses == [("ready", datetime(1970, 1, 1, tzinfo=UTC))]
 
 
-async def test_sql_and_python_write_the_same_rows(conn: Conn) -> None:
-    await enqueue(conn, new(metadata={"a": 1}, priority=3))
-    await conn.execute("SELECT outrider_enqueue('ann', 'p', 'text', '{\"a\": 1}', 3)")
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
+EVERY: dict[str, Any] = {
+    "user_id": "ann",
+    "preset": "p",
+    "content": 'text ü ✓ \\ "',
+    "metadata": {"a": 1, "b": [None, {"c": 0.5}]},
+    "priority": 3,
+    "max_attempts": 7,
+    "timeout_seconds": 77,
+    "traceparent": TRACE,
+}
+BY_SQL = """
+SELECT outrider_enqueue(%(user_id)s, %(preset)s, %(content)s, %(metadata)s::jsonb, %(priority)s, %(run_at)s,
+                        delay_seconds => %(delay_seconds)s, max_attempts => %(max_attempts)s,
+                        timeout_seconds => %(timeout_seconds)s, traceparent => %(traceparent)s)
+"""
+
+
+@pytest.mark.parametrize(
+    "when", [{}, {"run_at": datetime(2999, 1, 1, tzinfo=UTC)}, {"delay_seconds": 3600}], ids=str
+)
+@pytest.mark.parametrize(
+    "asked", [{"user_id": "ann", "preset": "p", "content": "text"}, EVERY], ids=["least", "all"]
+)
+async def test_web_library_and_sql_write_the_same_rows(conn: Conn, asked: dict[str, Any], when: Any) -> None:
+    job = new(**asked, **when)
+    await enqueue_group(conn, [Submission((job,))])
+    await enqueue(conn, job)
+    await enqueue_many(conn, [job])
+    members = {each.name: getattr(job, each.name) for each in fields(job)}
+    await conn.execute(BY_SQL, members | {"metadata": json.dumps(job.metadata)})
     for table, volatile in (
         ("jobs", ["id", "created_at", "run_at"]),
         ("outbox", ["job_id", "position", "run_at", "ready_at"]),
@@ -74,8 +104,14 @@ async def test_sql_and_python_write_the_same_rows(conn: Conn) -> None:
         cursor = await conn.execute(
             SQL("SELECT to_jsonb(t) - %s::text[] FROM {} t").format(Identifier(table)), [volatile]
         )
-        first, second = [row[0] for row in await cursor.fetchall()]
-        assert first == second
+        first, *others = [row[0] for row in await cursor.fetchall()]
+        assert others == [first] * 3
+    due = (
+        "SELECT count(DISTINCT date_trunc('minute', q.run_at - CASE WHEN %s THEN created_at ELSE '1970-01-01' END)),"
+        " count(*) FILTER (WHERE jobs.run_at = q.run_at AND (ready_at IS NULL) = (status = 'waiting'))"
+        " FROM outbox q JOIN jobs ON id = job_id"
+    )
+    assert await fetchone(conn, due, "run_at" not in when) == (1, 4)
 
 
 async def test_sql_makes_version_7_ids_of_the_present(conn: Conn) -> None:
@@ -144,12 +180,33 @@ async def test_what_cannot_be_stored_is_refused_by_name(conn: Conn, changes: Any
         "'u', 'p', 'x', '{}', 5",
         "'u', 'p', 'x', '{}', 2, 'infinity'",
         "'u', 'p', 'x', '{}', 2, '12026-01-01'",
+        "'u', 'p', 'x', traceparent => 'no trace'",
+        f"'u', 'p', 'x', traceparent => '00-{'0' * 32}-{'b' * 16}-01'",
+        f"'u', 'p', 'x', traceparent => '01-{'a' * 32}-{'b' * 16}-01-more'",
+        "'u', 'p', 'x', delay_seconds => 1, run_at => now()",
+        "'u', 'p', 'x', job_id => gen_random_uuid()",
+        "'u', 'p', 'x', job_id => '00000000-0000-7000-0000-000000000000'",
     ],
 )
 async def test_the_schema_refuses_from_sql_what_could_not_be_read_back(conn: Conn, arguments: str) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         await conn.execute(f"SELECT outrider_enqueue({arguments})".encode())
     assert await count(conn) == (0, 0, 0)
+
+
+async def test_an_unknown_member_is_refused_rather_than_ignored(conn: Conn) -> None:
+    misspelt = '[{"user_id": "u", "preset": "p", "content": "x", "prioriti": 1}]'
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="unknown member: prioriti"):
+        await conn.execute("SELECT outrider_enqueue_many(%s)", [misspelt])
+    assert await count(conn) == (0, 0, 0)
+
+
+async def test_null_is_absent_to_the_sql_functions(conn: Conn) -> None:
+    await conn.execute(
+        "SELECT outrider_enqueue('u', 'p', 'x', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)"
+    )
+    await conn.execute("SELECT outrider_enqueue('u', 'p', 'x')")
+    assert await fetchone(conn, "SELECT count(DISTINCT (metadata, priority)), count(*) FROM jobs") == (1, 2)
 
 
 async def test_the_same_key_and_body_is_one_job(conn: Conn) -> None:
