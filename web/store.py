@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
@@ -12,6 +13,7 @@ from uuid import UUID
 import orjson
 
 from engine.errors import DatabaseUnavailable, JobNotFound
+from engine.model import NewJob
 from engine.moves.enqueue import Accepted, Submission, enqueue_group
 from engine.queries import jobs
 from engine.queries.jobs import JobVersion, JobView
@@ -102,21 +104,21 @@ class PostgresStore:
         return answers
 
     def _announce(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
-        """Count the jobs that were written, whether or not a client still waits, and hint that they are there.
+        """Count the jobs that were written, whether or not a client still waits, and hint at those that are due.
 
         A replayed or refused submission has written nothing: it is not counted, and wakes nobody.
         """
         written = [
-            new.preset
+            new
             for submission, answer in zip(group, answers, strict=True)
             if isinstance(answer, Accepted) and not answer.replayed
             for new in submission.jobs
         ]
-        for preset in written:
-            metrics.enqueued(preset)
+        for new in written:
+            metrics.enqueued(new.preset)
         # A hint without presets would mean any preset.
-        if written:
-            self.notify(set(written))
+        if due := {new.preset for new in written if not _later(new)}:
+            self.notify(due)
 
     async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
         async with self._reading.use() as conn:
@@ -129,7 +131,7 @@ class PostgresStore:
 
 @asynccontextmanager
 async def open_store(url: str, notify: WakeHint) -> AsyncIterator[PostgresStore]:
-    """The store. `notify` is called after each commit that added jobs. The caller runs the store's watcher."""
+    """The store. `notify` is called after each commit that added due jobs. The caller runs the store's watcher."""
     async with open_pool(url, name="web", size=POOL_SIZE) as pool:
         store = PostgresStore(url, pool, notify)
         try:
@@ -144,6 +146,11 @@ async def _bounded(answer: Awaitable[R]) -> R:
             return await answer
     except TimeoutError:
         raise DatabaseUnavailable(f"no answer within {ANSWER_SECONDS:g} s") from None
+
+
+def _later(new: NewJob) -> bool:
+    """Whether the job is not due yet. By this process's clock: a missing hint costs a worker the time of a poll."""
+    return bool(new.delay_seconds) or (new.run_at is not None and new.run_at > datetime.now(UTC))
 
 
 def _weight(submission: Submission) -> int:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from prometheus_client import REGISTRY
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from engine.model import JobState
+from engine.moves.enqueue import Submission
 from engine.queries.jobs import JobVersion
 from engine.storage import batcher
 from engine.storage import connections as db
+from engine.tables.idempotency import IdempotencyKey
 from ops.waiting import until
+from tests.support.database import new
 from tests.support.web_harness import JOB, WebHarness, get, served, submit
 from web import store
 from web.background import running
 from web.watcher import Watcher
 
 Conn = AsyncConnection[Any]
+
+PRESETS = ("a", "b")
 
 
 async def post(client: Any, body: Any = JOB) -> tuple[int, dict[str, str]]:
@@ -93,6 +100,40 @@ async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_do
         )
     ).fetchone()
     assert row == (accepted, accepted, accepted)
+
+
+async def test_only_jobs_that_were_written_are_counted_and_only_due_ones_wake_workers(
+    database_url: str,
+) -> None:
+    hints: list[set[str]] = []
+
+    def counted() -> float:
+        return sum(
+            REGISTRY.get_sample_value("outrider_jobs_enqueued_total", {"preset": p}) or 0.0 for p in PRESETS
+        )
+
+    async def submit_each(*submissions: Submission) -> tuple[float, list[set[str]]]:
+        before = counted()
+        await asyncio.gather(*(opened.submit(each) for each in submissions), return_exceptions=True)
+        told = hints.copy()
+        hints.clear()
+        return counted() - before, told
+
+    key = IdempotencyKey("ann", "run", "k", b"1" * 32)
+    now = datetime.now(UTC)
+    async with store.open_store(database_url, lambda presets=(): hints.append(set(presets))) as opened:
+        assert await submit_each(Submission((new(preset="a"), new(preset="b")), key)) == (2, [{"a", "b"}])
+        assert await submit_each(Submission((new(preset="a"), new(preset="b")), key)) == (0, [])
+        assert await submit_each(Submission((new(preset="a"),), key._replace(fingerprint=b"2" * 32))) == (
+            0,
+            [],
+        )
+        later = (new(preset="a", delay_seconds=60), new(preset="b", run_at=now + timedelta(hours=1)))
+        assert await submit_each(Submission(later)) == (2, [])
+        assert await submit_each(Submission((new(preset="b", run_at=now - timedelta(hours=1)),))) == (
+            1,
+            [{"b"}],
+        )
 
 
 async def test_a_group_that_waits_for_a_lock_is_answered_503_in_time(
