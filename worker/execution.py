@@ -55,6 +55,8 @@ class Execution:
         self.progress_n = 0
         self.reported_n = 0
         self.latest: tuple[float, str] = (0.0, "")
+        self._progress_refused = False
+        """Whether a report was refused. Only the first one of an attempt is logged: a loop may send thousands."""
         self.task: asyncio.Task[None] | None = None
         """Runs the attempt from claim to record. Kept here, because the event loop's own reference is weak."""
         self._on_stuck = on_stuck
@@ -76,7 +78,11 @@ class Execution:
         try:
             share = float(fraction)
             text = str(message)[:MAX_PROGRESS_MESSAGE].replace("\0", "").encode(errors="replace").decode()
-        except Exception:  # noqa: BLE001 - a pipeline must not fail for how it reports its progress
+        except Exception as error:  # noqa: BLE001 - a pipeline must not fail for how it reports its progress
+            if not self._progress_refused:
+                self._progress_refused = True
+                job_id, why = self.attempt.job.id, describe(error).message
+                log.warning("progress.refused", job_id=job_id, attempt=self.number, error=why)
             return
         self.latest = (min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0, text)
         self.progress_n += 1

@@ -268,8 +268,12 @@ async def test_metadata_reaches_the_pipeline_as_its_model() -> None:
 )
 async def test_progress_is_cleaned_and_never_fails_its_pipeline(said: Any, shown: Any) -> None:
     execution = Watched(made()).execution
-    AttemptRun(execution).progress(*said)
+    with capture_logs() as lines:
+        for _ in range(3):
+            AttemptRun(execution).progress(*said)
     assert (execution.latest if execution.progress_n else None) == shown
+    # A report that shows nothing says so once.
+    assert [line["event"] for line in lines] == ([] if shown else ["progress.refused"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -157,7 +157,7 @@ async def retry(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
         preset = await moves.redrive(conn, job_id, call.caller.sees)
     metrics.redriven(call.api.registry, preset)
-    call.api.store.notify()
+    call.api.store.notify({preset})
     return reply(responses.standing(job_id, JobState.PENDING), status=HTTPStatus.ACCEPTED)
 
 

@@ -79,6 +79,8 @@ def redrive(
         as_json({"dry_run": dry_run, "redriven": len(ids), "job_ids": ids})
     else:
         echo(f"{len(ids)} {'would be' if dry_run else 'were'} redriven")
+    if len(ids) == limit:
+        complain(f"more may be left: --limit is {limit}")
 
 
 async def _found(

@@ -106,13 +106,19 @@ def cancel(job: JobId, json: AsJson = False) -> None:
     from ops.cli.context import ask
 
     settings = load()
+    written: list[str] = []
     state = ask(
-        settings, lambda conn: moves.cancel(conn, job, None, publish_results=settings.publish_results)
+        settings,
+        lambda conn: moves.cancel(
+            conn, job, None, publish_results=settings.publish_results, on_result=written.append
+        ),
     )
     if json:
         as_json({"job_id": job, "status": state.lower()})
+    elif not state.terminal:
+        echo("the running attempt has been asked to stop")
     else:
-        echo("cancelled" if state.terminal else "the running attempt has been asked to stop")
+        echo("cancelled" if written else "was cancelled before")
 
 
 @app.command()

@@ -50,6 +50,10 @@ def down(
     else:
         for version in gone:
             echo(f"rolled back {version}")
+        if len(gone) < count:
+            complain(
+                "no more versions are applied" if gone else "no version is applied: nothing to roll back"
+            )
 
 
 @app.command()

@@ -93,7 +93,14 @@ async def test_migrate_takes_the_schema_up_and_down_and_says_where_it_is(
     assert (await outrider("migrate", "up", "--json")).json == {"applied": ids}
     assert (await outrider("migrate", "up")).out == ""
     assert (await outrider("migrate", "status")).code == 0
-    assert (await outrider("migrate", "down", "--yes", "--count", len(ids))).code == 0
+    down = await outrider("migrate", "down", "--yes", "--count", len(ids) - 1)
+    assert (down.code, len(down.out.splitlines()), down.err) == (0, len(ids) - 1, "")
+    for applied, err in (
+        (1, "no more versions are applied\n"),
+        (0, "no version is applied: nothing to roll back\n"),
+    ):
+        down = await outrider("migrate", "down", "--yes", "--count", 2)
+        assert (down.code, len(down.out.splitlines()), down.err) == (0, applied, err)
     assert (await outrider("migrate", "status")).code == 3
 
 
