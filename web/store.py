@@ -22,6 +22,7 @@ from engine.storage.connections import Connection, PinnedConnection, Pool, borro
 from engine.storage.notify import WakeHint
 from engine.telemetry.metrics import BATCH_ROWS, BATCH_SECONDS, WAITING
 from web import metrics
+from web.lists import Lists
 from web.watcher import Watcher
 
 POOL_SIZE: Final = 10
@@ -41,6 +42,7 @@ class Store(Protocol):
 
     watcher: Watcher
     notify: WakeHint
+    lists: Lists
 
     async def submit(self, submission: Submission) -> Accepted:
         """Commit the submission, or replay the answer of an earlier one with the same key.
@@ -52,7 +54,7 @@ class Store(Protocol):
         """The job's current state. `owner` restricts the read; None means any. Raises JobNotFound."""
 
     def connection(self) -> AbstractAsyncContextManager[Connection]:
-        """An autocommit connection under a deadline, for statements that are not worth grouping."""
+        """An autocommit connection under a deadline, for statements that are not worth grouping: not for lists."""
 
 
 class PostgresStore:
@@ -61,6 +63,7 @@ class PostgresStore:
     def __init__(self, url: str, pool: Pool, notify: WakeHint) -> None:
         self._pool = pool
         self.notify = notify
+        self.lists = Lists(pool)
         self._writing = PinnedConnection(url, name="web writing")
         self._reading = PinnedConnection(url, name="web reading")
         self._watching = PinnedConnection(url, name="web watching")
@@ -73,6 +76,7 @@ class PostgresStore:
             ("submissions", self._submissions),
             ("reads", self._reads),
             ("watches", self.watcher),
+            ("lists", self.lists),
         ):
             WAITING.labels(what).set_function(partial(len, line))
 

@@ -69,10 +69,12 @@ WHERE (id, attempt) NOT IN (SELECT job_id, attempt FROM done)
 """
 )
 
+# The trail begins with the enqueue, and every earlier attempt has at least two rows, its start and its end. The end of
+# attempt n therefore has at least the `seq` 2n, and a long history is not read up to there.
 RECORDED: LiteralString = """
 SELECT a.job_id, a.attempt, a.to_state
 FROM unnest(%(id)s::uuid[], %(attempt)s::integer[]) AS x(id, attempt)
-JOIN job_state_records a ON a.job_id = x.id AND a.attempt = x.attempt
+JOIN job_state_records a ON a.job_id = x.id AND a.seq >= 2 * x.attempt AND a.attempt = x.attempt
 WHERE a.from_state = 'PROCESSING' AND a.reason = ANY (%(outcomes)s::text[])
 """
 OUTCOMES: Final = [reason for reason in Reason if reason.ends_attempt]

@@ -124,7 +124,7 @@ _OWNED_RESULT: LiteralString = """
     WHERE (r.user_id, r.state, r.job_id) < (%(owner)s, %(state)s::job_state, %(before)s)
       AND (r.user_id, r.state, r.job_id) >= (%(owner)s, %(state)s::job_state, %(zero)s)
       AND (%(preset)s::text IS NULL OR EXISTS (
-          SELECT FROM jobs j WHERE j.id = r.job_id AND j.preset = %(preset)s))
+          SELECT FROM jobs j WHERE j.user_id = r.user_id AND j.id = r.job_id AND j.preset = %(preset)s))
     ORDER BY r.user_id DESC, r.state DESC, r.job_id DESC"""
 _OWNED_LEASED: LiteralString = """
     SELECT job_id FROM outbox

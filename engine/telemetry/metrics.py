@@ -30,7 +30,8 @@ HTTP_IN_FLIGHT = Gauge("outrider_http_requests_in_flight", "Requests being answe
 SSE_CONNECTIONS = Gauge("outrider_sse_connections", "Open event streams")
 WAITING = Gauge(
     "outrider_http_waiting",
-    "Waiting items of a web process: submissions and reads wait for their group, watches for a change of a job",
+    "Waiting items of a web process: submissions and reads wait for their group, watches for a change of a job, "
+    "lists for their turn or their rows",
     ["what"],
 )
 AUTH_FAILURES = Counter(

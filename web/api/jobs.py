@@ -11,13 +11,14 @@ from uuid import UUID
 from aiohttp import web
 
 from engine import moves
-from engine.errors import JobNotFound
+from engine.errors import InvalidJob, JobNotFound, Overloaded, Problem
 from engine.model import JobState
 from engine.queries import audit, jobs
 from engine.queries.explain import explain
 from engine.queries.jobs import JobView
 from web import metrics
 from web.auth.tokens import ADMIN, READ, WRITE
+from web.lists import ListTooLong
 from web.operations import Answer, Call, Header, operation
 from web.wire import paging, parsing, request_models, responses
 from web.wire.responses import reply
@@ -25,6 +26,7 @@ from web.wire.responses import reply
 IF_NONE_MATCH: Final = Header(
     name="If-None-Match", description="An ETag of the job. The answer is 304 while the job is unchanged."
 )
+NEXT: Final = '`rel="next"`: the next page, if there is one.'
 PREFER: Final = Header(
     name="Prefer",
     description="`wait=N` (RFC 7240): the answer waits up to N seconds, at most 30, for a terminal status.",
@@ -68,15 +70,28 @@ async def job(call: Call, job_id: UUID) -> web.Response:
     "/pipeline/job/{job_id}/history",
     summary="Read a job's audit trail",
     scope=READ,
-    answers={200: Answer(description="The job's transitions, oldest first.", model=responses.History)},
+    answers={
+        200: Answer(
+            description="One page of the job's transitions, oldest first.",
+            model=responses.History,
+            headers={"Link": NEXT},
+        )
+    },
 )
-async def history(call: Call, job_id: UUID) -> web.Response:
+async def history(call: Call, job_id: UUID, query: request_models.HistoryQuery) -> web.Response:
+    after = -1 if query.cursor is None else paging.seq_before(query.cursor)
     async with call.api.store.connection() as conn:
-        rows = await audit.history(conn, job_id, call.caller.sees)
+        rows = await audit.history(conn, job_id, call.caller.sees, after=after, limit=query.limit + 1)
     if rows is None:
         raise JobNotFound(job_id)
-    body: responses.History = {"history": [responses.transition(row) for row in rows]}
-    return reply(body)
+    shown, more = rows[: query.limit], len(rows) > query.limit
+    cursor = paging.cursor_after_seq(shown[-1].seq) if more else None
+    body: responses.History = {
+        "history": [responses.transition(row) for row in shown],
+        "next_cursor": cursor,
+    }
+    link = paging.next_link(responses.links(job_id)["history"], {"limit": query.limit, "cursor": cursor})
+    return reply(body, headers={"Link": link} if more else None)
 
 
 @operation(
@@ -88,7 +103,7 @@ async def history(call: Call, job_id: UUID) -> web.Response:
         200: Answer(
             description="One page of jobs.",
             model=responses.JobsPage,
-            headers={"Link": '`rel="next"`: the next page, if there is one.'},
+            headers={"Link": NEXT},
         )
     },
 )
@@ -96,16 +111,19 @@ async def list_jobs(call: Call, query: request_models.JobsQuery) -> web.Response
     """A page costs an index range scan. With `preset` the scan covers all of the owner's jobs in that status."""
     if query.owner is not None:
         call.caller.require(ADMIN)
-    async with call.api.store.connection() as conn:
-        found = await jobs.page(
-            conn,
-            owner=query.owner or call.caller.owner,
-            state=JobState[query.status.upper()] if query.status else None,
-            preset=query.preset,
-            before=paging.job_before(query.cursor) if query.cursor is not None else None,
-            offset=query.offset,
-            limit=query.limit + 1,
-        )
+    try:
+        async with call.api.store.lists.connection(call.caller.owner) as conn:
+            found = await jobs.page(
+                conn,
+                owner=query.owner or call.caller.owner,
+                state=JobState[query.status.upper()] if query.status else None,
+                preset=query.preset,
+                before=paging.job_before(query.cursor) if query.cursor is not None else None,
+                offset=query.offset,
+                limit=query.limit + 1,
+            )
+    except ListTooLong as error:
+        raise _too_long(query) from error
     listed, more = found[: query.limit], len(found) > query.limit
     cursor = paging.cursor_after(listed[-1].job_id) if more else None
     link = paging.next_link(
@@ -174,6 +192,17 @@ async def explained(call: Call, job_id: UUID) -> web.Response:
     async with call.api.store.connection() as conn:
         found = await explain(conn, call.api.registry, job_id, call.caller.sees)
     return reply(responses.explanation(found))
+
+
+def _too_long(query: request_models.JobsQuery) -> Exception:
+    """Without a preset every list is served by an index, so the database is at fault, not the list."""
+    if query.preset is None:
+        return Overloaded("the database is too busy for a list")
+    narrower = "begin at a later `cursor`" if query.status else "add a `status`, or begin at a later `cursor`"
+    fault = (
+        f"too few of the jobs have this preset for the list to be read in time: {narrower}, or leave it out"
+    )
+    return InvalidJob([Problem("/preset", fault)])
 
 
 async def _terminal(call: Call, job_id: UUID, seconds: int) -> JobView:

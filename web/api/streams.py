@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
 from engine.queries import audit
+from engine.queries.audit import AuditRow
 from engine.queries.jobs import JobView
 from engine.telemetry.metrics import SSE_CONNECTIONS
 from web.auth.tokens import READ
@@ -22,6 +23,8 @@ from web.wire import responses
 log = structlog.get_logger()
 
 PING_SECONDS: Final = 15.0
+PAGE: Final = 200
+"""Transitions read at once. A stream keeps a page in memory for as long as its client takes to read it."""
 
 
 @operation(
@@ -81,12 +84,9 @@ class _Stream:
 
     async def _send_news(self, view: JobView) -> bool:
         """Send new transitions and progress. True once the job is terminal and every transition is sent."""
-        store = self._call.api.store
         ended = view.state.terminal
-        if view.version > self._seen:
-            async with store.connection() as conn:
-                rows = await audit.history(conn, view.job_id, self._call.caller.sees, after=self._seen)
-            for row in rows or ():
+        while view.version > self._seen and (rows := await self._page(view)):
+            for row in rows:
                 await self._send("status", responses.transition(row), id=str(row.seq))
                 self._seen = row.seq
                 ended = row.to_state.terminal
@@ -95,6 +95,13 @@ class _Stream:
             await self._send("progress", progress)
         self._progress = progress
         return ended
+
+    async def _page(self, view: JobView) -> list[AuditRow] | None:
+        """The next transitions to send. The connection is given back before the client has read any of them."""
+        async with self._call.api.store.connection() as conn:
+            return await audit.history(
+                conn, view.job_id, self._call.caller.sees, after=self._seen, limit=PAGE
+            )
 
     async def _send(self, event: str, body: Any, id: str | None = None) -> None:  # noqa: A002 - the field's name
         await self._response.send(orjson.dumps(body, option=orjson.OPT_UTC_Z).decode(), id=id, event=event)

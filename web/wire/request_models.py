@@ -38,8 +38,9 @@ from engine.limits import (
 from engine.model import DEFAULT_PRIORITY, NewJob
 from engine.moves.validation import metadata_problems
 from engine.pipeline import Registry
+from engine.queries.audit import PAGE
 from engine.text import MAX_PROBLEMS, escape, text_fault, whole
-from web.wire.paging import CURSOR
+from web.wire.paging import CURSOR, HISTORY_CURSOR
 from web.wire.responses import Status
 
 MAX_BATCH: Final = 1000
@@ -185,6 +186,17 @@ class JobsQuery(BaseModel):
         | None
     ) = Field(
         default=None, description="The owner of the jobs, by default the caller. Needs the scope jobs:admin."
+    )
+
+
+class HistoryQuery(BaseModel):
+    """Which part of a job's history to read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Annotated[int, Field(ge=1, le=PAGE)] = PAGE
+    cursor: Annotated[str, Field(pattern=HISTORY_CURSOR)] | None = Field(
+        default=None, description="The `next_cursor` of the previous page."
     )
 
 

@@ -122,6 +122,7 @@ class Transition(TypedDict):
 @closed
 class History(TypedDict):
     history: list[Transition]
+    next_cursor: str | None
 
 
 @closed

@@ -61,8 +61,14 @@ def list_(
 
 
 @app.command()
-def show(job: JobId, json: AsJson = False) -> None:
-    """Show a job: its request, status, worker, result and history."""
+def show(
+    job: JobId,
+    history: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Show at most this many transitions, the latest.")
+    ] = 100,
+    json: AsJson = False,
+) -> None:
+    """Show a job: its request, status, worker, result and latest history."""
     from engine.errors import JobNotFound
     from engine.queries import audit, jobs
     from engine.settings import load
@@ -70,21 +76,20 @@ def show(job: JobId, json: AsJson = False) -> None:
 
     async def found(conn: Conn) -> tuple[JobView, Holder | None, list[AuditRow]]:
         [view] = await jobs.read(conn, [(job, None)])
-        holder = await jobs.holder(conn, job)
-        history = await audit.history(conn, job, None)
-        if view is None or history is None:
+        if view is None:
             raise JobNotFound(job)
-        return view, holder, history
+        return view, await jobs.holder(conn, job), await audit.latest(conn, job, history)
 
-    view, holder, history = ask(load(), found)
+    view, holder, steps = ask(load(), found)
     worker = {"worker": holder and holder._asdict()}
     shown = (
         _listed(view)
         | worker
         | {"content": view.content, "result": view.output and jsonlib.loads(view.output)}
     )
+    earlier = steps[0].seq if steps else 0
     if json:
-        as_json(shown | {"history": [_step(row) for row in history]})
+        as_json(shown | {"history": [_step(row) for row in steps], "earlier_transitions": earlier})
         return
     card(shown | {"worker": holder and _worker(holder)})
     echo("")
@@ -92,10 +97,12 @@ def show(job: JobId, json: AsJson = False) -> None:
         ["seq", "at", "from", "to", "attempt", "reason"],
         [
             (row.seq, row.timestamp, _lower(row.from_state), _lower(row.to_state), row.attempt, row.reason)
-            for row in history
+            for row in steps
         ],
         empty="no history",
     )
+    if earlier:
+        echo(f"{earlier} earlier transitions are not shown; --history shows more")
 
 
 @app.command()
