@@ -14,7 +14,7 @@ import pytest
 import engine
 import relay
 import worker as worker_package
-from engine.model import first_id_of
+from engine.model import JobState, first_id_of
 from engine.moves import publish
 from engine.moves.claim import CLAIM, CLAIM_NAMED, CLAIM_PUBLISHED
 from engine.moves.finish import FINISH
@@ -252,6 +252,23 @@ async def test_an_owners_pages_are_read_from_their_indexes(connect: Connect) -> 
     for state, found in jobs._FOUND_BY_OWNER.items():
         seen = await plan(conn, found + " LIMIT %(limit)s OFFSET %(offset)s", common | {"state": state})
         assert re.search(r"jobs_owner|job_results_owner|outbox_owner_leased|outbox_owner_pending", seen), seen
+
+
+async def test_a_list_by_preset_reads_no_row_that_it_leaves_out(connect: Connect) -> None:
+    from engine.queries import jobs
+
+    conn = await connect()
+    await fill(conn, "ready", 0, 20_000)
+    await conn.execute("UPDATE jobs SET preset = 'rare' WHERE id = (SELECT id FROM jobs ORDER BY id LIMIT 1)")
+    await conn.execute("VACUUM ANALYZE")
+    asked: dict[str, object] = {
+        "owner": "ann", "before": jobs._LAST, "zero": jobs._ZERO, "preset": "rare", "limit": 20, "offset": 0,
+    }  # fmt: skip
+    for state in (None, JobState.COMPLETED):
+        found = jobs._FOUND_BY_OWNER[state] + " LIMIT %(limit)s OFFSET %(offset)s"
+        seen = await plan(conn, found, asked | {"state": state})
+        assert "Index Only Scan using jobs_owner_preset" in seen.replace(" Backward", ""), seen
+        assert not re.search(r"Seq Scan|Index Scan|Sort", seen), seen
 
 
 def test_an_array_literal_keeps_every_text() -> None:
