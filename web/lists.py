@@ -14,7 +14,7 @@ from engine.errors import OutriderError, Overloaded
 from engine.storage.connections import Connection, Pool, borrow
 
 SECONDS: Final = 2.0
-"""How long a list may take in the database. The lists that an index serves take milliseconds."""
+"""How long each statement of a list may take. With an index for the whole list it takes milliseconds."""
 AT_ONCE: Final = 7
 """Lists at once in this process. Fewer than the pool's connections: lists never keep other requests waiting."""
 OWN_AT_ONCE: Final = 3
@@ -25,7 +25,7 @@ LIMIT: LiteralString = "SELECT set_config('statement_timeout', %s, true)"
 
 
 class ListTooLong(OutriderError):
-    """The list was not read within SECONDS."""
+    """A statement of the list took longer than SECONDS."""
 
 
 @dataclass(slots=True)

@@ -93,6 +93,9 @@ FROM outbox o LEFT JOIN workers w ON w.id = o.worker_id
 WHERE o.job_id = %s AND o.worker_id IS NOT NULL
 """
 
+FEW: Final = 1000
+"""No more of an owner's jobs than this are few: the jobs of a state or of a preset that can all be looked at."""
+
 PRESETS: LiteralString = "SELECT id, preset FROM jobs WHERE id = ANY (%s::uuid[])"
 
 _PAGE_HEAD: LiteralString = """
@@ -138,6 +141,17 @@ _OWNED_PENDING: LiteralString = """
       AND (user_id, job_id) < (%(owner)s, %(before)s) AND (user_id, job_id) >= (%(owner)s, %(zero)s)
       AND (%(preset)s::text IS NULL OR preset = %(preset)s)
     ORDER BY user_id DESC, job_id DESC"""
+# An owner's few jobs of a preset, known by their ids, in one state.
+_OWNED_FEW: LiteralString = (
+    """
+    SELECT few.id FROM unnest(%(ids)s::uuid[]) AS few(id)
+    LEFT JOIN outbox o ON o.job_id = few.id
+    LEFT JOIN job_results r ON r.job_id = few.id
+    WHERE coalesce(r.state, """  # noqa: S608 - constants alone
+    + STATE_OF
+    + """) = %(state)s::job_state
+    ORDER BY few.id DESC"""
+)
 _ANY: LiteralString = """
     SELECT id FROM jobs
     WHERE id < %(before)s AND (%(preset)s::text IS NULL OR preset = %(preset)s)
@@ -215,7 +229,7 @@ async def page(
 ) -> list[JobView]:
     """Up to `limit` jobs with ids below `before`, newest first, without content and output."""
     found = _FOUND[state] if owner is None else _FOUND_BY_OWNER[state]
-    parameters = {
+    parameters: dict[str, object] = {
         "owner": owner,
         "state": state,
         "preset": preset,
@@ -224,9 +238,34 @@ async def page(
         "offset": offset,
         "limit": limit,
     }
+    if owner is not None and state is not None and preset is not None:
+        few = await _few_of_many(conn, found, parameters)
+        if few is not None:
+            found, parameters["ids"] = _OWNED_FEW, array(few)
     async with conn.cursor(row_factory=class_row(JobView)) as cursor:
         await cursor.execute(_PAGE_HEAD + found + _PAGE_TAIL, parameters)
         return await cursor.fetchall()
+
+
+async def _few_of_many(
+    conn: AsyncConnection[Any], found: LiteralString, parameters: Mapping[str, object]
+) -> Sequence[UUID] | None:
+    """The owner's jobs of the preset, if those are few and those that `found` finds whatever their preset are not.
+
+    Otherwise the preset would be looked for in each of the many.
+    """
+    if len(await _first(conn, found, {**parameters, "preset": None})) <= FEW:
+        return None
+    of_preset = await _first(conn, _OWNED, parameters)
+    return of_preset if len(of_preset) <= FEW else None
+
+
+async def _first(
+    conn: AsyncConnection[Any], found: LiteralString, parameters: Mapping[str, object]
+) -> list[UUID]:
+    """The first ids that `found` finds: at most FEW, and one more if there are more."""
+    rows = await fetchall(conn, found + " LIMIT %(few)s", {**parameters, "few": FEW + 1})
+    return [job_id for (job_id,) in rows]
 
 
 @timed("watch jobs")

@@ -271,6 +271,26 @@ async def test_a_list_by_preset_reads_no_row_that_it_leaves_out(connect: Connect
         assert not re.search(r"Seq Scan|Index Scan|Sort", seen), seen
 
 
+@pytest.mark.parametrize("status", ["ready", "completed"])
+async def test_a_rare_preset_is_not_looked_for_in_every_job_of_a_state(connect: Connect, status: str) -> None:
+    from engine.queries import jobs
+
+    conn = await connect()
+    state = JobState.COMPLETED if status == "completed" else JobState.PENDING
+    await fill(conn, "ready", *((0, 20_000) if state is JobState.COMPLETED else (20_000, 0)))
+    [rare] = await fetchone(conn, "SELECT id FROM jobs ORDER BY id LIMIT 1")
+    await conn.execute("UPDATE jobs SET preset = 'rare' WHERE id = %s", [rare])
+    await conn.execute("UPDATE outbox SET preset = 'rare' WHERE job_id = %s", [rare])
+    await conn.execute("VACUUM ANALYZE")
+    reads = "SELECT sum(idx_scan + idx_tup_fetch) FROM pg_stat_xact_user_tables WHERE relname IN ('jobs', 'outbox')"
+    for preset, found in (("rare", [rare]), ("none", [])):
+        async with conn.transaction():
+            page = await jobs.page(conn, owner="ann", state=state, preset=preset)
+            [looked_at] = await fetchone(conn, reads)
+        assert [view.job_id for view in page] == found
+        assert looked_at < 2 * jobs.FEW
+
+
 def test_an_array_literal_keeps_every_text() -> None:
     assert array(["a", None, 'q"', "b\\", "NULL", "{,}", ""]) == '{"a",NULL,"q\\"","b\\\\","NULL","{,}",""}'
 

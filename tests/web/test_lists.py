@@ -11,7 +11,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from engine.errors import Overloaded
-from engine.storage.connections import Pool, open_pool
+from engine.storage.connections import Pool, borrow, open_pool
 from ops.waiting import until
 from tests.support.web_harness import WebHarness, get, submit
 from web import lists, store
@@ -79,7 +79,7 @@ async def test_lists_of_all_owners_leave_connections_for_everything_else(pool: P
             await held.enter_async_context(shared.connection(f"owner {n}"))
         further = asyncio.create_task(held.enter_async_context(shared.connection("one more")))
         await until(lambda: len(shared) == AT_ONCE + 1)
-        async with store.borrow(pool) as conn:
+        async with borrow(pool) as conn:
             await conn.execute("SELECT 1")
         assert not further.done()
         further.cancel()
@@ -105,7 +105,7 @@ async def test_the_limit_of_a_list_ends_with_the_list_and_its_connection_is_kept
         with pytest.raises(ListTooLong):
             async with Lists(pool).connection("ann") as limited:
                 await limited.execute("SELECT pg_sleep(60)")
-        async with store.borrow(pool) as conn:
+        async with borrow(pool) as conn:
             assert conn is limited
             assert await (await conn.execute("SHOW statement_timeout")).fetchone() == ("0",)
 

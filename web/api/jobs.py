@@ -108,7 +108,10 @@ async def history(call: Call, job_id: UUID, query: request_models.HistoryQuery) 
     },
 )
 async def list_jobs(call: Call, query: request_models.JobsQuery) -> web.Response:
-    """A page costs an index range scan. With `preset` the scan covers all of the owner's jobs in that status."""
+    """A page costs an index range scan. With `preset` the scan may cover all of the owner's jobs.
+
+    A list that reads for too long is refused. An owner's lists wait for one another, and nobody else waits for them.
+    """
     if query.owner is not None:
         call.caller.require(ADMIN)
     try:
@@ -198,9 +201,9 @@ def _too_long(query: request_models.JobsQuery) -> Exception:
     """Without a preset every list is served by an index, so the database is at fault, not the list."""
     if query.preset is None:
         return Overloaded("the database is too busy for a list")
-    narrower = "begin at a later `cursor`" if query.status else "add a `status`, or begin at a later `cursor`"
+    ways = "a later `cursor`" if query.status else "a `status` or a later `cursor`"
     fault = (
-        f"too few of the jobs have this preset for the list to be read in time: {narrower}, or leave it out"
+        f"too many jobs without this preset would be read: narrow the list by {ways}, or leave the preset out"
     )
     return InvalidJob([Problem("/preset", fault)])
 

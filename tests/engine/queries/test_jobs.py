@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -102,6 +103,36 @@ async def test_pages_are_newest_first_and_hold_what_was_asked_for(conn: Conn, ow
             assert [v.job_id for v in below] == wanted[1:]
             skipped = await jobs.page(conn, owner=owner, state=asked, preset=kind, offset=1, limit=1)
             assert [v.job_id for v in skipped] == wanted[1:2]
+
+
+@pytest.mark.parametrize("few", [0, 3, 1000], ids=["none are few", "the rare are few", "all are few"])
+async def test_a_page_is_the_same_however_rare_its_preset_is_in_its_state(
+    conn: Conn, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "FEW", few)
+    me = await worker(conn)
+    order = [await enqueue(conn, new(preset=preset)) for preset in "ppqppqpppqpp"]
+    lanes = [lane._replace(preset=preset) for lane in LANES for preset in ("p", "q")]
+    attempts = {attempt.job.id: attempt for attempt in await claim(conn, me, lanes, 100)}
+    for job in order[1:8]:
+        await finish(conn, me, [completed(attempts[job.id])])
+    await release(conn, me, [after_error(attempts[job.id]) for job in order[8:11]])
+    states = [JobState.PROCESSING] + [JobState.COMPLETED] * 7 + [JobState.PENDING] * 3 + [JobState.PROCESSING]
+    for state in JobState:
+        for preset in ("p", "q", "r"):
+            wanted = [
+                job.id
+                for job, its_state in reversed([*zip(order, states, strict=True)])
+                if job.preset == preset and its_state is state
+            ]
+            asked: dict[str, Any] = {"owner": "ann", "state": state, "preset": preset}
+            for offset, limit in ((0, 100), (0, 2), (1, 1), (2, 100)):
+                page = await jobs.page(conn, **asked, offset=offset, limit=limit)
+                assert [v.job_id for v in page] == wanted[offset : offset + limit]
+            for place, job_id in enumerate(wanted):
+                page = await jobs.page(conn, **asked, before=job_id)
+                assert [v.job_id for v in page] == wanted[place + 1 :]
+            assert await jobs.page(conn, **(asked | {"owner": "bob"})) == []
 
 
 async def test_a_pulse_changes_with_the_version_and_with_progress(conn: Conn) -> None:

@@ -71,9 +71,13 @@ async def view(conn: Conn, job: Job) -> JobView:
 
 def reads(job_id: UUID, attempt: int) -> dict[str, dict[str, object]]:
     """Every statement that reads what a job's history is part of, as it is asked of this job."""
-    page = {"id": job_id, "owner": None, "limit": 100}
-    explained = {"counted": COUNTED, "errors": ERRORS_SHOWN, "silent": SILENT_SECONDS}
-    outcome = {"id": bare_array([job_id]), "attempt": bare_array([attempt]), "outcomes": OUTCOMES}
+    page: dict[str, object] = {"id": job_id, "owner": None, "limit": 100}
+    explained: dict[str, object] = {"counted": COUNTED, "errors": ERRORS_SHOWN, "silent": SILENT_SECONDS}
+    outcome: dict[str, object] = {
+        "id": bare_array([job_id]),
+        "attempt": bare_array([attempt]),
+        "outcomes": OUTCOMES,
+    }
     listed: dict[str, object] = {
         "owner": "ann", "before": jobs._LAST, "zero": jobs._ZERO, "preset": None, "limit": 20, "offset": 0,
     }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 from engine.model import JobState, Reason
 from engine.moves import Ending, finish
 from engine.moves.enqueue import enqueue
+from tests.engine.queries.test_long_history import snooze
 from tests.ops.cli.conftest import Outrider
 from tests.support.database import Conn, fetchone, new, started, worker
 
@@ -69,6 +70,20 @@ async def test_show_gives_the_job_with_its_history(conn: Conn, outrider: Outride
         ("processing", "failed"),
     ]
     assert "processing  failed" in (await outrider("jobs", "show", job)).out
+
+
+async def test_show_gives_the_latest_of_a_long_history_and_says_how_much_it_leaves_out(
+    conn: Conn, outrider: Outrider
+) -> None:
+    job = (await enqueue(conn, new())).id
+    await snooze(conn, job, 60)
+    for arguments, shown in (([], 100), (["--history", "2"], 2), (["--history", "1000"], 121)):
+        said = (await outrider("jobs", "show", job, "--json", *arguments)).json
+        assert [step["seq"] for step in said["history"]] == [*range(121 - shown, 121)]
+        assert said["earlier_transitions"] == 121 - shown
+        out = (await outrider("jobs", "show", job, *arguments)).out
+        left_out = f"{121 - shown} earlier transitions are not shown; --history shows more\n"
+        assert out.endswith(left_out) == (shown < 121)
 
 
 async def test_show_names_the_worker_that_runs_the_job_while_one_does(conn: Conn, outrider: Outrider) -> None:
