@@ -14,6 +14,9 @@ from uuid import UUID
 MAX_CRASHES = 3
 """The number of lapses since the last redrive at which a job fails."""
 
+UNREADABLE_SECONDS = 900.0
+"""How long a job waits for a worker whose code can read its metadata, from the first attempt that could not."""
+
 DEFAULT_PRIORITY = 2
 
 
@@ -58,6 +61,8 @@ class Reason(StrEnum):
     SHUTDOWN = "shutdown"
     UNKNOWN = "unknown to its worker"
     """The reply to the claim was lost: the worker never ran the attempt."""
+    UNREADABLE = "unreadable to its worker"
+    """The metadata do not fit the model that the worker's code has. The job waits for a worker with other code."""
     LEASE_LOST = "lease lost"
     """The worker's lease ran out while the database was away. The worker stopped the attempt."""
     LAPSED = "lapsed"
@@ -105,7 +110,7 @@ class NewJob:
       that runs the preset.
     - `content`: the input, 1 byte to 256 KiB in UTF-8, without NUL.
     - `metadata`: parameters of the pipeline, at most 256 KiB as JSON and nested at most 64 deep. `enqueue` does not
-      check them against the pipeline's model: a job whose metadata does not fit fails at its first attempt.
+      check them against the pipeline's model: see `Metadata`.
     - `priority`: 1 (most urgent) to 4.
     - `run_at`: the earliest start, with a time zone. None or a past time means at once.
     - `delay_seconds`: the earliest start in seconds after the start of the transaction, by the database's clock, at
@@ -196,6 +201,11 @@ class JobError:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class TimedOut(JobError):
+    """The error of an attempt whose own deadline passed. A TimeoutError that a pipeline raises is not one."""
+
+
 Effects = Callable[[Any], Awaitable[None]]
 """`effects(conn)`: an async function that writes on a psycopg AsyncConnection in an open transaction."""
 
@@ -264,4 +274,15 @@ class Released:
     reason: Reason
 
 
-Outcome = Completed | Retry | Failed | Snoozed | Cancelled | Released
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The pipeline did not run, because the job's metadata do not fit the model that this worker's code has.
+
+    In a rolling deploy another worker's code may read them, so the job waits `delay` seconds, and no error is counted.
+    """
+
+    error: BaseException | JobError | str
+    delay: float = 1.0
+
+
+Outcome = Completed | Retry | Failed | Snoozed | Cancelled | Released | Unreadable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +50,9 @@ class Metadata(BaseModel):
     """Base class of a preset's metadata model, a pydantic model that is frozen and refuses unknown members.
 
     Pass the subclass to `pipeline(…, metadata=…)`; `job.metadata` is then an instance. Over HTTP a submission whose
-    metadata does not fit is refused. A job that was enqueued otherwise fails at its first attempt.
+    metadata does not fit is refused. A worker does not run a job whose metadata does not fit, because other workers
+    may have newer or older code: the job waits for one of these, spends no attempt of its budget, and fails after 15
+    minutes. A validator that raises anything but ValueError or AssertionError ends the attempt in that error.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +64,8 @@ class Pipeline:
 
     - `preset`: the name that jobs give, `[a-z0-9][a-z0-9_.-]{0,62}`.
     - `function`: called with (job, run). A plain function runs in a thread of its own and cannot be interrupted. An
-      async function runs on the worker's event loop and must not block the loop.
+      async function runs on the worker's event loop and must not block the loop. If a plain function returns an
+      awaitable, as a decorator round an async function may, that is awaited on the event loop. Generators are refused.
     - `description`: shown to clients of the API.
     - `metadata`: the model that a job's metadata must fit. None accepts any metadata, as a dict.
     - `timeout`: the longest run of one attempt in seconds, 1 to 86 400. A job's `timeout_seconds` takes precedence.
@@ -83,10 +87,11 @@ class Pipeline:
     is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        call = getattr(self.function, "__call__", None)  # noqa: B004 - of an object that is called like a function
-        is_async = inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
-        object.__setattr__(self, "is_async", is_async)
+        body = _body(self.function)
+        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(body))
+        kind = _unfit_kind(self.function, body)
         bounded = (
+            ("function", kind is None, f"is {kind}"),
             ("preset", self.preset in PRESET, PRESET.fault),
             ("timeout", self.timeout in TIMEOUT_SECONDS, TIMEOUT_SECONDS.fault),
             ("max_attempts", self.max_attempts in MAX_ATTEMPTS, MAX_ATTEMPTS.fault),
@@ -94,6 +99,27 @@ class Pipeline:
         )
         if faults := [f"{name}: {fault}" for name, good, fault in bounded if not good]:
             raise ConfigurationError([f"pipeline {self.preset!r}: {fault}" for fault in faults])
+
+
+def _body(function: Any) -> Any:
+    """The function that a call runs, behind partials, static methods and objects that are called like functions.
+
+    Decorators are not looked behind: one round an async function may run it to its end, and return no awaitable.
+    """
+    while isinstance(function, functools.partial | staticmethod):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
+
+
+def _unfit_kind(function: Any, body: Any) -> str | None:
+    """What `function` is, if a call of it returns no result. None if it can be a pipeline."""
+    if inspect.isclass(function):
+        return "a class; give an object or a function that is called with (job, run)"
+    if not callable(function):
+        return f"a {type(function).__name__}, which cannot be called with (job, run)"
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+        return "a generator, which yields; a pipeline returns its result"
+    return None
 
 
 def pipeline(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from engine.errors import LeaseLost
-from engine.model import Cancelled, Completed, Failed, JobState, Outcome, Retry
+from engine.model import Cancelled, Completed, Failed, JobState, Outcome, Retry, Unreadable
 from engine.telemetry import traceparent, tracing
 from engine.telemetry.metrics import (
     ATTEMPTS,
@@ -26,7 +26,7 @@ from worker.execution import Execution
 from worker.outcome import describe, label
 
 RESULTS = {Completed: JobState.COMPLETED, Failed: JobState.FAILED, Cancelled: JobState.CANCELLED}
-OUTCOMES = ("completed", "retry", "failed", "timeout", "cancelled", "snoozed", "released")
+OUTCOMES = ("completed", "retry", "failed", "timeout", "cancelled", "snoozed", "released", "unreadable")
 REASONS = ("failed", "timeout")
 
 
@@ -115,7 +115,7 @@ def _log(log_at: Callable[..., None], execution: Execution, outcome: str, error:
 
 
 def _error(outcome: Outcome) -> str | None:
-    if not isinstance(outcome, Retry | Failed):
+    if not isinstance(outcome, Retry | Failed | Unreadable):
         return None
     known = describe(outcome.error)
     return f"{known.type}: {known.message}"[:500]

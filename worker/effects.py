@@ -18,7 +18,7 @@ from engine.storage.deadline import transient
 from engine.storage.statements import fetchone
 from engine.telemetry import tracing
 from worker.execution import GRACE_SECONDS, Execution
-from worker.outcome import record
+from worker.outcome import DeadlinePassed, leaves, record
 from worker.rows import write
 
 TRIES: Final = 3
@@ -60,7 +60,7 @@ class EffectsCommit:
     async def run(self) -> None:
         """Return once the result and the effects are committed, by this try or by the one before.
 
-        Raises LeaseLost; TimeoutError when the effects take longer than an attempt may; or the error of the effects.
+        Raises LeaseLost; DeadlinePassed when the effects take longer than an attempt may; or the effects' own error.
         """
         while self._leased or self._tries:
             try:
@@ -71,7 +71,7 @@ class EffectsCommit:
                         break
                     await self._commit(conn)
                     return
-            except (DatabaseUnavailable, Error) as error:
+            except (DatabaseUnavailable, Error, ExceptionGroup) as error:
                 if self._tries == TRIES or not _passing(error):
                     raise
                 log.warning("record.failed", error=str(error), rows=1)
@@ -87,18 +87,22 @@ class EffectsCommit:
     async def _connection(self) -> AsyncIterator[Connection]:
         """A connection for as long as an attempt may take. Waiting for the connection is not counted.
 
-        Raises TimeoutError.
+        Raises DeadlinePassed.
         """
         limit: asyncio.Timeout | None = None
+        conn: Connection | None = None
         try:
             async with (
                 borrow(self._pool, self._seconds + GRACE_SECONDS) as conn,
                 asyncio.timeout(self._seconds) as limit,
             ):
                 yield conn
-        except (TimeoutError, DatabaseUnavailable, Error) as error:
+        except (TimeoutError, DatabaseUnavailable, Error, BaseExceptionGroup) as error:
             if limit is not None and limit.expired():
-                raise TimeoutError(f"the effects did not end within {self._seconds:g} s") from error
+                raise DeadlinePassed(f"the effects did not end within {self._seconds:g} s") from error
+            # `deadline` recognizes a broken connection by a single error alone.
+            if conn is not None and conn.closed and all(isinstance(each, Error) for each in leaves(error)):
+                raise DatabaseUnavailable(str(error)) from error
             raise
 
     async def _became_committed(self, conn: Connection) -> bool:
@@ -124,6 +128,6 @@ class EffectsCommit:
 
 
 def _passing(error: BaseException) -> bool:
-    """Whether the error passes by itself, so that the effects are not at fault."""
-    interrupted = errors.QueryCanceled | errors.LockNotAvailable
-    return transient(error) or isinstance(error, DatabaseUnavailable | interrupted)
+    """Whether the error passes by itself, so that the effects are not at fault. A group passes if all in it do."""
+    passing = DatabaseUnavailable | errors.QueryCanceled | errors.LockNotAvailable
+    return all(transient(each) or isinstance(each, passing) for each in leaves(error))

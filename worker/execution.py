@@ -7,19 +7,21 @@ import contextvars
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Final
+from functools import partial
+from inspect import isawaitable
+from typing import Any, Final
 
 import structlog
 from pydantic import ValidationError
 
 from engine.errors import PermanentError
-from engine.model import Attempt, Failed, Job, Outcome, Retry, Snoozed
+from engine.model import Attempt, Job, JobError, Outcome, Retry, Snoozed, Unreadable
 from engine.pipeline import Pipeline
 from engine.telemetry import tracing
 from engine.telemetry.spans import Span
-from worker.outcome import after, describe, interpret
+from worker.outcome import DeadlinePassed, after, describe, interpret, leaves
 
 GRACE_SECONDS: Final = 1.0
 """How long a pipeline may take to unwind after a stop before it counts as stuck, still in its slot."""
@@ -27,7 +29,13 @@ GRACE_SECONDS: Final = 1.0
 THREADLESS_SECONDS: Final = 5.0
 """Delay of the next attempt when the process could not start a thread."""
 
+MAX_AWAITS: Final = 8
+"""How deep an awaitable is awaited that brings another one: a decorator may forget its own `await`."""
+
 MAX_PROGRESS_MESSAGE: Final = 500
+
+Ended = Outcome | Awaitable[Any]
+"""What a plain function came to in its thread: its outcome, or what the event loop must await for it."""
 
 log = structlog.get_logger()
 
@@ -88,37 +96,50 @@ class Execution:
         self.progress_n += 1
 
     async def run(self) -> Outcome:
-        """Run the pipeline and return the outcome. Metadata that does not fit the model fails the job at once."""
+        """Run the pipeline and return the outcome. Metadata that do not fit the model are Unreadable.
+
+        Any other error of a validator is the attempt's, because a validator is an author's code, too.
+        """
         if self._stopped_as is not None:  # stopped before the first step
             return self._stopped_as
         try:
             job = self._prepared()
-        except BaseException as error:  # noqa: BLE001 - a validator is an author's code and may raise anything
-            return Failed(describe(error))
-        return await (self._on_loop(job) if self.pipeline.is_async else self._in_thread(job))
+        except ValidationError as error:
+            return Unreadable(_unfit(error))
+        except BaseException as error:  # noqa: BLE001 - an author's code may raise anything; only this job fails
+            return self._raised(error)
+        if self.pipeline.is_async:
+            return await self._on_loop(partial(self.pipeline.function, job, AttemptRun(self)))
+        ended = await self._in_thread(job)
+        if not isawaitable(ended):
+            return ended
+        if self._stopped_as is None:
+            return await self._on_loop(lambda: ended)
+        _discard(ended)
+        return self._stopped_as
 
     def time_out(self) -> None:
         """Stop the pipeline at its deadline. A time-out counts as an error of the job."""
         self.stop(
-            Retry(None, TimeoutError(f"the attempt did not end within {self.deadline - self.started:g} s"))
+            Retry(None, DeadlinePassed(f"the attempt did not end within {self.deadline - self.started:g} s"))
         )
 
     def stop(self, outcome: Outcome) -> None:
         """Ask the pipeline to stop; the attempt ends as `outcome`.
 
-        With a plain function the attempt ends at once, because no one can interrupt a thread. With an async pipeline
-        the attempt ends once the pipeline has unwound, or after GRACE_SECONDS.
+        In a thread the attempt ends at once, because no one can interrupt a thread. On the event loop the attempt ends
+        once the pipeline has unwound, or after GRACE_SECONDS.
         """
         if self.ended or self._stopped_as is not None:
             return
         self._stopped_as = outcome
         if self._cancelled is not None:
             self._cancelled.set()
-        if not self.pipeline.is_async:
-            self._give_up(outcome)
-            return
         if self._unwinding is not None:
             self._unwinding.cancel()
+        elif not self.pipeline.is_async:
+            self._give_up(outcome)
+            return
         asyncio.get_running_loop().call_later(GRACE_SECONDS, self._give_up, outcome)
 
     def end(self) -> bool:
@@ -134,24 +155,28 @@ class Execution:
             self._on_stuck(self, outcome)
 
     def _prepared(self) -> Job:
-        """The job with its metadata as the pipeline's model. Raises PermanentError if the metadata does not fit."""
+        """The job with its metadata as the pipeline's model.
+
+        Raises ValidationError, or PermanentError if no code could read the metadata.
+        """
         job = self.attempt.job
         if self.attempt.undecodable is not None:
             raise PermanentError(f"the stored metadata cannot be read: {self.attempt.undecodable}")
         if self.pipeline.metadata is None:
             return job
-        try:
-            return job._replace(metadata=self.pipeline.metadata.model_validate(job.metadata))
-        except ValidationError as error:
-            faults = "; ".join(f"{'/'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
-            raise PermanentError(f"metadata: {faults}") from error
+        return job._replace(metadata=self.pipeline.metadata.model_validate(job.metadata))
 
-    async def _on_loop(self, job: Job) -> Outcome:
+    async def _on_loop(self, call: Callable[[], Awaitable[Any]]) -> Outcome:
         task = self.task
         assert task is not None
         self._unwinding = task
         try:
-            return interpret(await self.pipeline.function(job, AttemptRun(self)))
+            output = await call()
+            for _ in range(MAX_AWAITS):
+                if not isawaitable(output):
+                    break
+                output = await output
+            return interpret(output)
         except BaseException as error:
             still_runs: bool = asyncio.current_task(task.get_loop()) is task
             if not still_runs:
@@ -165,13 +190,16 @@ class Execution:
         finally:
             self._unwinding = None
 
-    async def _in_thread(self, job: Job) -> Outcome:
+    async def _in_thread(self, job: Job) -> Ended:
         loop = asyncio.get_running_loop()
-        returned: asyncio.Future[Outcome] = loop.create_future()
+        returned: asyncio.Future[Ended] = loop.create_future()
 
         def work() -> None:
+            outcome: Ended
             try:
-                outcome = interpret(self.pipeline.function(job, AttemptRun(self)))
+                output = self.pipeline.function(job, AttemptRun(self))
+                # Behind a decorator the function may be async: then the event loop awaits what it returned.
+                outcome = output if isawaitable(output) else interpret(output)
             except BaseException as error:  # noqa: BLE001 - an author's code may raise anything; only this job fails
                 outcome = self._raised(error)
             # The event loop may have closed. Then the job was released at shutdown, and this outcome is void.
@@ -190,7 +218,7 @@ class Execution:
 
     def _raised(self, error: BaseException) -> Outcome:
         """The outcome of an exception. The traceback goes to the log, because clients never see it."""
-        if not isinstance(error, PermanentError):
+        if not all(isinstance(each, PermanentError) for each in leaves(error)):
             job = self.attempt.job
             # Writing a traceback calls the exception's own __str__, which may raise.
             with suppress(BaseException):
@@ -221,6 +249,17 @@ class AttemptRun:
         return tracing.step(name)
 
 
-def _settle(returned: asyncio.Future[Outcome], outcome: Outcome) -> None:
+def _settle(returned: asyncio.Future[Ended], outcome: Ended) -> None:
     if not returned.done():  # cancelled when the process ends
         returned.set_result(outcome)
+
+
+def _unfit(error: ValidationError) -> JobError:
+    faults = "; ".join(f"{'/'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+    return JobError(type(error).__name__, describe(f"metadata: {faults}").message)
+
+
+def _discard(awaitable: Awaitable[Any]) -> None:
+    """Close what will not be awaited: Python warns of a coroutine that nobody has awaited."""
+    if isinstance(awaitable, Coroutine):
+        awaitable.close()

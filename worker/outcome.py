@@ -6,6 +6,10 @@ import hashlib
 import json
 import random
 import re
+from asyncio import CancelledError
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any, Final, NamedTuple, assert_never, get_args
 
 import orjson
@@ -13,9 +17,11 @@ import orjson
 from engine.errors import PermanentError
 from engine.limits import DELAY_SECONDS
 from engine.model import (
+    UNREADABLE_SECONDS,
     Attempt,
     Cancelled,
     Completed,
+    Effects,
     Failed,
     JobError,
     JobState,
@@ -24,12 +30,18 @@ from engine.model import (
     Released,
     Retry,
     Snoozed,
+    TimedOut,
+    Unreadable,
 )
 from engine.moves import Ending, Release
 from engine.pipeline import Pipeline
 
 MAX_OUTPUT_BYTES: Final = 4 << 20
 MAX_BACKOFF_SECONDS: Final = 600.0
+FIRST_UNREADABLE_PAUSE: Final = 1.0
+MAX_UNREADABLE_PAUSE: Final = 30.0
+MAX_LEAVES: Final = 1000
+"""The most errors of an exception group that are looked at. A group may hold one group many times."""
 MAX_TYPE: Final = 200
 MAX_MESSAGE: Final = 2000
 ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -40,6 +52,10 @@ LABELS: Final[dict[type, str]] = {kind: kind.__name__.lower() for kind in get_ar
 """The kinds of outcome by their names in metrics and logs."""
 
 
+class DeadlinePassed(Exception):
+    """The engine stopped an attempt or its effects at their deadline."""
+
+
 class Encoded(NamedTuple):
     """An output that is JSON text already: `interpret` encodes it in the thread that ran the pipeline."""
 
@@ -47,39 +63,57 @@ class Encoded(NamedTuple):
 
 
 def interpret(returned: Any) -> Outcome:
-    """The outcome of a return value. A value that cannot be stored fails the job, because a retry would not help."""
-    try:
-        match returned:
-            case Retry(delay, error):
-                return Retry(None if delay is None else _bounded(delay), describe(error))
-            case Failed(error):
-                return Failed(describe(error))
-            case Snoozed(delay):
-                return Snoozed(_bounded(delay))
-            case Completed(output, effects):
-                return Completed(encode(output), effects)
-            case _:
-                return Completed(encode(returned))
-    except (TypeError, ValueError, OverflowError, RecursionError) as fault:
-        return Failed(describe(f"the outcome cannot be stored: {fault}"))
+    """The outcome of a return value.
+
+    An output that cannot be stored fails the job. A delay that is no number is an error of the attempt: the job was
+    to run again.
+    """
+    match returned:
+        case Failed(error):
+            return Failed(describe(error))
+        case Retry() | Snoozed():
+            return _later(returned)
+        case Completed(output, effects):
+            return _completed(output, effects)
+        case _:
+            return _completed(returned)
 
 
 def after(error: BaseException) -> Outcome:
-    """The outcome of an exception that a pipeline or its effects raised."""
-    if isinstance(error, PermanentError):
-        return Failed(describe(error))
-    return Retry(None, describe(error))
+    """The outcome of an exception that a pipeline or its effects raised.
+
+    One PermanentError in an exception group is enough to fail the job: another attempt would meet it again.
+    """
+    known = describe(error)
+    return Failed(known) if isinstance(_telling(leaves(error)), PermanentError) else Retry(None, known)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in an exception group and the groups inside it, MAX_LEAVES at most; any other error is its own leaf.
+
+    A task group cancels its other tasks after an error, so their CancelledErrors count only where nothing else is.
+    """
+    found = list(islice(_leaves(error), MAX_LEAVES))
+    return [each for each in found if not isinstance(each, CancelledError)] or found
 
 
 def describe(error: BaseException | JobError | str) -> JobError:
-    """`error` as text that can be stored and logged. Never raises, although an author's `__str__` may."""
-    if isinstance(error, JobError):
-        return error
-    name = "Error" if isinstance(error, str) else _clean(type(error).__name__, MAX_TYPE)
-    try:
-        return JobError(name, _clean(str(error), MAX_MESSAGE) or name)
-    except BaseException:  # noqa: BLE001
-        return JobError(name, "the error's message cannot be read")
+    """`error` as text that can be stored and logged. Never raises, although an author's `__str__` may.
+
+    Of an exception group the most telling error is described, and the others are counted.
+    """
+    match error:
+        case JobError():
+            return error
+        case DeadlinePassed():
+            return TimedOut(TimeoutError.__name__, str(error))
+        case str():
+            return JobError("Error", _text(error, MAX_MESSAGE) or "Error")
+    others = leaves(error)
+    told = _telling(others)
+    name = _clean(type(told).__name__, MAX_TYPE)
+    more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+    return JobError(name, (_text(told, MAX_MESSAGE - len(more)) or name) + more)
 
 
 def encode(output: Any) -> Encoded:
@@ -115,8 +149,40 @@ def backoff(pipeline: Pipeline, errors: int, rng: random.Random) -> float:
     return rng.uniform(0, min(MAX_BACKOFF_SECONDS, pipeline.backoff * 2.0**errors))
 
 
+def within_patience(outcome: Unreadable, releases: int, seconds: float) -> Unreadable | Failed:
+    """Wait longer after each unreadable attempt in a row, and fail the job UNREADABLE_SECONDS after the first one.
+
+    `releases` is the number of such attempts before this one, `seconds` the time since the first of them.
+    """
+    if seconds >= UNREADABLE_SECONDS:
+        return Failed(outcome.error)
+    return replace(outcome, delay=min(MAX_UNREADABLE_PAUSE, FIRST_UNREADABLE_PAUSE * 2.0**releases))
+
+
+def substitutes(outcome: Outcome, fault: Exception) -> list[Outcome]:
+    """What to write, in this order, instead of an outcome that PostgreSQL has refused.
+
+    Only an output or the text of an error can be at fault. Any other refusal is the database's, and it may pass: the
+    attempt is dropped, and released later.
+    """
+    unsaid = f"the error cannot be stored: {type(fault).__name__}"
+    match outcome:
+        case Completed():
+            return [Failed(f"the outcome cannot be stored: {fault}"), Failed(unsaid)]
+        case Retry():
+            return [replace(outcome, error=unsaid), Failed(unsaid)]
+        case Failed():
+            return [Failed(unsaid)]
+        case Unreadable():
+            return [replace(outcome, error=unsaid)]
+        case Snoozed() | Released() | Cancelled():
+            return []
+        case _:
+            assert_never(outcome)
+
+
 def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending | Release:
-    """The row to write for an outcome that `within_budget` has returned."""
+    """The row to write for an outcome that `within_budget` and `within_patience` have returned."""
     job_id, number = attempt.job.id, attempt.number
     match outcome:
         case Completed(output):
@@ -142,6 +208,8 @@ def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending |
             return Release(job_id, number, Reason.SNOOZED, delay)
         case Released(reason):
             return Release(job_id, number, reason)
+        case Unreadable(error, delay):
+            return Release(job_id, number, Reason.UNREADABLE, delay, _json(describe(error), number))
         case Cancelled():
             return Ending(job_id, number, JobState.CANCELLED, Reason.CANCELLED, metadata=metadata)
         case _:
@@ -150,7 +218,7 @@ def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending |
 
 def label(outcome: Outcome) -> str:
     """The outcome's name in metrics and logs."""
-    if isinstance(outcome, Retry | Failed) and describe(outcome.error).type == TimeoutError.__name__:
+    if isinstance(outcome, Retry | Failed) and isinstance(describe(outcome.error), TimedOut):
         return "timeout"
     return LABELS[type(outcome)]
 
@@ -159,6 +227,45 @@ def fingerprint(error: JobError) -> str:
     """16 hex digits, equal for errors that differ only in numbers, ids and addresses."""
     likeness = f"{error.type}:{VARYING.sub('#', error.message)}"
     return hashlib.sha256(likeness.encode()).hexdigest()[:16]
+
+
+def _completed(output: Any, effects: Effects | None = None) -> Outcome:
+    try:
+        return Completed(encode(output), effects)
+    except (TypeError, ValueError, OverflowError, RecursionError) as fault:
+        return Failed(describe(f"the outcome cannot be stored: {fault}"))
+
+
+def _later(returned: Retry | Snoozed) -> Outcome:
+    try:
+        match returned:
+            case Retry(delay, error):
+                return Retry(None if delay is None else _bounded(delay), describe(error))
+            case Snoozed(delay):
+                return Snoozed(_bounded(delay))
+    except (TypeError, ValueError, OverflowError) as fault:
+        return Retry(None, describe(f"the delay is no number of seconds: {fault}"))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, BaseExceptionGroup):
+            waiting += reversed(each.exceptions)
+        else:
+            yield each
+
+
+def _telling(found: list[BaseException]) -> BaseException:
+    return next((each for each in found if isinstance(each, PermanentError)), found[0])
+
+
+def _text(said: BaseException | str, limit: int) -> str:
+    try:
+        return _clean(str(said), limit)
+    except BaseException:  # noqa: BLE001
+        return "the error's message cannot be read"
 
 
 def _bounded(delay: float) -> float:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 import structlog
 from psycopg import Error
 
 from engine.errors import DatabaseUnavailable, LeaseLost
-from engine.model import Cancelled, Completed, Failed, JobState, Outcome, Reason, Released
+from engine.model import Cancelled, Completed, JobState, Outcome, Reason, Released, Unreadable
 from engine.moves import recorded
 from engine.moves.finish import Recorded
+from engine.queries.audit import UnreadableRun, unreadable_runs
 from engine.storage.batcher import BISECTED, Batcher
 from engine.storage.connections import PinnedConnection, Pool
 from engine.telemetry import tracing
 from worker.effects import EffectsCommit
 from worker.execution import Execution
-from worker.outcome import after, record, within_budget
+from worker.outcome import after, record, substitutes, within_budget, within_patience
 from worker.rows import Row, key_of, size_of, write
 
 MAX_BATCH: Final = 500
@@ -62,6 +65,9 @@ class Recorder:
         self._rows: Batcher[Item, JobState] = Batcher(
             self._flush, max_group=MAX_BATCH, weigh=lambda item: size_of(item.row), tries=1
         )
+        # A connection of its own, opened when an attempt turns out unreadable: that is rare.
+        self._reading = PinnedConnection(url, name="unreadable")
+        self._runs: Batcher[UUID, UnreadableRun] = Batcher(self._read_runs, max_group=MAX_BATCH)
 
     async def record(self, execution: Execution, outcome: Outcome, metadata: str) -> Outcome:
         """Write the outcome, with `metadata` (JSON text) beside a result. Returns the outcome that was written.
@@ -71,6 +77,8 @@ class Recorder:
         error because of which nothing can be written.
         """
         outcome = within_budget(execution.attempt, execution.pipeline, outcome, self._rng)
+        if isinstance(outcome, Unreadable):
+            outcome = await self._within_patience(execution, outcome)
         if isinstance(outcome, Completed) and outcome.effects is not None:
             written = await self._with_effects(execution, outcome, metadata)
             if isinstance(written, Completed):
@@ -79,10 +87,7 @@ class Recorder:
         try:
             state = await self._put(execution, outcome, metadata)
         except BISECTED as error:
-            if isinstance(outcome, Failed):
-                raise
-            outcome = Failed(f"the outcome cannot be stored: {error}")
-            state = await self._put(execution, outcome, metadata)
+            outcome, state = await self._put_instead(execution, outcome, metadata, error)
         # Releasing a job whose cancellation was requested cancels the job.
         return Cancelled() if state is JobState.CANCELLED else outcome
 
@@ -94,10 +99,33 @@ class Recorder:
     async def aclose(self) -> None:
         self.release_effects()
         await self._conn.aclose()
+        await self._reading.aclose()
 
     def _put(self, execution: Execution, outcome: Outcome, metadata: str) -> asyncio.Future[JobState]:
         row = record(execution.attempt, outcome, metadata)
         return self._rows.put(Item(execution.attempt.worker_id, row, execution.span.traceparent))
+
+    async def _put_instead(
+        self, execution: Execution, outcome: Outcome, metadata: str, fault: Exception
+    ) -> tuple[Outcome, JobState]:
+        """Write the first substitute that PostgreSQL accepts. Raises `fault` if there is none."""
+        for instead in substitutes(outcome, fault):
+            with suppress(*BISECTED):
+                return instead, await self._put(execution, instead, metadata)
+        raise fault
+
+    async def _within_patience(self, execution: Execution, outcome: Unreadable) -> Outcome:
+        try:
+            run = await self._runs.put(execution.attempt.job.id)
+        except (DatabaseUnavailable, Error):
+            # The job waits for the shortest time. Its next unreadable attempt asks again.
+            return outcome
+        return within_patience(outcome, run.attempts, run.seconds)
+
+    async def _read_runs(self, ids: Sequence[UUID]) -> Sequence[UnreadableRun]:
+        async with self._reading.use() as conn:
+            runs = await unreadable_runs(conn, ids)
+        return [runs[job_id] for job_id in ids]
 
     async def _with_effects(self, execution: Execution, outcome: Completed, metadata: str) -> Outcome:
         """Commit `outcome` with its effects. Returns `outcome`, or the outcome to write instead.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from engine.model import JobState
+from engine.model import JobState, Reason
+from engine.storage.literals import bare_array
 from engine.storage.statements import fetchall, timed
 
 PAGE: Final = 1000
@@ -29,6 +30,13 @@ class AuditRow:
     attempt: int
     reason: str | None
     metadata: dict[str, Any] | None
+
+
+class UnreadableRun(NamedTuple):
+    """The unreadable attempts of a job since anything else happened to it, and the seconds since the first of them."""
+
+    attempts: int
+    seconds: float
 
 
 # A job without further transitions is one row without a `seq`; a job that `owner` does not have is no row.
@@ -51,6 +59,19 @@ FROM job_state_records r
 WHERE r.job_id = %(id)s
 ORDER BY r.seq DESC
 LIMIT %(limit)s
+"""
+
+UNREADABLE_RUNS: LiteralString = """
+SELECT asked.id, count(a.seq), coalesce(extract(epoch FROM clock_timestamp() - min(a.timestamp)), 0)::float8
+FROM unnest(%(ids)s::uuid[]) AS asked(id)
+LEFT JOIN LATERAL (
+    SELECT other.seq FROM job_state_records other
+    WHERE other.job_id = asked.id AND other.reason <> ALL (%(between)s::text[])
+    ORDER BY other.seq DESC
+    LIMIT 1
+) before ON true
+LEFT JOIN job_state_records a ON a.job_id = asked.id AND a.seq > before.seq AND a.reason = %(unreadable)s
+GROUP BY asked.id
 """
 
 
@@ -76,3 +97,15 @@ def _transitions(rows: Iterable[TupleRow]) -> list[AuditRow]:
         )
         for seq, from_state, to_state, timestamp, attempt, reason, metadata in rows
     ]
+
+
+@timed("find unreadable")
+async def unreadable_runs(conn: AsyncConnection[Any], ids: Sequence[UUID]) -> Mapping[UUID, UnreadableRun]:
+    """The present run of unreadable attempts of each of the jobs `ids`, by the database's clock."""
+    asked = {
+        "ids": bare_array(ids),
+        "between": [Reason.CLAIMED, Reason.UNREADABLE],
+        "unreadable": Reason.UNREADABLE,
+    }
+    rows = await fetchall(conn, UNREADABLE_RUNS, asked)
+    return {job_id: UnreadableRun(attempts, seconds) for job_id, attempts, seconds in rows}

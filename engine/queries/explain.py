@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from engine.errors import JobNotFound
-from engine.model import MAX_CRASHES, JobState, Reason
+from engine.model import MAX_CRASHES, UNREADABLE_SECONDS, JobState, Reason
 from engine.pipeline import Pipeline
 from engine.queries.explain_query import ERRORS_SHOWN, JobSnapshot, job_snapshot
 
@@ -117,6 +117,12 @@ def _pending(job: JobSnapshot) -> Iterator[Fact]:
         else:
             due = Fact("due", f"the job was due at {_at(job.run_at)}{why}")
             yield from _kept(job, due, "make the job ready")
+    if job.reason == Reason.UNREADABLE:
+        yield Fact(
+            "unreadable",
+            "the job's metadata did not fit the code of its last worker; the job waits for a worker with newer or "
+            f"older code, and fails {UNREADABLE_SECONDS / 60:.0f} minutes after the first such attempt",
+        )
     if not job.workers:
         yield no_worker
     if job.outbox_status == "ready":

@@ -144,6 +144,11 @@ class Queue:
     def leased(self) -> int:
         return self.jobs.get("leased", 0)
 
+    @property
+    def later(self) -> int:
+        """Jobs that are not due yet."""
+        return sum(self.jobs.values()) - self.leased - self.due
+
 
 @dataclass(slots=True)
 class QueueStats:

@@ -60,7 +60,8 @@ DEAD_LETTERS = Counter(
 )
 ATTEMPTS = instruments.Counter(
     "outrider_attempts",
-    "Attempts ended, by outcome: completed, retry, failed, timeout, cancelled, snoozed, released, or lost to a lapse",
+    "Attempts ended, by outcome: completed, retry, failed, timeout, cancelled, snoozed, released, unreadable, or lost "
+    "to a lapse",
     ["preset", "outcome"],
 )
 OUTCOMES_DROPPED = Counter(

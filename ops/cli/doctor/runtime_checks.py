@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final, LiteralString
 
 from engine.queries.queue_stats import OVERDUE_COUNTED, overdue, queue_stats
@@ -64,13 +64,16 @@ async def _workers(conn: Connection) -> str:
     presets = sorted(preset for preset, queue in stats.queues.items() if queue.workers)
     alive = f"{stats.workers} alive with {stats.slots} slots"
     alive += f" and the presets {', '.join(presets)}" if presets else ""
-    if stranded := [
-        f"{preset} ({q.due})" for preset, q in sorted(stats.queues.items()) if q.due and not q.workers
-    ]:
+    without = {preset: queue for preset, queue in sorted(stats.queues.items()) if not queue.workers}
+    due = {preset: queue.due for preset, queue in without.items() if queue.due}
+    if due:
         raise CheckFailed(
-            f"no live worker runs the presets of due jobs: {', '.join(stranded)}; {alive}",
-            "run `outrider worker` with the modules of these presets in OUTRIDER_PIPELINES",
+            f"no live worker runs the presets of due jobs: {_numbered(due)}; {alive}",
+            "run `outrider worker` with the modules of these presets in OUTRIDER_PIPELINES, or cancel the jobs",
         )
+    later = {preset: queue.later for preset, queue in without.items() if queue.later}
+    if stats.workers and later:
+        return f"{alive}; no live worker runs the presets of jobs due later: {_numbered(later)}"
     return alive if stats.workers else "no worker is alive, and no job is due"
 
 
@@ -132,6 +135,10 @@ async def _rights(conn: Connection) -> str:
         "sees every session" if sees_all else "sees only its own sessions (grant the role pg_read_all_stats)"
     )
     return f"{role} {keeps}, and {sees}"
+
+
+def _numbered(jobs: Mapping[str, int]) -> str:
+    return ", ".join(f"{preset} ({number})" for preset, number in jobs.items())
 
 
 def _live(statuses: Iterable[ReportedStatus]) -> list[str]:
