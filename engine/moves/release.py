@@ -1,6 +1,7 @@
 """Release: a worker ends attempts without a result, fenced by (job_id, attempt, worker_id).
 
-After a retry, a snooze or an unreadable attempt the job waits. At shutdown, and for attempts that do not run, the job is ready again at once.
+After a retry, a snooze or an unreadable attempt the job waits. At shutdown, and for attempts that do not run, the job
+is ready again at once.
 """
 
 from __future__ import annotations

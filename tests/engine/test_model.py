@@ -52,6 +52,7 @@ def test_each_reason_has_words_of_its_own() -> None:
         "CANCELLED": "cancelled",
         "SHUTDOWN": "shutdown",
         "UNKNOWN": "unknown to its worker",
+        "UNREADABLE": "unreadable to its worker",
         "LEASE_LOST": "lease lost",
         "LAPSED": "lapsed",
         "REDRIVEN": "redriven",
@@ -68,6 +69,7 @@ def test_an_attempt_ends_by_an_outcome_of_its_own_worker() -> None:
         "cancelled",
         "shutdown",
         "unknown to its worker",
+        "unreadable to its worker",
     }
 
 

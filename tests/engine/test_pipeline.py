@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 from types import ModuleType
@@ -31,10 +32,49 @@ class Caller:
         (functools.partial(on_the_loop), True),
         (Caller(), True),
         (print, False),
+        (functools.partial(Caller()), True),
+        (staticmethod(on_the_loop), True),
+        (staticmethod(functools.partial(staticmethod(on_the_loop))), True),
+        (Caller().__call__, True),
+        (functools.partial(in_a_thread), False),
+        (functools.wraps(on_the_loop)(lambda job, run: asyncio.run(on_the_loop(job, run))), False),
     ],
 )
 def test_an_async_function_is_known_however_it_is_wrapped(function: Any, is_async: bool) -> None:
     assert Pipeline(preset="p", function=function).is_async is is_async
+
+
+def a_generator(_job: Any, _run: Any) -> Any:
+    yield
+
+
+async def an_async_generator(_job: Any, _run: Any) -> Any:
+    yield
+
+
+class Yielding:
+    def __call__(self, _job: Any, _run: Any) -> Any:
+        yield
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (a_generator, "a generator"),
+        (an_async_generator, "a generator"),
+        (functools.partial(an_async_generator), "a generator"),
+        (staticmethod(a_generator), "a generator"),
+        (Yielding(), "a generator"),
+        (Caller, "a class"),
+        (None, "a NoneType, which cannot be called"),
+        (classmethod(in_a_thread), "a classmethod, which cannot be called"),
+        (on_the_loop(None, None), "a coroutine, which cannot be called"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_what_returns_no_result_is_refused_where_it_is_declared(function: Any, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"pipeline 'p': function: is {why}"):
+        pipeline("p")(function)
 
 
 @pytest.mark.parametrize(

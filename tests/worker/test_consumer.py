@@ -13,9 +13,8 @@ import pytest
 from engine.errors import DatabaseUnavailable, PermanentError
 from engine.model import Attempt, JobState, Retry, Snoozed
 from engine.moves import cancel
-from engine.pipeline import Metadata
 from ops.waiting import WAIT_SECONDS, until
-from tests.support.database import counters, fetchone, trail
+from tests.support.database import counters, trail
 from tests.support.worker_harness import WorkerHarness, preset
 from worker.consumer import Consumer
 from worker.source import PostgresSource
@@ -149,28 +148,6 @@ async def test_an_exception_that_would_end_a_process_costs_its_own_job(
     assert job.error
     assert (job.state, job.error["type"]) == (JobState.FAILED, type(error).__name__)
     assert unhurt.state is JobState.COMPLETED
-
-
-class Speed(Metadata):
-    speed: int
-
-
-@pytest.mark.parametrize("stored", ['{"speed": "fast"}', '{"sped": 1}', '{"speed": 1e131071}'])
-async def test_stored_metadata_that_cannot_be_used_fails_its_job_only(
-    harness: WorkerHarness, stored: str
-) -> None:
-    @preset(metadata=Speed)
-    def run(job: Any, _run: Any) -> Any:
-        return job.metadata.speed
-
-    good = await harness.enqueue(metadata={"speed": 3})
-    bad, _ = await fetchone(
-        harness.conn, "SELECT outrider_enqueue('ann', 'p', 'text', %s::text::jsonb), 1", stored
-    )
-    async with harness.worker(run):
-        first, second = await harness.ended(good, bad)
-    assert (first.state, first.output) == (JobState.COMPLETED, "3")
-    assert second.state is JobState.FAILED
 
 
 @pytest.mark.parametrize("kind", ["async", "plain"])

@@ -135,6 +135,23 @@ async def test_effects_that_last_longer_than_the_job_may_are_stopped_and_count_a
     assert (job.state, job.error["type"]) == (JobState.FAILED, "TimeoutError")
 
 
+async def test_a_time_out_that_effects_raise_themselves_is_an_error_like_any_other(
+    harness: WorkerHarness,
+) -> None:
+    @preset("theirs", max_attempts=1)
+    async def answer(_job: Any, _run: Any) -> Completed:
+        async def effects(_conn: Conn) -> None:
+            raise TimeoutError("theirs")
+
+        return Completed(None, effects)
+
+    before = attempts("theirs", "failed"), attempts("theirs", "timeout")
+    job_id = await harness.enqueue("theirs")
+    async with harness.worker(answer):
+        await harness.ended(job_id)
+    assert (attempts("theirs", "failed"), attempts("theirs", "timeout")) == (before[0] + 1, before[1])
+
+
 async def test_a_deadlock_between_effects_spends_nothing(harness: WorkerHarness) -> None:
     await ledger(harness.conn)
     await harness.conn.execute("INSERT INTO ledger VALUES (NULL, 'a'), (NULL, 'b')")

@@ -25,6 +25,7 @@ from engine.model import (
     Released,
     Retry,
     Snoozed,
+    Unreadable,
     uuid7,
 )
 from engine.moves import Ending, Release
@@ -32,6 +33,7 @@ from engine.pipeline import Pipeline
 from worker.outcome import (
     MAX_BACKOFF_SECONDS,
     MAX_OUTPUT_BYTES,
+    DeadlinePassed,
     after,
     backoff,
     describe,
@@ -172,8 +174,18 @@ def test_a_delay_is_kept_within_a_year(returned: Any, delay: float | None) -> No
 
 
 @pytest.mark.parametrize("delay", ["soon", object(), 10**400, None])
-def test_a_delay_that_is_none_fails_the_job(delay: Any) -> None:
-    assert isinstance(interpret(Snoozed(delay)), Failed)
+@pytest.mark.parametrize("kind", ["snoozed", "retry"])
+def test_a_delay_that_is_no_number_is_an_error_of_the_attempt_and_not_the_end_of_the_job(
+    kind: str, delay: Any
+) -> None:
+    if kind == "snoozed":
+        outcome = interpret(Snoozed(delay))
+        assert isinstance(outcome, Retry)
+        assert describe(outcome.error).message.startswith("the delay is no number of seconds")
+    else:
+        outcome = interpret(Retry(delay, "busy"))
+        assert isinstance(outcome, Retry)
+    assert outcome.delay is None
 
 
 @pytest.mark.parametrize("error", [ValueError(), SystemExit(), KeyboardInterrupt(), GeneratorExit()])
@@ -226,7 +238,7 @@ def test_an_error_beyond_the_budget_fails_the_job(
 
 
 @pytest.mark.parametrize(
-    "outcome", [Completed(1), Failed("e"), Snoozed(3), Released(Reason.UNKNOWN), Cancelled()]
+    "outcome", [Completed(1), Failed("e"), Snoozed(3), Released(Reason.UNKNOWN), Cancelled(), Unreadable("e")]
 )
 def test_only_an_error_spends_the_budget(outcome: Any) -> None:
     assert within_budget(attempt(errors=2), made(max_attempts=3), outcome, RNG) is outcome
@@ -264,8 +276,13 @@ def test_a_pipeline_s_own_delay_replaces_the_back_off() -> None:
         (Completed(encode([1])), (JobState.COMPLETED, "completed", "[1]", None, 0), "completed"),
         (Failed("no"), (JobState.FAILED, "failed", None, "no", 1), "failed"),
         (Cancelled(), (JobState.CANCELLED, "cancelled", None, None, 0), "cancelled"),
-        (Retry(2, TimeoutError("late")), ("error", 2, "late", 1), "timeout"),
-        (Failed(TimeoutError("late")), (JobState.FAILED, "failed", None, "late", 1), "timeout"),
+        (Retry(2, DeadlinePassed("late")), ("error", 2, "late", 1), "timeout"),
+        (after(DeadlinePassed("late")), ("error", None, "late", 1), "timeout"),
+        (Failed(DeadlinePassed("late")), (JobState.FAILED, "failed", None, "late", 1), "timeout"),
+        (Retry(2, TimeoutError("theirs")), ("error", 2, "theirs", 1), "retry"),
+        (Failed(TimeoutError("theirs")), (JobState.FAILED, "failed", None, "theirs", 1), "failed"),
+        (Retry(2, JobError("TimeoutError", "theirs")), ("error", 2, "theirs", 1), "retry"),
+        (Unreadable("no", 4), ("unreadable to its worker", 4, "no", 0), "unreadable"),
         (Retry(2, "no"), ("error", 2, "no", 1), "retry"),
         (Snoozed(3), ("snoozed", 3, None, 0), "snoozed"),
         (Released(Reason.SHUTDOWN), ("shutdown", None, None, 0), "released"),

@@ -9,13 +9,14 @@ import psycopg
 import pytest
 
 from engine.errors import DatabaseUnavailable
-from engine.model import Completed, JobState, Retry
+from engine.model import Cancelled, Completed, Failed, JobState, Reason, Released, Retry, Snoozed, Unreadable
 from ops.waiting import until
-from tests.support.database import counters, trail
+from tests.support.database import counters, fetchone, trail
 from tests.support.wire_proxy import Moment, wire_proxy
 from tests.support.worker_harness import WorkerHarness, attempts, known, preset
 from worker import recorder
 from worker.effects import EffectsCommit
+from worker.outcome import substitutes
 
 HOSTILE = {
     "nan": float("nan"),
@@ -196,6 +197,28 @@ async def test_an_outcome_that_postgresql_refuses_fails_its_job_and_its_group_is
     assert attempts("mixed", "lost") == 0
 
 
+async def test_an_error_whose_text_postgresql_refuses_is_tried_again_all_the_same(
+    harness: WorkerHarness,
+) -> None:
+    await harness.conn.execute(
+        "ALTER TABLE job_state_records ADD CHECK (coalesce(metadata ->> 'error', '') NOT LIKE '%unspeakable%')"
+    )
+
+    @preset()
+    async def answer(_job: Any, run: Any) -> Any:
+        if run.attempt == 1:
+            raise ValueError("unspeakable")
+        return "done"
+
+    job_id = await harness.enqueue()
+    async with harness.worker(answer), harness.maintenance():
+        [job] = await harness.ended(job_id)
+    assert (job.state, await counters(harness.conn, job_id)) == (JobState.COMPLETED, (2, 1, 0))
+    assert await fetchone(
+        harness.conn, "SELECT metadata #>> '{error,message}' FROM job_state_records WHERE reason = 'error'"
+    ) == ("the error cannot be stored: CheckViolation",)
+
+
 async def test_a_retry_that_its_owner_cancelled_meanwhile_is_counted_as_cancelled(
     harness: WorkerHarness,
 ) -> None:
@@ -215,3 +238,19 @@ async def test_a_retry_that_its_owner_cancelled_meanwhile_is_counted_as_cancelle
         await until(lambda: known(attempts("unwanted", "cancelled") == 1))
     assert job.state is JobState.CANCELLED
     assert [reason for *_, reason in await trail(harness.conn, job_id)][-1] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kinds"),
+    [
+        (Completed(1), [Failed, Failed]),
+        (Retry(3, "e"), [Retry, Failed]),
+        (Failed("e"), [Failed]),
+        (Unreadable("e"), [Unreadable]),
+        (Snoozed(3), []),
+        (Released(Reason.SHUTDOWN), []),
+        (Cancelled(), []),
+    ],
+)
+def test_only_what_an_author_s_data_may_have_caused_is_written_otherwise(outcome: Any, kinds: Any) -> None:
+    assert [type(each) for each in substitutes(outcome, ValueError("fault"))] == kinds

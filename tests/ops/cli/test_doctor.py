@@ -185,6 +185,17 @@ async def test_presets_of_due_jobs_that_no_live_worker_has_are_named(outrider: O
     assert (await found(outrider, "workers"))[1].endswith("due jobs: p (1), q (2); 0 alive with 0 slots")
 
 
+async def test_presets_of_later_jobs_that_no_live_worker_has_are_named_and_no_failure(
+    outrider: Outrider, conn: Conn
+) -> None:
+    await worker(conn)
+    for preset in ("p", "removed", "removed"):
+        await enqueue(conn, new(preset=preset, run_at=datetime.now(UTC) + timedelta(hours=1)))
+    good, said, _ = await found(outrider, "workers")
+    assert good is True
+    assert said.endswith("presets p; no live worker runs the presets of jobs due later: removed (2)")
+
+
 async def test_a_job_that_nobody_takes_for_two_minutes_is_a_failure(outrider: Outrider, conn: Conn) -> None:
     await enqueue(conn, new(preset="q"))
     await enqueue(conn, new())

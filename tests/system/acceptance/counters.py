@@ -17,6 +17,7 @@ SELECT j.preset, CASE WHEN a.reason = 'lapsed' THEN 'lost'
                       WHEN a.to_state = 'FAILED' THEN 'failed'
                       WHEN a.reason = 'error' THEN 'retry'
                       WHEN a.reason = 'snoozed' THEN 'snoozed'
+                      WHEN a.reason = 'unreadable to its worker' THEN 'unreadable'
                       ELSE 'released' END AS outcome, count(*)
 FROM job_state_records a JOIN jobs j ON j.id = a.job_id
 WHERE a.from_state = 'PROCESSING'
