@@ -63,7 +63,7 @@ class Pipeline:
     """A function declared under a preset's name, as `pipeline` returns it. List it in the module's `pipelines`.
 
     - `preset`: the name that jobs give, `[a-z0-9][a-z0-9_.-]{0,62}`.
-    - `function`: called with (job, run). A plain function runs in a thread of its own and cannot be interrupted. An
+    - `function`: called with (job, run). A plain function runs in a thread and cannot be interrupted. An
       async function runs on the worker's event loop and must not block the loop. If a plain function returns an
       awaitable, as a decorator round an async function may, that is awaited on the event loop. Generators are refused.
     - `description`: shown to clients of the API.
@@ -72,6 +72,8 @@ class Pipeline:
     - `max_attempts`: the number of errors at which a job fails, 1 to 25. A job's own `max_attempts` takes precedence.
     - `backoff`: the base of the back-off in seconds, 0 to 600. The pause before a retry is random between 0 and
       `backoff * 2**n` seconds after n earlier errors, at most 600.
+    - `after_attempt`: called without arguments after each attempt, in its thread or on the event loop, for example
+      Django's `close_old_connections`. It counts towards the attempt's time. An error in it is logged, no more.
     - `is_async`: derived from `function`.
 
     Raises ConfigurationError with every value that is out of its bounds.
@@ -84,6 +86,7 @@ class Pipeline:
     timeout: float = 300.0
     max_attempts: int = 5
     backoff: float = 1.0
+    after_attempt: Callable[[], object] | None = None
     is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +99,7 @@ class Pipeline:
             ("timeout", self.timeout in TIMEOUT_SECONDS, TIMEOUT_SECONDS.fault),
             ("max_attempts", self.max_attempts in MAX_ATTEMPTS, MAX_ATTEMPTS.fault),
             ("backoff", self.backoff in BACKOFF_SECONDS, BACKOFF_SECONDS.fault),
+            ("after_attempt", _is_hook(self.after_attempt), "must be a plain function"),
         )
         if faults := [f"{name}: {fault}" for name, good, fault in bounded if not good]:
             raise ConfigurationError([f"pipeline {self.preset!r}: {fault}" for fault in faults])
@@ -122,6 +126,10 @@ def _unfit_kind(function: Any, body: Any) -> str | None:
     return None
 
 
+def _is_hook(hook: object) -> bool:
+    return hook is None or (callable(hook) and not inspect.iscoroutinefunction(hook))
+
+
 def pipeline(
     preset: str,
     *,
@@ -130,6 +138,7 @@ def pipeline(
     timeout: float = 300.0,
     max_attempts: int = 5,
     backoff: float = 1.0,
+    after_attempt: Callable[[], object] | None = None,
 ) -> Callable[[Function], Pipeline]:
     """Declare the decorated function as the pipeline of `preset`. The arguments are the fields of `Pipeline`.
 
@@ -146,6 +155,7 @@ def pipeline(
             timeout=timeout,
             max_attempts=max_attempts,
             backoff=backoff,
+            after_attempt=after_attempt,
         )
 
     return declare

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
@@ -12,7 +11,7 @@ import structlog
 
 from engine.pipeline import Registry, load_pipelines
 from engine.process.admin import accepting, admin_server
-from engine.process.run import run
+from engine.process.run import calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.connections import open_pool
 from engine.storage.notify import Notifier
@@ -40,6 +39,7 @@ async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncI
         # Imported here because Google's client takes half a second to import.
         from relay.relay import open_relay
 
+        calm_the_collector()
         async with open_relay(settings, url, registry) as relay:
             yield relay
     else:
@@ -90,4 +90,4 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run("relay", main))
+    run("relay", main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
@@ -12,7 +11,7 @@ import structlog
 
 from engine.pipeline import load_pipelines
 from engine.process.admin import admin_server
-from engine.process.run import DONE, FAILED, run
+from engine.process.run import DONE, FAILED, calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.notify import Notifier, WakeHint
 from migrations import open_check
@@ -39,6 +38,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
     registry = load_pipelines(settings.pipelines)
+    calm_the_collector()
     url = settings.database()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -71,4 +71,4 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
 
 
 if __name__ == "__main__":
-    sys.exit(run("web", main))
+    run("web", main)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -60,4 +59,4 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run("worker", main))
+    run("worker", main)

@@ -19,8 +19,10 @@ from pydantic import ValidationError
 from engine.errors import PermanentError
 from engine.model import Attempt, Job, JobError, Outcome, Retry, Snoozed, Unreadable
 from engine.pipeline import Pipeline
+from engine.process.fork import end_if_child
 from engine.telemetry import tracing
 from engine.telemetry.spans import Span
+from worker import threads
 from worker.outcome import DeadlinePassed, after, describe, interpret, leaves
 
 GRACE_SECONDS: Final = 1.0
@@ -176,56 +178,78 @@ class Execution:
                 if not isawaitable(output):
                     break
                 output = await output
-            return interpret(output)
+            end_if_child()
+            outcome = interpret(output)
         except BaseException as error:
             still_runs: bool = asyncio.current_task(task.get_loop()) is task
             if not still_runs:
                 # The event loop has closed this coroutine, so nothing can be awaited any more.
                 raise
+            end_if_child(error)
             if self._stopped_as is not None:
-                return self._stopped_as
-            if isinstance(error, asyncio.CancelledError) and task.cancelling():
+                outcome = self._stopped_as
+            elif isinstance(error, asyncio.CancelledError) and task.cancelling():
                 raise  # the process ends
-            return self._raised(error)
+            else:
+                outcome = self._raised(error)
         finally:
             self._unwinding = None
+        self._call_hook()
+        return outcome
 
     async def _in_thread(self, job: Job) -> Ended:
         loop = asyncio.get_running_loop()
         returned: asyncio.Future[Ended] = loop.create_future()
 
-        def work() -> None:
+        def work() -> Ended:
             outcome: Ended
             try:
                 output = self.pipeline.function(job, AttemptRun(self))
-                # Behind a decorator the function may be async: then the event loop awaits what it returned.
-                outcome = output if isawaitable(output) else interpret(output)
+                end_if_child()
+                if isawaitable(output):
+                    # Behind a decorator the function may be async: then the event loop awaits what it returned.
+                    return output
+                outcome = interpret(output)
             except BaseException as error:  # noqa: BLE001 - an author's code may raise anything; only this job fails
+                end_if_child(error)
                 outcome = self._raised(error)
+            self._call_hook()
+            return outcome
+
+        def done(outcome: Ended) -> None:
             # The event loop may have closed. Then the job was released at shutdown, and this outcome is void.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, returned, outcome)
 
-        context = contextvars.copy_context()
-        thread = threading.Thread(target=context.run, args=(work,), name=f"attempt {job.id}", daemon=True)
         try:
-            thread.start()
+            threads.call(f"attempt {job.id}", partial(contextvars.copy_context().run, work), done)
         except RuntimeError as error:
             # The process or its container has reached its limit of threads.
             log.warning("attempt.refused", job_id=job.id, attempt=self.number, error=str(error))
             return Snoozed(THREADLESS_SECONDS)
         return await returned
 
+    def _call_hook(self) -> None:
+        """Call the author's `after_attempt`. Its error changes nothing, because the function's outcome is known."""
+        hook = self.pipeline.after_attempt
+        if hook is None:
+            return
+        try:
+            hook()
+        except BaseException as error:  # noqa: BLE001 - an author's code may raise anything
+            self._log_raised("hook.raised", error)
+
     def _raised(self, error: BaseException) -> Outcome:
         """The outcome of an exception. The traceback goes to the log, because clients never see it."""
         if not all(isinstance(each, PermanentError) for each in leaves(error)):
-            job = self.attempt.job
-            # Writing a traceback calls the exception's own __str__, which may raise.
-            with suppress(BaseException):
-                log.warning(
-                    "attempt.raised", job_id=job.id, preset=job.preset, attempt=self.number, exc_info=error
-                )
+            self._log_raised("attempt.raised", error)
         return after(error)
+
+    def _log_raised(self, event: str, error: BaseException) -> None:
+        job = self.attempt.job
+        # Writing a traceback calls the exception's own __str__, which may raise.
+        with suppress(BaseException):
+            log.warning(event, job_id=job.id, preset=job.preset, attempt=self.number, exc_info=error)
 
 
 class AttemptRun:

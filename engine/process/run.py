@@ -8,12 +8,15 @@ import os
 import signal
 import socket
 import sys
-import threading
+import traceback
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import structlog
 
 from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
+from engine.process import fork
+from engine.process.ending import Ending, leave
 from engine.settings import Settings, load
 from engine.telemetry import logs, tracing
 
@@ -22,31 +25,23 @@ Main = Callable[[Settings, asyncio.Event], Awaitable[int]]
 DONE, FAILED, USAGE, UNHEALTHY = 0, 1, 2, 3
 """Exit codes of every command."""
 
-EXIT_SECONDS = 5.0
-"""How long the tasks and threads that `main` did not end may take to end."""
 
+def run(role: str, main: Main, settings: Settings | None = None) -> NoReturn:
+    """Run `main(settings, stop)` to its end, and end this process with its exit code.
 
-def run(role: str, main: Main, settings: Settings | None = None) -> int:
-    """Run `main(settings, stop)` to its end and return the exit code.
-
-    The first SIGTERM or SIGINT sets `stop`; a second one ends the process at once.
+    The first SIGTERM or SIGINT sets `stop`; a second one ends the process at once. What `main` leaves behind, as
+    threads, children and exit handlers, ends within EXIT_SECONDS.
     """
-    left = threading.Event()
+    ending = Ending()
     try:
         settings = settings or load()
         logs.configure(settings, role)
         with tracing.exporting(role):
-            _calm_the_collector()
-            return asyncio.run(_bounded(main, settings, left))
-    except ConfigurationError as error:
-        for problem in error.problems:
-            print(f"outrider {role}: {problem}", file=sys.stderr)
-        return USAGE
-    except (DatabaseUnavailable, SchemaMismatch) as error:
-        print(f"outrider {role}: {error}", file=sys.stderr)
-        return FAILED
-    finally:
-        left.set()
+            code = asyncio.run(_ended(role, main, settings, ending))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends
+        fork.end_if_child(error)
+        code = _report(role, error)
+    ending.finish(code)
 
 
 def process_name() -> str:
@@ -54,37 +49,42 @@ def process_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _calm_the_collector() -> None:
-    """Collect cyclic garbage less often.
+def calm_the_collector() -> None:
+    """Collect cyclic garbage less often. Only for a process that runs no author's code.
 
-    Thousands of live attempts and requests make each pass long, and they hold no cycles: at the default threshold
-    the search for cycles took a fifth of a worker's time.
+    Thousands of live requests make each pass long, and our own code leaves no cycles. An author's code may: if each
+    job leaves a megabyte in a cycle, this would keep gigabytes.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
 
-async def _bounded(main: Main, settings: Settings, left: threading.Event) -> int:
-    """Run `main`, and bound the time between its end and `left`.
-
-    asyncio.run waits without limit for tasks that swallow their cancellation and for the threads of
-    `asyncio.to_thread`. Both may belong to a pipeline.
-    """
-    code = FAILED
-    try:
-        code = await _signalled(main, settings)
-    finally:
-        threading.Thread(target=_leave, args=(left, code), daemon=True).start()
+def _report(role: str, error: BaseException) -> int:
+    """Say why the process ends, and return its exit code."""
+    match error:
+        case ConfigurationError(problems=problems):
+            code = USAGE
+        case DatabaseUnavailable() | SchemaMismatch():
+            problems, code = (str(error),), FAILED
+        case SystemExit(code=int(code)):
+            return code
+        case _:
+            traceback.print_exception(error)
+            return FAILED
+    for problem in problems:
+        print(f"outrider {role}: {problem}", file=sys.stderr)
     return code
 
 
-def _leave(left: threading.Event, code: int) -> None:
-    if left.wait(EXIT_SECONDS):
-        return
+async def _ended(role: str, main: Main, settings: Settings, ending: Ending) -> int:
+    """The exit code of `main`. asyncio.run then waits without limit for stubborn tasks and for threads."""
     try:
-        structlog.get_logger().warning("process.abandoned", seconds=EXIT_SECONDS)
-    finally:
-        os._exit(code)
+        code = await _signalled(main, settings)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends
+        fork.end_if_child(error)
+        code = _report(role, error)
+    ending.begin(code)
+    return code
 
 
 async def _signalled(main: Main, settings: Settings) -> int:
@@ -95,12 +95,13 @@ async def _signalled(main: Main, settings: Settings) -> int:
         log = structlog.get_logger()
         if stop.is_set():
             log.warning("process.aborted", signal=number.name)
-            os._exit(128 + number)
+            leave(128 + number)
         log.info("process.stopping", signal=number.name)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
+    fork.protect(loop)
     return await main(settings, stop)
 
 

@@ -16,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from engine.errors import DatabaseUnavailable
 from engine.storage.deadline import STATEMENT_SECONDS, deadline
+from engine.storage.open_connections import own
 from engine.telemetry.metrics import POOL_CONNECTIONS
 
 Connection = AsyncConnection[TupleRow]
@@ -47,7 +48,7 @@ async def connect(url: str, *, name: str, pinned: bool = False) -> Connection:
     """
     options: dict[str, Any] = {"prepare_threshold": 0} if pinned else {}
     try:
-        return await AsyncConnection.connect(
+        conn = await AsyncConnection.connect(
             with_options(url, PINNED) if pinned else url,
             autocommit=True,
             application_name=f"outrider {name}",
@@ -56,6 +57,8 @@ async def connect(url: str, *, name: str, pinned: bool = False) -> Connection:
         )
     except OperationalError as error:
         raise DatabaseUnavailable(str(error).strip()) from error
+    own(conn)
+    return conn
 
 
 def with_options(url: str, options: str) -> str:
@@ -80,6 +83,7 @@ async def open_pool(url: str, *, name: str, size: int, reset_on_return: bool = F
         reconnect_timeout=CONNECT_SECONDS,
         kwargs={"autocommit": True, "application_name": f"outrider {name}", **LINK}
         | ({"prepare_threshold": None} if reset_on_return else {}),
+        configure=_own,
         reset=_discard if reset_on_return else None,
     )
     async with pool:
@@ -135,6 +139,10 @@ def _show(name: str, pool: Pool) -> None:
 
 def _figure(pool: Pool, name: str) -> float:
     return pool.get_stats().get(name, 0)
+
+
+async def _own(conn: Connection) -> None:
+    own(conn)
 
 
 async def _discard(conn: Connection) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import prometheus_client
-from prometheus_client import Gauge
+from prometheus_client import REGISTRY, Gauge
 from prometheus_client.samples import Sample
 
+LOCKED_PARTS: Final = ("_value", "_sum", "_count")
 FOLDED: Final = 500
 EXEMPLAR_SECONDS: Final = 1.0
 SAMPLED: Final = 1
@@ -113,3 +114,22 @@ class Figures:
         for labels, figure in figures.items():
             self._gauge.labels(*labels).set(figure)
         self._shown = figures
+
+
+def forked() -> None:
+    """In a forked child: free the locks of all metrics. A thread that the child does not have may hold one."""
+    registry: Any = REGISTRY
+    registry._lock._at_fork_reinit()
+    for lock in (lock for collector in registry._collector_to_names for lock in _locks(collector)):
+        lock._at_fork_reinit()
+
+
+def _locks(part: Any) -> Iterator[Any]:
+    """The locks of a metric, of its values and of its labelled children."""
+    if hasattr(part, "_lock"):
+        yield part._lock
+    for name in LOCKED_PARTS:
+        if hasattr(part, name):
+            yield from _locks(getattr(part, name))
+    for each in (*getattr(part, "_buckets", ()), *getattr(part, "_metrics", {}).values()):
+        yield from _locks(each)

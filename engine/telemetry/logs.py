@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -35,13 +35,17 @@ MAX_TEXT: Final = 16_384
 
 Event = MutableMapping[str, Any]
 
+_lines: _Lines | None = None
+
 
 def configure(settings: Settings, role: str) -> None:
     """Log to standard error: for people on a terminal, else as JSON lines. OUTRIDER_LOG_FORMAT takes precedence."""
     form = settings.log_format or ("console" if sys.stderr.isatty() else "json")
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     if form == "json":
-        lines = _Lines(sys.stderr.buffer)
+        global _lines
+        # Past the buffer: a child that is forked while its lines are written would write them again.
+        lines = _lines = _Lines(getattr(sys.stderr.buffer, "raw", sys.stderr.buffer))
         structlog.configure(
             processors=[_Line(role)],
             wrapper_class=_direct(level),
@@ -60,10 +64,16 @@ def configure(settings: Settings, role: str) -> None:
                 structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Sink(sys.stderr))),
+            logger_factory=lambda *_: _Printed(sys.stderr),
             cache_logger_on_first_use=True,
         )
     _adopt_foreign(level)
+
+
+def forked() -> None:
+    """In a forked child: leave to the parent the lines that wait, and the lock that one of its threads may hold."""
+    if _lines is not None:
+        _lines.forget()
 
 
 def _direct(level: int) -> type[structlog.typing.FilteringBoundLogger]:
@@ -173,6 +183,15 @@ class _Sink:
     def flush(self) -> None: ...
 
 
+class _Printed(_Sink):
+    """Takes texts for a terminal."""
+
+    def msg(self, text: str) -> None:
+        self.write(text + "\n")
+
+    debug = info = warning = error = critical = msg
+
+
 class _Lines(_Sink):
     """Takes finished lines. The lines of one turn of the event loop are one write at its end; a warning does not wait.
 
@@ -182,6 +201,10 @@ class _Lines(_Sink):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._waiting: deque[bytes] = deque()
+        self._writing = threading.Lock()
+
+    def forget(self) -> None:
+        self._waiting.clear()
         self._writing = threading.Lock()
 
     def debug(self, line: bytes) -> None:
@@ -201,6 +224,17 @@ class _Lines(_Sink):
         self._written()
 
     error = critical = warning
+
+    def write(self, lines: bytes) -> None:
+        try:
+            while lines:
+                taken = self._stream.write(lines)
+                if taken is None:  # a full pipe that does not block: the rest is lost
+                    return
+                lines = lines[taken:]
+        except (OSError, ValueError):
+            # The reader has gone, and the rest is lost.
+            pass
 
     def _written(self) -> None:
         with self._writing:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import Token
@@ -120,6 +121,8 @@ class Quiet(SpanExporter):
 
     def __init__(self, exporter: SpanExporter, role: str) -> None:
         self._exporter = exporter
+        self._owner = os.getpid()
+        self._parents: SpanExporter | None = None
         # The exporter logs from a thread that knows no role.
         self._log = structlog.get_logger().bind(role=role)
         self._failing = False
@@ -129,6 +132,10 @@ class Quiet(SpanExporter):
             logger.handlers, logger.propagate = [self._heard], False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if os.getpid() != self._owner:
+            # A forked child shares the connection of its parent's exporter, so it neither uses nor closes that.
+            self._parents, self._exporter = self._exporter, OTLPSpanExporter()
+            self._owner = os.getpid()
         result = self._exporter.export(spans)
         failing = result is not SpanExportResult.SUCCESS
         if failing and not self._failing:

@@ -79,4 +79,4 @@ STORES: Final[Mapping[str, OpenStore]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run("web", partial(main, open_store=STORES[sys.argv[1]])))
+    run("web", partial(main, open_store=STORES[sys.argv[1]]))

@@ -43,7 +43,7 @@ def _run(role: str, tied: bool) -> None:
 
     from engine.process.run import run
 
-    raise typer.Exit(run(role, import_module(f"{role}.__main__").main))
+    run(role, import_module(f"{role}.__main__").main)
 
 
 def _tie() -> None:

@@ -58,11 +58,11 @@ def up(
     from engine.process.run import run
 
     if not pubsub:
-        raise typer.Exit(run("up", _main))
+        run("up", _main)
     from ops.cli.up.broker import Broker, pubsub_settings
 
     settings = pubsub_settings()
-    raise typer.Exit(run("up", partial(_main, broker=Broker(settings)), settings))
+    run("up", partial(_main, broker=Broker(settings)), settings)
 
 
 async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None = None) -> int:

@@ -15,15 +15,15 @@ import pytest
 WAIT_SECONDS = 20.0
 PREAMBLE = """
 import asyncio, sys, threading, time
-from engine.process import run as process
+from engine.process import ending, run as process
 from engine.errors import ConfigurationError, DatabaseUnavailable
-process.EXIT_SECONDS = 0.3
+ending.EXIT_SECONDS = 0.3
 """
 
 
 @asynccontextmanager
 async def started(body: str, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    code = PREAMBLE + textwrap.dedent(body) + "\nsys.exit(process.run('test', main))"
+    code = PREAMBLE + textwrap.dedent(body) + "\nprocess.run('test', main)"
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

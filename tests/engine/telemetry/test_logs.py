@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -189,5 +190,5 @@ def test_a_reader_that_has_gone_does_not_fail_the_one_who_logs(
     log = configured(log_format=form)
     for _ in range(3):
         log.info("nobody.reads")
-    with pytest.raises(BrokenPipeError):
+    with suppress(BrokenPipeError):
         stream.close()

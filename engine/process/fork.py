@@ -1,0 +1,102 @@
+"""What a forked child gives up: signals, event loop, descriptors and locks that belong to this process.
+
+An author's code may fork: multiprocessing, ProcessPoolExecutor, os.fork. Without this a SIGTERM for the child is
+written to the wake-up descriptor that it shares with us, and stops us instead. A child would also keep our
+connections open after our end, and with them our transactions and row locks. What an author opened stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn
+
+from engine.pubsub import descriptors as pubsub
+from engine.storage import open_connections
+from engine.telemetry import instruments, logs
+
+_forking: Final = threading.local()
+"""`mask`: the signals that the forking thread had blocked before."""
+
+_loop: Any = None
+_handler: object = None
+_in_child = False
+
+
+def protect(loop: asyncio.AbstractEventLoop) -> None:
+    """Make each child that is forked from now on give up what is ours. Call it once `loop` handles SIGTERM."""
+    global _loop, _handler
+    if _loop is None:
+        os.register_at_fork(
+            before=_hold_signals, after_in_parent=_release_signals, after_in_child=_become_child
+        )
+    _loop, _handler = loop, signal.getsignal(signal.SIGTERM)
+
+
+def end_if_child(error: BaseException | None = None) -> None:
+    """End this process if it is a forked child, once it has left the author's code: all that follows is ours."""
+    if _in_child:
+        _leave(error)
+
+
+def _leave(error: BaseException | None) -> NoReturn:
+    code = getattr(error, "code", 1) if error else 0
+    os._exit(code if isinstance(code, int) else 1)
+
+
+def _hold_signals() -> None:
+    # A signal that reached the child before its handlers are reset would be ours.
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
+
+
+def _become_child() -> None:
+    global _loop, _in_child
+    try:
+        loop, _loop, _in_child = _loop, None, True
+        if loop is not None:  # the child of a child has nothing left to give up
+            _give_up_signals()
+            asyncio._set_running_loop(None)
+            _blank({*_watched(loop), *open_connections.descriptors(), *pubsub.descriptors()})
+            _give_up_locks()
+    finally:
+        _release_signals()
+
+
+def _give_up_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is _handler:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
+
+
+def _watched(loop: Any) -> Iterable[int]:
+    """The descriptors of the event loop: its own, and of all that it watches, as listeners and HTTP connections."""
+    yield loop._selector.fileno()
+    yield loop._csock.fileno()
+    yield from loop._selector.get_map()
+    for transport in list(loop._transports.values()):
+        # Reading is paused, so the selector does not watch it now. A closed socket has the descriptor -1.
+        yield transport.get_extra_info("socket").fileno()
+
+
+def _blank(descriptors: Iterable[int]) -> None:
+    """Put /dev/null in the place of `descriptors`. Closed, their numbers would be used again, and closed again."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for each in descriptors:
+        if each >= 0:
+            os.dup2(null, each, inheritable=False)
+    os.close(null)
+
+
+def _give_up_locks() -> None:
+    """Free what another thread, which the child does not have, may have held at the moment of the fork."""
+    logs.forked()
+    instruments.forked()
