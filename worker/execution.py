@@ -236,20 +236,23 @@ class Execution:
             return
         try:
             hook()
-        except BaseException as error:  # noqa: BLE001 - an author's code may raise anything
-            self._log_raised("hook.raised", error)
+        except BaseException as error:
+            # As in `_raised`.
+            with suppress(BaseException):
+                log.warning("hook.raised", **self._named, exc_info=error)
 
     def _raised(self, error: BaseException) -> Outcome:
         """The outcome of an exception. The traceback goes to the log, because clients never see it."""
         if not all(isinstance(each, PermanentError) for each in leaves(error)):
-            self._log_raised("attempt.raised", error)
+            # Writing a traceback calls the exception's own __str__, which may raise.
+            with suppress(BaseException):
+                log.warning("attempt.raised", **self._named, exc_info=error)
         return after(error)
 
-    def _log_raised(self, event: str, error: BaseException) -> None:
+    @property
+    def _named(self) -> dict[str, Any]:
         job = self.attempt.job
-        # Writing a traceback calls the exception's own __str__, which may raise.
-        with suppress(BaseException):
-            log.warning(event, job_id=job.id, preset=job.preset, attempt=self.number, exc_info=error)
+        return {"job_id": job.id, "preset": job.preset, "attempt": self.number}
 
 
 class AttemptRun:

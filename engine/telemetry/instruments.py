@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import prometheus_client
 from prometheus_client import REGISTRY, Gauge
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.samples import Sample
 
 LOCKED_PARTS: Final = ("_value", "_sum", "_count")
@@ -120,8 +121,10 @@ def forked() -> None:
     """In a forked child: free the locks of all metrics. A thread that the child does not have may hold one."""
     registry: Any = REGISTRY
     registry._lock._at_fork_reinit()
-    for lock in (lock for collector in registry._collector_to_names for lock in _locks(collector)):
-        lock._at_fork_reinit()
+    for metric in registry._collector_to_names:
+        if isinstance(metric, MetricWrapperBase):
+            for lock in _locks(metric):
+                lock._at_fork_reinit()
 
 
 def _locks(part: Any) -> Iterator[Any]:

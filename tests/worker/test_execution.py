@@ -23,6 +23,7 @@ from engine.model import (
 )
 from engine.pipeline import Pipeline
 from tests.worker.test_outcome import Mute, attempt, made
+from worker import threads
 from worker.execution import MAX_PROGRESS_MESSAGE, AttemptRun, Execution
 from worker.outcome import describe, label
 
@@ -230,6 +231,7 @@ async def test_a_process_out_of_threads_snoozes_the_job(monkeypatch: pytest.Monk
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(threads, "_idle", [])
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert isinstance(await Watched(made()).run(), Snoozed)
 

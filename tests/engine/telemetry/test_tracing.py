@@ -284,7 +284,7 @@ async def test_a_collector_that_never_answers_does_not_keep_a_process() -> None:
 
     body = """
     from engine.telemetry import tracing
-    process.EXIT_SECONDS = 10
+    ending.EXIT_SECONDS = 10
 
     async def main(settings, stop):
         with tracing.step("something"):
