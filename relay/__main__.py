@@ -39,7 +39,6 @@ async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncI
         # Imported here because Google's client takes half a second to import.
         from relay.relay import open_relay
 
-        calm_the_collector()
         async with open_relay(settings, url, registry) as relay:
             yield relay
     else:
@@ -77,6 +76,8 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             "accepting": accepting(stop),
         }
         async with admin_server(settings, "relay", checks) as port, asyncio.TaskGroup() as group:
+            # In pubsub mode a relay runs no jobs.
+            calm_the_collector(fully=settings.transport == "pubsub")
             log.info("relay.started", transport=settings.transport, presets=list(registry), admin_port=port)
             notifying = group.create_task(notifier.run())
             maintaining = group.create_task(maintenance.run(stop))

@@ -38,7 +38,6 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
     registry = load_pipelines(settings.pipelines)
-    calm_the_collector()
     url = settings.database()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -61,6 +60,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
             create_app(api), settings.http_host, settings.http_port, drain_seconds=settings.drain_seconds
         )
         port = await enter(served)
+        calm_the_collector(fully=True)
         log.info("web.started", host=settings.http_host, port=port, admin_port=admin_port)
         await stop.wait()
         draining.set()

@@ -10,7 +10,7 @@ import structlog
 
 from engine.pipeline import Registry, load_pipelines
 from engine.process.admin import accepting, admin_server
-from engine.process.run import run
+from engine.process.run import calm_the_collector, run
 from engine.settings import Settings
 from migrations import open_check
 from worker.consumer import open_consumer
@@ -48,6 +48,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             {"schema": schema, "worker": consumer.ready, "accepting": accepting(stop)},
         ) as port,
     ):
+        calm_the_collector()
         log.info(
             "worker.started",
             transport=settings.transport,

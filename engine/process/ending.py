@@ -13,12 +13,17 @@ from typing import Any, Final, NoReturn
 
 import structlog
 
+from engine.process import fork
+
 EXIT_SECONDS: Final = 3.0
 """How long the tasks, threads, children and exit handlers that are left at the end may take to end."""
 CHILD_SECONDS: Final = 0.5
 """How long a child that is left after that may take to end at a SIGTERM."""
 LAST_WORDS_SECONDS: Final = 1.0
 """How long the last log line may take after that, for example if nobody reads it."""
+MULTIPROCESSING: Final = "multiprocessing"
+FORK_SECONDS: Final = 0.5
+NOTE_SECONDS: Final = 0.02
 
 
 class Ending:
@@ -73,15 +78,20 @@ class Ending:
 def leave(code: int) -> NoReturn:
     """End this process now, and the children of multiprocessing with it: they would wait for work for ever."""
     try:
+        if MULTIPROCESSING in sys.modules:
+            fork.stop_forking(FORK_SECONDS)
+            # A thread that has just forked may not have noted its child yet.
+            time.sleep(NOTE_SECONDS)
         for child in _children():
-            child.kill()
+            with suppress(Exception):  # it has ended meanwhile
+                child.kill()
     finally:
         os._exit(code)
 
 
 def _children() -> list[Any]:
     """The living children of multiprocessing; none if no code here has used it."""
-    multiprocessing = sys.modules.get("multiprocessing")
+    multiprocessing = sys.modules.get(MULTIPROCESSING)
     with suppress(Exception):  # another thread may start or join a child meanwhile
         return multiprocessing.active_children() if multiprocessing else []
     return []

@@ -21,6 +21,9 @@ from engine.telemetry import instruments, logs
 _forking: Final = threading.local()
 """`mask`: the signals that the forking thread had blocked before."""
 
+_gate: Final = threading.Lock()
+"""Held while a thread forks."""
+
 _loop: Any = None
 _handler: object = None
 _in_child = False
@@ -30,9 +33,7 @@ def protect(loop: asyncio.AbstractEventLoop) -> None:
     """Make each child that is forked from now on give up what is ours. Call it once `loop` handles SIGTERM."""
     global _loop, _handler
     if _loop is None:
-        os.register_at_fork(
-            before=_hold_signals, after_in_parent=_release_signals, after_in_child=_become_child
-        )
+        os.register_at_fork(before=_begin, after_in_parent=_end, after_in_child=_become_child)
     _loop, _handler = loop, signal.getsignal(signal.SIGTERM)
 
 
@@ -42,17 +43,24 @@ def end_if_child(error: BaseException | None = None) -> None:
         _leave(error)
 
 
+def stop_forking(seconds: float) -> None:
+    """Let no thread fork from now on, so that all children can be known. Waits `seconds` for one that forks now."""
+    _gate.acquire(timeout=seconds)
+
+
 def _leave(error: BaseException | None) -> NoReturn:
     code = getattr(error, "code", 1) if error else 0
     os._exit(code if isinstance(code, int) else 1)
 
 
-def _hold_signals() -> None:
+def _begin() -> None:
+    _gate.acquire()
     # A signal that reached the child before its handlers are reset would be ours.
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-def _release_signals() -> None:
+def _end() -> None:
+    _gate.release()
     signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 
@@ -66,7 +74,7 @@ def _become_child() -> None:
             _blank({*_watched(loop), *open_connections.descriptors(), *pubsub.descriptors()})
             _give_up_locks()
     finally:
-        _release_signals()
+        _end()
 
 
 def _give_up_signals() -> None:

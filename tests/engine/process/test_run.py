@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -93,25 +94,130 @@ NEVER_ENDS = {
                 except asyncio.CancelledError:
                     pass
 
-        async def main(settings, stop):
+        def leave_behind():
             main.task = asyncio.create_task(stubborn())
-            await asyncio.sleep(0)
-            return 7
     """,
     "a thread of the loop's executor": """
-        async def main(settings, stop):
+        def leave_behind():
             asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)
-            return 7
+    """,
+    "a thread of an author's executor": """
+        def leave_behind():
+            ThreadPoolExecutor().submit(time.sleep, 3600)
+    """,
+    "a thread that is no daemon": """
+        def leave_behind():
+            threading.Thread(target=time.sleep, args=(3600,)).start()
+    """,
+    "a child that ignores SIGTERM": """
+        def deaf():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            asking.send(1)
+            time.sleep(3600)
+
+        def leave_behind():
+            multiprocessing.Process(target=deaf).start()
+            asked.recv()
+    """,
+    "a pool of processes at work": """
+        def work():
+            with multiprocessing.Pool(2, initializer=asking.send, initargs=(1,)) as pool:
+                pool.map(time.sleep, [3600, 3600])
+
+        def leave_behind():
+            threading.Thread(target=work, daemon=True).start()
+            asked.recv()
+    """,
+    "an exit handler": """
+        def leave_behind():
+            atexit.register(time.sleep, 3600)
     """,
 }
 
 
 @pytest.mark.parametrize("body", NEVER_ENDS.values(), ids=NEVER_ENDS)
-async def test_what_is_left_behind_does_not_keep_the_process(body: str) -> None:
+async def test_what_is_left_behind_does_not_keep_the_process_nor_outlive_it(body: str) -> None:
+    begin = """
+        import atexit, multiprocessing, signal
+        from concurrent.futures import ThreadPoolExecutor
+
+        asked, asking = multiprocessing.Pipe(duplex=False)
+    """
+    end = """
+        async def main(settings, stop):
+            leave_behind()
+            await asyncio.sleep(0)
+            print(*(child.pid for child in multiprocessing.active_children()))
+            return 7
+    """
+    async with started("\n".join(map(textwrap.dedent, (begin, body, end)))) as child:
+        assert child.stdout is not None
+        async with asyncio.timeout(WAIT_SECONDS):
+            # Its children have the same output, which ends with the last of them.
+            printed, logged = await child.communicate()
+        assert child.returncode == 7
+    assert b"process.abandoned" in logged
+    assert not any(Path(f"/proc/{pid}").exists() for pid in printed.decode().split())
+
+
+async def test_exit_handlers_run_and_what_was_printed_is_not_lost() -> None:
+    body = """
+        import atexit
+
+        async def main(settings, stop):
+            atexit.register(print, "handled")
+            atexit.register(divmod, 1, 0)
+            print("printed")
+            return 7
+    """
     async with started(body) as child:
-        code, said = await ended(child)
-    assert code == 7
-    assert "process.abandoned" in said
+        assert child.stdout is not None
+        async with asyncio.timeout(WAIT_SECONDS):
+            printed, logged = await child.communicate()
+    assert (child.returncode, printed.split()) == (7, [b"printed", b"handled"])
+    assert b"ZeroDivisionError" in logged
+    assert b"process.abandoned" not in logged
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+async def test_an_output_that_nobody_reads_does_not_keep_the_process(stream: str) -> None:
+    body = f"""
+        import os
+
+        async def main(settings, stop):
+            os.set_blocking({stream}, False)
+            try:
+                while os.write({stream}, bytes(65536)):
+                    pass
+            except BlockingIOError:
+                os.set_blocking({stream}, True)
+            print("more than fits")
+            asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)
+            return 7
+    """.replace("stdout", "1").replace("stderr", "2")
+    async with started(body) as child, asyncio.timeout(WAIT_SECONDS):
+        assert await child.wait() == 7
+
+
+async def test_a_second_signal_ends_the_children_too() -> None:
+    body = """
+        import multiprocessing
+
+        async def main(settings, stop):
+            child = multiprocessing.Process(target=time.sleep, args=(3600,))
+            child.start()
+            print(child.pid, flush=True)
+            await stop.wait()
+            print("draining", flush=True)
+            await asyncio.Event().wait()
+    """
+    async with started(body) as child:
+        left = Path("/proc") / await line(child)
+        child.send_signal(signal.SIGTERM)
+        assert await line(child) == "draining"
+        child.send_signal(signal.SIGTERM)
+        assert (await ended(child))[0] == 128 + signal.SIGTERM
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(
