@@ -2,6 +2,7 @@
 
 OutriderError
 ├── ConfigurationError     the environment or a pipeline is wrong; the process must not start
+│   └── UnfitDatabase      the database, or a pooler in front of it, cannot serve; carries the fix
 ├── SchemaMismatch         the database is behind this code, or its schema cannot be changed
 ├── InvalidJob             a job that can never be accepted; carries one Problem per fault
 ├── DuplicateJob           the given id is another job's
@@ -42,6 +43,15 @@ class ConfigurationError(OutriderError):
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = tuple(problems)
+
+
+class UnfitDatabase(ConfigurationError):
+    """The database, or a pooler in front of it, can never serve. `found` says why, `fix` says what to do."""
+
+    def __init__(self, found: str, fix: str) -> None:
+        super().__init__([f"{found}: {fix}"])
+        self.found = found
+        self.fix = fix
 
 
 class SchemaMismatch(OutriderError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +28,8 @@ PREFIX = "OUTRIDER_"
 MIN_SECRET_BYTES = 32
 SYMMETRIC = "HS256"
 PROJECT = r"^[a-z0-9][a-z0-9.:-]*$"
+SCHEMA = r"^(?!pg_)[a-z_][a-z0-9_]{0,62}$"
+"""A PostgreSQL identifier that means the same with and without quotes."""
 
 Transport = Literal["postgres", "pubsub"]
 Algorithm = Literal["HS256", "RS256", "ES256"]
@@ -55,6 +58,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     database_url: SecretStr | None = None
+    # pydantic's models have a method `schema`.
+    schema_name: str | None = Field(default=None, alias="schema")
     transport: Transport = "postgres"
     data_dir: Path = Path(".outrider")
     http_host: str = "127.0.0.1"
@@ -78,6 +83,13 @@ class Settings(BaseModel):
     log_format: Literal["json", "console"] | None = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     retention_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+
+    @field_validator("schema_name")
+    @classmethod
+    def _schema(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(SCHEMA, name):
+            raise ValueError("a schema's name has small letters, digits and _, and does not begin with pg_")
+        return name
 
     @field_validator("database_url")
     @classmethod
@@ -163,6 +175,16 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
         raise ConfigurationError([_line(fault) for fault in error.errors()]) from None
 
 
+def schema_of_environment() -> str | None:
+    """The schema of this process's installation, or None: then each connection's own search_path finds it.
+
+    Read from the environment at each call, as libpq reads PGSERVICE: every connection of a process has the same
+    schema, whoever opens it. Raises ConfigurationError.
+    """
+    name = os.environ.get(f"{PREFIX}SCHEMA") or None
+    return name if name is None else load({f"{PREFIX}SCHEMA": name}).schema_name
+
+
 def _field(name: str) -> str:
     """The field of a variable. A variable that is not in capitals keeps its name, which no field has."""
     return name.removeprefix(PREFIX).lower() if name.isupper() else name
@@ -180,6 +202,6 @@ def _line(fault: Any) -> str:
 
 def _near(name: str) -> str:
     """A hint at the setting that was probably meant, or nothing."""
-    known = [PREFIX + field.upper() for field in Settings.model_fields]
+    known = [PREFIX + (field.alias or key).upper() for key, field in Settings.model_fields.items()]
     near = get_close_matches(name.upper(), known, n=1, cutoff=0.8)
     return f"; did you mean {near[0]}?" if near else ""

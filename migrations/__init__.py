@@ -21,7 +21,7 @@ from psycopg import AsyncConnection, sql
 from yoyo import read_migrations
 
 from engine.errors import SchemaMismatch
-from engine.storage.connections import PinnedConnection
+from engine.storage.connections import PinnedConnection, refuse_pooler
 from migrations.backend import Backend, checksum, connection, session
 
 SQL = Path(__file__).with_name("sql")
@@ -105,8 +105,9 @@ async def check(conn: AsyncConnection[Any]) -> None:
 async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """`check` as a readiness check, on a connection of its own. The first check runs at once.
 
-    Raises SchemaMismatch or DatabaseUnavailable when the first check fails.
+    Raises UnfitDatabase, and SchemaMismatch or DatabaseUnavailable when the first check fails.
     """
+    await refuse_pooler(url)
     conn = PinnedConnection(url, name="readiness")
     busy = asyncio.Lock()
 

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, LiteralString
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import TupleRow
 from yoyo import internalmigrations
 from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
 from yoyo.migrations import default_migration_table
 
-from engine.errors import DatabaseUnavailable
+from engine.errors import DatabaseUnavailable, SchemaMismatch
+from engine.settings import schema_of_environment
+from engine.storage.connections import connect_sync
+from engine.storage.session import refuse_pooler_sync
 
 # "outrider" in ASCII, to be recognised in pg_locks.
 LOCK_KEY = 0x6F757472_69646572
@@ -28,6 +32,7 @@ CREATE_CHECKSUMS: LiteralString = """
 CREATE TABLE IF NOT EXISTS _migration_checksum (migration_id text PRIMARY KEY, sha256 text NOT NULL)"""
 KEEP_CHECKSUM: LiteralString = "INSERT INTO _migration_checksum (migration_id, sha256) VALUES (%s, %s)"
 DROP_CHECKSUM: LiteralString = "DELETE FROM _migration_checksum WHERE migration_id = %s"
+FOUND_SCHEMA: LiteralString = "SELECT to_regnamespace(%s) IS NOT NULL"
 
 
 # yoyo has no types.
@@ -82,9 +87,13 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 def session(url: str, wait_seconds: float) -> Iterator[Backend]:
     """The session that holds the migration lock.
 
-    Raises DatabaseUnavailable when the server does not answer, or another session holds the lock for `wait_seconds`.
+    Creates the schema of OUTRIDER_SCHEMA. Raises DatabaseUnavailable when the server does not answer, or another
+    session holds the lock for `wait_seconds`; UnfitDatabase; SchemaMismatch.
     """
     with connection(url) as conn:
+        # Behind a transaction pooler the lock would be another session's.
+        with connection(url) as second:
+            refuse_pooler_sync(conn, second)
         deadline = time.monotonic() + wait_seconds
         # Polled, because a session blocked in pg_advisory_lock keeps a snapshot. The CREATE INDEX CONCURRENTLY of the
         # session that holds the lock would wait for that snapshot: a deadlock. A dead session releases the lock.
@@ -92,17 +101,28 @@ def session(url: str, wait_seconds: float) -> Iterator[Backend]:
             if time.monotonic() > deadline:
                 raise DatabaseUnavailable(f"another process has been migrating for {wait_seconds:g} s")
             time.sleep(POLL_SECONDS)
+        _create_schema(conn)
         yield Backend(conn)
 
 
 @contextmanager
 def connection(url: str) -> Iterator[psycopg.Connection[TupleRow]]:
-    try:
-        conn = psycopg.connect(url, autocommit=True, connect_timeout=10, application_name="outrider migrate")
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(str(error)) from error
-    with conn:
+    with connect_sync(url, name="migrate") as conn:
         yield conn
+
+
+def _create_schema(conn: psycopg.Connection[TupleRow]) -> None:
+    """Create the schema of OUTRIDER_SCHEMA. IF NOT EXISTS would need the right to create even where it exists."""
+    name = schema_of_environment()
+    if name is None or conn.execute(FOUND_SCHEMA, [name]).fetchone() == (True,):
+        return
+    try:
+        conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SchemaMismatch(
+            f"the schema {name} does not exist, and {conn.info.user} may not create it: as the database's owner, run"
+            f" CREATE SCHEMA {name} AUTHORIZATION {conn.info.user}"
+        ) from error
 
 
 def _locked(conn: psycopg.Connection[TupleRow]) -> bool:

@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 
 import migrations
 from engine.storage.connections import open_pool
+from engine.storage.session import PINNED, set_up
 from ops.harness.postgres import Databases, folder_in_memory, temporary_server
 from tests.support.pubsub_brokers import broker, emulator, fake
 from tests.support.worker_harness import WorkerHarness
@@ -81,12 +82,17 @@ def database_url(databases: Databases, template: str) -> Iterator[str]:
 
 @pytest.fixture
 async def connect(database_url: str) -> AsyncIterator[Connect]:
-    """Opens autocommit connections to the test's database; they are closed at its end."""
+    """Opens autocommit connections to the test's database; they are closed at its end.
+
+    `pinned` allows only the plans that the hot statements have in a process.
+    """
     async with AsyncExitStack() as stack:
 
-        async def opened(**options: Any) -> AsyncConnection[TupleRow]:
+        async def opened(*, pinned: bool = False, **options: Any) -> AsyncConnection[TupleRow]:
             conn = await AsyncConnection.connect(database_url, **{"autocommit": True, **options})
             stack.push_async_callback(conn.close)
+            if pinned:
+                await set_up(conn, PINNED)
             return conn
 
         yield opened

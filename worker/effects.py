@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, LiteralString
 
 import structlog
-from psycopg import Error, errors
+from psycopg import AsyncCursor, Error, errors
+from psycopg.pq import TransactionStatus
 
-from engine.errors import DatabaseUnavailable, LeaseLost
+from engine.errors import DatabaseUnavailable, LeaseLost, PermanentError
 from engine.model import Completed
 from engine.moves import recorded
+from engine.storage import session
 from engine.storage.connections import Connection, Pool, borrow
 from engine.storage.deadline import transient
 from engine.storage.statements import fetchone
@@ -22,11 +25,26 @@ from worker.outcome import DeadlinePassed, leaves, record
 from worker.rows import write
 
 TRIES: Final = 3
-"""One deadlock or lost connection is no error of the job. Effects that cause one at every try are an error."""
+"""One lost connection is no error of the job. Effects that cause one at every try are an error."""
+CONFLICTS: Final = 8
+"""The same for deadlocks and serialization failures, of which a crowd of innocent jobs may have several in a row.
+
+At the end they are an error too: a job that was released unspent each time would never end if its effects are at fault.
+"""
 PAUSE_SECONDS: Final = 0.05
+MAX_PAUSE_SECONDS: Final = 1.0
 
 # Proves that the attempt is still this worker's, and locks its row: nothing else takes the attempt while effects run.
-FENCE: LiteralString = "SELECT 1 FROM outbox WHERE job_id = %s AND attempt = %s AND worker_id = %s FOR UPDATE"
+# The answer names the transaction.
+FENCE: LiteralString = """
+SELECT pg_current_xact_id()::text FROM outbox WHERE job_id = %s AND attempt = %s AND worker_id = %s FOR UPDATE
+"""
+# An author's statements find the names and the time zone of the role. Between two of them the author may take as long
+# as the effects may.
+LEND: LiteralString = """
+SET LOCAL search_path TO DEFAULT; SET LOCAL TimeZone TO DEFAULT;
+SET LOCAL idle_in_transaction_session_timeout TO """
+ENDED: Final = "the effects ended the transaction that they run in: they must neither commit nor roll back"
 
 log = structlog.get_logger()
 
@@ -34,7 +52,7 @@ log = structlog.get_logger()
 class EffectsCommit:
     """Commits one completed attempt. The commit is tried again after an outage or a deadlock.
 
-    At most TRIES tries run the effects, because an author's code may itself cause the deadlock.
+    A bounded number of tries run the effects, because an author's code may itself cause the deadlock.
     """
 
     def __init__(
@@ -72,10 +90,12 @@ class EffectsCommit:
                     await self._commit(conn)
                     return
             except (DatabaseUnavailable, Error, ExceptionGroup) as error:
-                if self._tries == TRIES or not _passing(error):
+                if self._tries >= _most_tries(error):
                     raise
                 log.warning("record.failed", error=str(error), rows=1)
-                await asyncio.sleep(PAUSE_SECONDS * 2**self._tries)
+                # Two that have met must not meet again.
+                pause = min(PAUSE_SECONDS * 2**self._tries, MAX_PAUSE_SECONDS)
+                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter, not a secret
         raise LeaseLost(str(self._attempt.job.id))
 
     @property
@@ -114,20 +134,49 @@ class EffectsCommit:
         attempt = self._attempt
         with tracing.record([self._traceparent], 1):
             async with conn.transaction():
-                if not await fetchone(conn, FENCE, [*attempt.key, attempt.worker_id]):
+                fence = await fetchone(conn, FENCE, [*attempt.key, attempt.worker_id])
+                if fence is None:
                     raise LeaseLost(str(attempt.job.id))
                 # Counted after the fence: only a try that got this far can have committed.
                 self._tries += 1
                 if self._effects is not None:
-                    with tracing.step("effects"):
-                        await self._effects(conn)
+                    async with _lent(conn, fence[0], self._seconds):
+                        with tracing.step("effects"):
+                            await self._effects(conn)
                 if not await write(
                     conn, attempt.worker_id, [self._ending], publish_results=self._publish_results
                 ):
                     raise LeaseLost(str(attempt.job.id))
 
 
+@asynccontextmanager
+async def _lent(conn: Connection, transaction: str, seconds: float) -> AsyncIterator[None]:
+    """Lend the open `transaction` to an author. Afterwards the session is ours again, whatever the author has set.
+
+    Raises PermanentError if the author ended the transaction. What the author wrote is committed without the result
+    then, and another attempt would write it again.
+    """
+    await conn.execute(f"{LEND}{round(seconds * 1000)}".encode())
+    try:
+        yield
+    finally:
+        if conn.info.transaction_status is TransactionStatus.IDLE:
+            raise PermanentError(ENDED)
+    conn.cursor_factory = AsyncCursor
+    found = await session.set_up(conn, regain=True)
+    if found.transaction != transaction:
+        raise PermanentError(ENDED)
+    if found.read_only:
+        raise PermanentError("the effects made their transaction read-only, so the result cannot be written")
+
+
+def _most_tries(error: BaseException) -> int:
+    """How many tries `error` may end before it counts as an error of the effects. 0: it does not pass by itself.
+
+    A group passes by itself if all in it do.
+    """
+    return min(CONFLICTS if transient(each) else TRIES if _passing(each) else 0 for each in leaves(error))
+
+
 def _passing(error: BaseException) -> bool:
-    """Whether the error passes by itself, so that the effects are not at fault. A group passes if all in it do."""
-    passing = DatabaseUnavailable | errors.QueryCanceled | errors.LockNotAvailable
-    return all(transient(each) or isinstance(each, passing) for each in leaves(error))
+    return isinstance(error, DatabaseUnavailable | errors.QueryCanceled | errors.LockNotAvailable)

@@ -16,8 +16,7 @@ from typing import Any, Final
 import psycopg
 import structlog
 
-from engine.storage.connections import LINK, with_options
-from engine.storage.open_connections import own
+from engine.storage.connections import connect_sync
 from engine.tables import workers
 from engine.tables.workers import Leased, Registration
 from engine.telemetry.metrics import HEARTBEATS, LEASES_LOST
@@ -145,14 +144,12 @@ class Lease:
     def _connected(self) -> psycopg.Connection[Any]:
         # A heartbeat that hangs must fail early enough for another one on a new connection.
         limit = max(1000, int(self._period * 1000))
-        conn = psycopg.connect(
-            with_options(self._url, f"-c statement_timeout={limit} -c lock_timeout={limit}"),
-            autocommit=True,
-            application_name="outrider lease",
-            **(LINK | {"tcp_user_timeout": limit}),
+        return connect_sync(
+            self._url,
+            name="lease",
+            more={"statement_timeout": str(limit), "lock_timeout": str(limit)},
+            tcp_user_timeout=limit,
         )
-        own(conn)
-        return conn
 
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
         sent = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, LiteralString
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -42,7 +42,9 @@ WITH held AS MATERIALIZED (
 )
 
 # Effects hold the row while they run, perhaps for long. A cancel must not wait for them with its connection.
-BRIEFLY: LiteralString = "SELECT set_config('lock_timeout', '1s', true)"
+PATIENCE: LiteralString = "SELECT current_setting('lock_timeout')"
+PATIENT_FOR: LiteralString = "SELECT set_config('lock_timeout', %s, true)"
+BRIEFLY: Final = "1s"
 
 TRIES = 5
 
@@ -86,10 +88,15 @@ async def cancel(
 
 
 async def _cancel(conn: AsyncConnection[Any], asked: Mapping[str, object]) -> tuple[JobState, str] | None:
+    # Asked first: on a connection without autocommit this begins the caller's transaction, and the block below becomes
+    # a savepoint of it. An error undoes the setting with the savepoint. Without an error the setting outlives it.
+    found = await fetchone(conn, PATIENCE)
+    assert found is not None
     try:
         async with conn.transaction():
-            await conn.execute(BRIEFLY)
+            await fetchone(conn, PATIENT_FOR, [BRIEFLY])
             row = await fetchone(conn, CANCEL, asked)
+            await fetchone(conn, PATIENT_FOR, [found[0]])
     except LockNotAvailable as error:
         raise Overloaded("the job's outcome is being written at this moment") from error
     return None if row is None else (JobState(row[0]), row[1])

@@ -1,21 +1,23 @@
-"""Connections to PostgreSQL: single, pooled, or with pinned plans."""
+"""Connections to PostgreSQL: single, pooled, or with pinned plans. engine/storage/session.py has their settings."""
 
 from __future__ import annotations
 
-import os
 import select
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-from psycopg import AsyncConnection, OperationalError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+import psycopg
+from psycopg import AsyncConnection, AsyncCursor, Error, OperationalError
 from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from engine.errors import DatabaseUnavailable
-from engine.storage.deadline import STATEMENT_SECONDS, deadline
+from engine.storage import session
+from engine.storage.deadline import STATEMENT_SECONDS, deadline, sever
 from engine.storage.open_connections import own
 from engine.telemetry.metrics import POOL_CONNECTIONS
 
@@ -23,6 +25,7 @@ Connection = AsyncConnection[TupleRow]
 Pool = AsyncConnectionPool[Connection]
 
 CONNECT_SECONDS: Final = 5
+CHECK_SECONDS: Final = 1.0
 
 LINK: Final[dict[str, Any]] = {
     "connect_timeout": CONNECT_SECONDS,
@@ -30,41 +33,62 @@ LINK: Final[dict[str, Any]] = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
+    # psycopg knows no codec for some encodings that a role may have, and could not even send the first SET.
+    "client_encoding": "UTF8",
 }
 """Socket options of every connection, so that a lost peer is noticed. `tcp_user_timeout` is in ms, the others in s."""
-
-# An empty queue once made the planner choose sequential scans for the prepared claim, and keep them (p99 5.6 s).
-# Every hot statement has one good plan, by index and nested loop. These options allow no other, and plan it once.
-PINNED: Final = (
-    "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_bitmapscan=off "
-    "-c jit=off -c plan_cache_mode=force_generic_plan"
-)
 
 
 async def connect(url: str, *, name: str, pinned: bool = False) -> Connection:
     """Open a connection in autocommit mode. `pinned` pins the plans and prepares each statement at its first use.
 
-    Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable or UnfitDatabase.
     """
     options: dict[str, Any] = {"prepare_threshold": 0} if pinned else {}
     try:
-        conn = await AsyncConnection.connect(
-            with_options(url, PINNED) if pinned else url,
-            autocommit=True,
-            application_name=f"outrider {name}",
-            **LINK,
-            **options,
-        )
+        conn = await AsyncConnection.connect(url, **_named(name), **options)
     except OperationalError as error:
         raise DatabaseUnavailable(str(error).strip()) from error
-    own(conn)
+    try:
+        await _set_up(conn, session.PINNED if pinned else {})
+    except BaseException:
+        await conn.close()
+        raise
     return conn
 
 
-def with_options(url: str, options: str) -> str:
-    """`url` with more server settings. Settings in `url` are kept: a search_path must hold on every connection."""
-    given = conninfo_to_dict(url).get("options") or os.environ.get("PGOPTIONS", "")
-    return make_conninfo(url, options=f"{given} {options}".strip())
+def connect_sync(
+    url: str, *, name: str, more: Mapping[str, str] | None = None, **options: Any
+) -> psycopg.Connection[TupleRow]:
+    """`connect` without an event loop. `more` are further settings, `options` are libpq's or psycopg's."""
+    try:
+        conn = psycopg.connect(url, **(_named(name) | options))
+    except OperationalError as error:
+        raise DatabaseUnavailable(str(error).strip()) from error
+    own(conn)
+    timer = threading.Timer(CONNECT_SECONDS, sever, [conn])
+    timer.start()
+    try:
+        session.set_up_sync(conn, more)
+    except BaseException as error:
+        conn.close()
+        if isinstance(error, OperationalError):
+            raise DatabaseUnavailable(str(error).strip()) from error
+        raise
+    finally:
+        timer.cancel()
+    return conn
+
+
+async def refuse_pooler(url: str) -> None:
+    """Raise UnfitDatabase if `url` leads to a pooler that gives sessions away between statements."""
+    async with (
+        await connect(url, name="start") as first,
+        await connect(url, name="start") as second,
+        deadline(first, CONNECT_SECONDS),
+        deadline(second, CONNECT_SECONDS),
+    ):
+        await session.refuse_pooler(first, second)
 
 
 @asynccontextmanager
@@ -81,9 +105,8 @@ async def open_pool(url: str, *, name: str, size: int, reset_on_return: bool = F
         open=False,
         timeout=CONNECT_SECONDS,
         reconnect_timeout=CONNECT_SECONDS,
-        kwargs={"autocommit": True, "application_name": f"outrider {name}", **LINK}
-        | ({"prepare_threshold": None} if reset_on_return else {}),
-        configure=_own,
+        kwargs=_named(name) | ({"prepare_threshold": None} if reset_on_return else {}),
+        configure=_set_up,
         reset=_discard if reset_on_return else None,
     )
     async with pool:
@@ -93,9 +116,13 @@ async def open_pool(url: str, *, name: str, size: int, reset_on_return: bool = F
 
 @asynccontextmanager
 async def borrow(pool: Pool, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[Connection]:
-    """A connection of the pool, under a deadline of `seconds`. Raises DatabaseUnavailable."""
+    """A live connection of the pool, under a deadline of `seconds`. Raises DatabaseUnavailable.
+
+    A connection that breaks after this look fails its borrower: what was sent may have happened, so only the borrower
+    can know whether to send it again.
+    """
     try:
-        conn = await pool.getconn()
+        conn = await _live(pool)
     except (PoolTimeout, OperationalError) as error:
         raise DatabaseUnavailable(str(error).strip()) from error
     try:
@@ -103,6 +130,46 @@ async def borrow(pool: Pool, seconds: float = STATEMENT_SECONDS) -> AsyncIterato
             yield conn
     finally:
         await pool.putconn(conn)
+
+
+async def _live(pool: Pool) -> Connection:
+    """The pool's first connection that is alive; the pool replaces the others. Raises PoolTimeout.
+
+    The pool's own `check` would pause for a second after each dead connection but the first: a restart of the server
+    leaves a pool full of them.
+    """
+    until = time.monotonic() + pool.timeout
+    while True:
+        conn = await pool.getconn(timeout=until - time.monotonic())
+        try:
+            if await alive(conn):
+                return conn
+        except BaseException:
+            await pool.putconn(conn)
+            raise
+        await pool.putconn(conn)
+
+
+async def alive(conn: Connection) -> bool:
+    """Whether an idle connection still leads to its server; closes the connection if not.
+
+    This costs a round trip only if the server has sent something meanwhile: its last words before it hung up, or a
+    mere change of its settings, as after `pg_reload_conf()`.
+    """
+    if conn.closed:
+        return False
+    waiting = select.poll()
+    waiting.register(conn.fileno(), select.POLLIN)
+    if not waiting.poll(0):
+        return True
+    try:
+        async with deadline(conn, CHECK_SECONDS):
+            await conn.execute("SELECT 1", prepare=False)
+    except (DatabaseUnavailable, Error):
+        # The caller opens another one, and learns then whether the server is away.
+        await conn.close()
+        return False
+    return True
 
 
 class PinnedConnection:
@@ -119,9 +186,7 @@ class PinnedConnection:
     @asynccontextmanager
     async def use(self, seconds: float = STATEMENT_SECONDS) -> AsyncIterator[Connection]:
         """The connection, under a deadline of `seconds`. Raises DatabaseUnavailable."""
-        if self._conn is not None and not self._conn.closed and _hung_up(self._conn):
-            await self._conn.close()
-        if self._conn is None or self._conn.closed:
+        if self._conn is None or not await alive(self._conn):
             self._conn = await connect(self._url, name=self._name, pinned=True)
         async with deadline(self._conn, seconds):
             yield self._conn
@@ -141,21 +206,21 @@ def _figure(pool: Pool, name: str) -> float:
     return pool.get_stats().get(name, 0)
 
 
-async def _own(conn: Connection) -> None:
+def _named(name: str) -> dict[str, Any]:
+    return {"autocommit": True, "application_name": f"outrider {name}", **LINK}
+
+
+async def _set_up(conn: Connection, more: Mapping[str, str] | None = None) -> None:
     own(conn)
+    async with deadline(conn, CONNECT_SECONDS):
+        await session.set_up(conn, more)
 
 
 async def _discard(conn: Connection) -> None:
+    """Make a connection as new: what an author set on it, in the server and in psycopg."""
     conn.row_factory = tuple_row
+    conn.cursor_factory = AsyncCursor
+    conn.prepare_threshold = None
     await conn.set_autocommit(True)
     await conn.execute("DISCARD ALL")
-
-
-def _hung_up(conn: Connection) -> bool:
-    """Whether the server has sent something on an idle connection, as servers do when they end a connection.
-
-    The next use of such a connection would only report a fault that may be over by now.
-    """
-    waiting = select.poll()
-    waiting.register(conn.fileno(), select.POLLIN)
-    return bool(waiting.poll(0))
+    await _set_up(conn)

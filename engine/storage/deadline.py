@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from psycopg import AsyncConnection, Error, errors
+from psycopg import AsyncConnection, BaseConnection, Error, errors
 
 from engine.errors import DatabaseUnavailable
 
@@ -37,7 +37,7 @@ async def deadline(conn: AsyncConnection[Any], seconds: float = STATEMENT_SECOND
         timer.cancel()
 
 
-def sever(conn: AsyncConnection[Any]) -> None:
+def sever(conn: BaseConnection[Any]) -> None:
     """Shut the connection's socket down, so that every wait on the connection fails now."""
     if conn.closed:
         return

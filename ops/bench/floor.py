@@ -11,7 +11,8 @@ from uuid import UUID
 
 import psycopg
 
-from engine.storage.connections import PINNED
+from engine.storage.connections import connect_sync
+from engine.storage.session import PINNED
 
 BATCH: Final = 500
 IN_FLIGHT: Final = 2
@@ -110,4 +111,4 @@ def overlap(url: str, preset: str) -> None:
 
 def _connected(url: str) -> Connection:
     """A connection with the engine's planner settings: on freshly filled tables the planner's own choices vary."""
-    return psycopg.connect(url, autocommit=True, prepare_threshold=0, options=PINNED)
+    return connect_sync(url, name="bench", more=PINNED, prepare_threshold=0)

@@ -20,7 +20,6 @@ from engine.moves.claim import CLAIM, CLAIM_NAMED, CLAIM_PUBLISHED
 from engine.moves.finish import FINISH
 from engine.moves.promote import PROMOTE
 from engine.moves.release import RELEASE
-from engine.storage.connections import PINNED
 from engine.storage.literals import array, bare_array
 from engine.tables import events
 from engine.tables.outbox import PRESETS
@@ -116,7 +115,7 @@ def claiming(worker_id: int, limit: int = 100) -> dict[str, object]:
 
 
 async def test_the_cost_of_a_claim_does_not_grow_with_what_it_does_not_take(connect: Connect) -> None:
-    conn = await connect(options=PINNED)
+    conn = await connect(pinned=True)
     me = await worker(conn)
     await fill(conn, "ready", 1000)
     await conn.execute("VACUUM ANALYZE")
@@ -140,7 +139,7 @@ async def marking(conn: Conn, limit: int = 100) -> dict[str, object]:
 
 
 async def test_the_cost_of_a_hand_over_does_not_grow_with_what_is_not_handed_over(connect: Connect) -> None:
-    conn = await connect(options=PINNED)
+    conn = await connect(pinned=True)
     me = await worker(conn)
     await fill(conn, "ready", 1000)
     await fill(conn, "published", 1000)
@@ -194,7 +193,7 @@ HOT = {
 
 @pytest.mark.parametrize("full", [False, True], ids=["empty", "full"])
 async def test_no_statistics_spoil_the_plans(connect: Connect, full: bool) -> None:
-    conn = await connect(options=PINNED)
+    conn = await connect(pinned=True)
     if full:
         for status in ("ready", "published", "waiting"):
             await fill(conn, status, 5000, 5000)
@@ -211,7 +210,7 @@ async def test_no_statistics_spoil_the_plans(connect: Connect, full: bool) -> No
 async def test_events_are_found_without_a_look_at_those_of_the_other_topic_or_in_quarantine(
     connect: Connect,
 ) -> None:
-    conn = await connect(options=PINNED)
+    conn = await connect(pinned=True)
     asked = {"topic": "results", "low": 0, "limit": 100, "max_bytes": 8_000_000, "seconds": 10}
     await conn.execute(EVENTS, ["dead-letters", None, 1, 20_000])
     await conn.execute(EVENTS, ["results", "2026-01-01", 20_001, 40_000])

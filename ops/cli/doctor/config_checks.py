@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import migrations
-from engine.errors import ConfigurationError, KeysUnavailable, OutriderError
+from engine.errors import ConfigurationError, KeysUnavailable, OutriderError, UnfitDatabase
 from engine.pipeline import load_pipelines
 from engine.settings import Settings, load
 from engine.storage.connections import Connection, connect
+from engine.storage.session import refuse_pooler
 from engine.telemetry import logs
 from ops.cli.context import database_url, signing_secret
 from ops.cli.doctor import runtime_checks
@@ -113,6 +114,8 @@ async def _connected(settings: Settings, stack: AsyncExitStack, conns: list[Conn
     try:
         url = database_url(settings)
         found = [await stack.enter_async_context(await connect(url, name="doctor")) for _ in range(2)]
+    except UnfitDatabase as error:
+        raise CheckFailed(error.found, error.fix) from error
     except ConfigurationError as error:
         raise CheckFailed(str(error), "set OUTRIDER_DATABASE_URL, or start `outrider up`") from error
     except OutriderError as error:
@@ -132,20 +135,12 @@ async def _version(conn: Connection) -> str:
 
 
 async def _direct(first: Connection, second: Connection) -> str:
-    """Find a pooler by the server sessions behind two connections.
-
-    A transaction pooler gives its one idle session to the next query, so both connections see the same session.
-    Any pooler invents the process id that the protocol gives a client. A session pooler is harmless.
-    """
-    sessions = [await _value(conn, "SELECT pg_backend_pid()") for conn in (first, second, first, second)]
-    if set(sessions[::2]) & set(sessions[1::2]) or len(set(sessions)) != 2:
-        raise CheckFailed(
-            "a transaction pooler is in between: connections do not keep their sessions",
-            "point OUTRIDER_DATABASE_URL directly at PostgreSQL: plans, locks and LISTEN belong to a session",
-        )
-    if sessions[0] != first.info.backend_pid:
-        return "through a session pooler"
-    return "direct"
+    """Find a pooler. Any pooler invents the process id that a client is told; a session pooler is harmless."""
+    try:
+        session = await refuse_pooler(first, second)
+    except UnfitDatabase as error:
+        raise CheckFailed(error.found, error.fix) from error
+    return "direct" if session == first.info.backend_pid else "through a session pooler"
 
 
 async def _schema(settings: Settings) -> str:

@@ -10,7 +10,6 @@ import pytest
 from engine.model import NewJob
 from engine.process.autoscale import advice, needed, rounded
 from engine.queries.queue_stats import OTHER, QUEUES, Queue, QueueStats, queue_stats
-from engine.storage.connections import PINNED
 from tests.conftest import Connect
 from tests.engine.test_statements import buffers, fill
 from tests.support.database import Conn, fetchone, new, worker
@@ -114,7 +113,7 @@ async def test_counts_end_at_their_bound_and_so_does_their_cost(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.queries.queue_stats.COUNTED", 500)
-    conn = await connect(options=PINNED)
+    conn = await connect(pinned=True)
     asked = {"presets": 100, "counted": 500}
     for status in ("ready", "waiting", "published"):
         await fill(conn, status, 600)
