@@ -139,5 +139,6 @@ def test_every_setting_is_explained() -> None:
     from engine.settings import Settings
 
     readme = (ROOT / "README.md").read_text()
-    last_words = {name: f"_{name.upper().rpartition('_')[2]}" for name in Settings.model_fields}
+    names = [field.alias or name for name, field in Settings.model_fields.items()]
+    last_words = {name: f"_{name.upper().rpartition('_')[2]}" for name in names}
     assert {name for name, word in last_words.items() if word not in readme} == set()

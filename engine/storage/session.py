@@ -67,8 +67,8 @@ CASE WHEN version() ~* 'linux|darwin|bsd' THEN set_config('client_connection_che
 CASE WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('transaction_timeout', '0', false) END
 """
 
-# What stands between an author's SET ROLE or SET SESSION AUTHORIZATION and our own statements.
-REGAIN: LiteralString = "RESET SESSION AUTHORIZATION; RESET ROLE; "
+# Takes the session back from an author. What the author deferred happens first, under the author's settings.
+REGAIN: LiteralString = "SET CONSTRAINTS ALL IMMEDIATE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
 
 MARK: LiteralString = "SELECT set_config('outrider.session', %s, false)"
 MARKED: LiteralString = "SELECT current_setting('outrider.session', true), pg_backend_pid()"
@@ -90,7 +90,8 @@ async def set_up(
 ) -> Found:
     """Give the session its settings, and those of `more`. One round trip.
 
-    `regain` also takes the session back from an author who changed its role. Raises UnfitDatabase.
+    `regain` first takes back what an author has changed, in the author's open transaction. Raises UnfitDatabase, and
+    the error of a constraint that the author deferred.
     """
     statement = (REGAIN.encode() if regain else b"") + _statement(more or {})
     # Not conn.cursor(): an author may have changed the connection's factories.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,10 +14,12 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 import migrations
-from engine.errors import DatabaseUnavailable, SchemaMismatch
+from engine.errors import DatabaseUnavailable, SchemaMismatch, UnfitDatabase
 from migrations.backend import LOCK_KEY
+from ops.harness.postgres import Databases
 from ops.waiting import eventually
 from tests.migrations.catalog import picture
+from tests.support.pooler import transaction_pooler
 
 ROOT = Path(migrations.__file__).parents[1]
 WAITING = (
@@ -199,6 +202,62 @@ def test_an_index_left_invalid_by_a_concurrent_build_is_built_again(
         assert conn.execute("SELECT bool_and(indisvalid) FROM pg_index").fetchone() == (True,)
     assert migrations.down(empty_database_url, directory=tmp_path) == ["0002.index"]
     assert names(empty_database_url) == ["t"]
+
+
+def test_up_makes_the_schema_of_the_environment_and_leaves_the_others_alone(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied = migrations.up(empty_database_url)
+    for name in ("first", "second"):
+        monkeypatch.setenv("OUTRIDER_SCHEMA", name)
+        assert {one.state for one in migrations.status(empty_database_url)} == {"pending"}
+        assert migrations.up(empty_database_url) == applied
+        assert migrations.up(empty_database_url) == []
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        found = "SELECT schemaname FROM pg_tables WHERE tablename = 'outbox' ORDER BY 1"
+        assert conn.execute(found).fetchall() == [("first",), ("public",), ("second",)]
+
+
+def test_a_role_that_may_not_make_the_schema_is_told_who_must_and_how(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTRIDER_SCHEMA", "mine")
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        role = f"{conn.info.dbname}_weak"
+        conn.execute(f"CREATE ROLE {role} LOGIN".encode())
+        weak = psycopg.conninfo.make_conninfo(empty_database_url, user=role)
+        make = f"CREATE SCHEMA mine AUTHORIZATION {role}"
+        with pytest.raises(SchemaMismatch, match=make):
+            migrations.up(weak)
+        conn.execute(make.encode())
+        # The right to create a schema is not needed where it exists.
+        assert migrations.up(weak) != []
+        conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_in_another_encoding_is_refused_before_anything_is_made(
+    databases: Databases, encoding: str
+) -> None:
+    name = databases.create(encoding=encoding)
+    for _ in range(2):
+        with pytest.raises(UnfitDatabase, match=encoding):
+            migrations.up(databases.url(name))
+    with psycopg.connect(databases.url(name)) as conn:
+        assert conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+    databases.drop_later(name)
+
+
+async def test_up_and_start_refuse_a_transaction_pooler(empty_database_url: str) -> None:
+    async with transaction_pooler(empty_database_url) as url:
+        with pytest.raises(UnfitDatabase, match="transaction pooler"):
+            await asyncio.to_thread(migrations.up, url)
+        with pytest.raises(UnfitDatabase, match="transaction pooler"):
+            async with migrations.open_check(url):
+                raise AssertionError("a process that starts behind a transaction pooler")
+    async with await AsyncConnection.connect(empty_database_url) as conn:
+        made = await conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+        assert await made.fetchone() == (0,)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can take a foreign uid")

@@ -12,7 +12,7 @@ import pytest
 from engine.moves.enqueue import enqueue
 from engine.tables.relay_status import RelayStatus, report
 from tests.ops.cli.conftest import Outrider
-from tests.ops.cli.pooler import transaction_pooler
+from tests.support.pooler import transaction_pooler
 from tests.support.database import Conn, fetchone, new, worker
 
 pytestmark = pytest.mark.usefixtures("configured")
