@@ -259,7 +259,8 @@ async def test_whatever_effects_leave_set_the_result_is_written(
 
 
 @pytest.mark.parametrize(
-    "end", ["COMMIT", "ROLLBACK", "COMMIT AND CHAIN", "ROLLBACK AND CHAIN", "COMMIT; BEGIN", "read only", "raise"]
+    "end",
+    ["COMMIT", "ROLLBACK", "COMMIT AND CHAIN", "ROLLBACK AND CHAIN", "COMMIT; BEGIN", "read only", "raise"],
 )
 async def test_effects_that_end_their_transaction_fail_the_job_with_the_reason_and_happen_once(
     harness: WorkerHarness, end: str

@@ -43,9 +43,7 @@ MOVES: dict[str, Move] = {
     "redrive": lambda conn, _me, _mine: redriven(conn),
     "recorded": lambda conn, _me, mine: recorded(conn, [mine.key]),
 }
-OWN = (
-    "SET LOCAL lock_timeout = '7s'; SET LOCAL statement_timeout = '77s'; SET LOCAL search_path = pg_temp, public"
-)
+OWN = "SET LOCAL lock_timeout = '7s'; SET LOCAL statement_timeout = '77s'; SET LOCAL search_path = pg_temp, public"
 
 
 async def session(conn: Conn) -> dict[str, Any]:

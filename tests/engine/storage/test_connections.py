@@ -115,13 +115,12 @@ async def test_a_message_of_the_server_is_no_hang_up(database_url: str, conn: Co
 
 
 async def test_a_connection_that_ends_while_it_is_lent_fails_its_borrower_and_no_other(
-    database_url: str, conn: Conn
+    database_url: str,
 ) -> None:
     async with asyncio.timeout(20), open_pool(database_url, name="test", size=1) as pool:
         with pytest.raises(DatabaseUnavailable):
             async with borrow(pool) as mine:
-                await conn.execute("SELECT pg_terminate_backend(%s, 5000)", [mine.info.backend_pid])
-                await mine.execute("SELECT 1")
+                await mine.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         async with borrow(pool) as mine:
             assert await fetchone(mine, "SELECT 1") == (1,)
 

@@ -1,4 +1,4 @@
-"""Sessions: whatever a database, a role, a service file or a URL sets, each connection has the settings of this project."""
+"""Sessions: whatever a database, a service file or a URL sets, each connection has the settings of this project."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from engine.storage.connections import (
 )
 from engine.storage.session import PINNED, SESSION
 from ops.harness.postgres import Databases
-from tests.support.pooler import transaction_pooler
 from tests.support.database import Conn, fetchone
+from tests.support.pooler import transaction_pooler
 
 HOSTILE = {
     "client_encoding": "EUC_TW",
@@ -189,5 +189,3 @@ async def test_a_pooler_that_gives_sessions_away_is_refused_with_the_fix(databas
     async with transaction_pooler(database_url) as url:
         with pytest.raises(UnfitDatabase, match="pool_mode=session"):
             await refuse_pooler(url)
-
-

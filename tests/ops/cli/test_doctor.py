@@ -12,8 +12,8 @@ import pytest
 from engine.moves.enqueue import enqueue
 from engine.tables.relay_status import RelayStatus, report
 from tests.ops.cli.conftest import Outrider
-from tests.support.pooler import transaction_pooler
 from tests.support.database import Conn, fetchone, new, worker
+from tests.support.pooler import transaction_pooler
 
 pytestmark = pytest.mark.usefixtures("configured")
 
