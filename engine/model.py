@@ -216,7 +216,9 @@ class Completed:
 
     - `output`: the result, JSON-able and at most 4 MiB as JSON. An output that cannot be stored fails the job.
     - `effects`: an async function `effects(conn)` whose writes commit together with the result, exactly once for each
-      completed job. `conn` is a psycopg AsyncConnection in the worker's open transaction: do not commit or roll back.
+      completed job. `conn` is a psycopg AsyncConnection in the worker's open transaction, READ COMMITTED, with the
+      role's own search_path and time zone. Whatever is SET there ends with the function. A function that commits or
+      rolls back fails the job.
       The function may be called again after a deadlock or a lost connection, and may take as long as an attempt. If
       the function raises, nothing is written and the attempt ends as if the pipeline had raised.
     """

@@ -156,8 +156,13 @@ class Settings(BaseModel):
 
 
 def schema_of_environment() -> str | None:
-    """OUTRIDER_SCHEMA alone: an application that enqueues need not have a valid value for every other setting."""
-    return os.environ.get(f"{PREFIX}SCHEMA") or None
+    """The schema of this process's installation, or None: then each connection's own search_path finds it.
+
+    Read from the environment at each call, as libpq reads PGSERVICE: every connection of a process has the same
+    schema, whoever opens it. Raises ConfigurationError.
+    """
+    name = os.environ.get(f"{PREFIX}SCHEMA") or None
+    return name if name is None else load({f"{PREFIX}SCHEMA": name}).schema_name
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -173,16 +178,6 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
         return Settings.model_validate(values | overrides)
     except ValidationError as error:
         raise ConfigurationError([_line(fault) for fault in error.errors()]) from None
-
-
-def schema_of_environment() -> str | None:
-    """The schema of this process's installation, or None: then each connection's own search_path finds it.
-
-    Read from the environment at each call, as libpq reads PGSERVICE: every connection of a process has the same
-    schema, whoever opens it. Raises ConfigurationError.
-    """
-    name = os.environ.get(f"{PREFIX}SCHEMA") or None
-    return name if name is None else load({f"{PREFIX}SCHEMA": name}).schema_name
 
 
 def _field(name: str) -> str:

@@ -221,6 +221,7 @@ STATES = {
     "a time-out": "SET LOCAL lock_timeout TO '1ms'",
     "constraints": "SET CONSTRAINTS ALL DEFERRED",
     "a listener": "LISTEN mine",
+    "factories": "SELECT 1",
 }
 
 
@@ -243,8 +244,9 @@ async def test_whatever_effects_leave_set_the_result_is_written(
     async def answer(_job: Any, _run: Any) -> Completed:
         async def effects(conn: Conn) -> None:
             await conn.execute(statement)
-            conn.row_factory = dict_row
-            conn.cursor_factory = AsyncRawCursor
+            if state == "factories":
+                conn.row_factory = dict_row
+                conn.cursor_factory = AsyncRawCursor
 
         return Completed("grüße, 世界", effects)
 

@@ -80,8 +80,9 @@ async def returned(url: str) -> AsyncIterator[Show]:
             for name in SESSION:
                 await conn.execute(f"RESET {name}".encode())
             await conn.execute("RESET search_path")
-            conn.row_factory = dict_row
-            conn.cursor_factory = AsyncRawCursor
+            mine: Any = conn
+            mine.row_factory = dict_row
+            mine.cursor_factory = AsyncRawCursor
         async with borrow(pool) as conn:
             yield lambda query: fetchone(conn, query)
 

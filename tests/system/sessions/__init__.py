@@ -1,1 +1,1 @@
-"""What a session may be like, and what works in it: `pytest --all -s tests/system/sessions` prints the table."""
+"""What works in which session: `./ops/test --all -n 0 -s tests/system/sessions` prints the table."""

@@ -18,13 +18,15 @@ from tests.support.pgbouncer import pgbouncer
 APP: Final = "app"
 PATH: Final = f"-c search_path={APP}"
 ENCODING_FIX: Final = "create a database with ENCODING 'UTF8' TEMPLATE template0"
+SCHEMA_FIX: Final = "run `outrider migrate up`"
+"""What an application is told whose database was refused: the command then says why."""
 POOLER_FIX: Final = "point OUTRIDER_DATABASE_URL directly at PostgreSQL, or use pool_mode=session"
 
 TIMEOUTS: Final = {
-    "statement_timeout": "50ms",
-    "lock_timeout": "50ms",
-    "idle_session_timeout": "50ms",
-    "idle_in_transaction_session_timeout": "50ms",
+    "statement_timeout": "1s",
+    "lock_timeout": "1s",
+    "idle_session_timeout": "1s",
+    "idle_in_transaction_session_timeout": "1s",
 }
 PLANS: Final = {
     f"enable_{plan}": "off" for plan in ("indexscan", "indexonlyscan", "bitmapscan", "nestloop", "sort")
@@ -72,10 +74,10 @@ ROWS: Final = (
     Row("nothing special"),
     *(Row(f"role: {name}={value}", role={name: value}) for name, value in TEXTS.items()),
     Row("role: array_nulls=off", role={"array_nulls": "off", "transform_null_equals": "on"}),
-    *(Row(f"role: client_encoding={name}", role={"client_encoding": name}) for name in ("LATIN1", "EUC_TW")),
+    Row("role: client_encoding=LATIN1", role={"client_encoding": "LATIN1"}),
     Row("role: serializable", role=ISOLATION),
     Row("role: repeatable read", role={"default_transaction_isolation": "repeatable read"}),
-    Row("role: time-outs of 50 ms", role=TIMEOUTS),
+    Row("role: time-outs of a second", role=TIMEOUTS),
     Row("role: no plan by index", role=PLANS),
     Row("role: search_path", role={"search_path": APP}),
     Row("database: all of these", database={**TEXTS, **ISOLATION, **TIMEOUTS, **PLANS, "array_nulls": "off"}),
