@@ -136,6 +136,33 @@ async def test_only_jobs_that_were_written_are_counted_and_only_due_ones_wake_wo
         )
 
 
+async def test_no_request_fails_after_the_server_has_ended_every_idle_connection(
+    web_harness: WebHarness, conn: Conn
+) -> None:
+    """As after a restart of the database that ended before the request came."""
+    client = await web_harness.client()
+    job_id = await submit(client)
+    paths = (f"job/{job_id}", f"job/{job_id}/history", "jobs", "jobs?status=pending", f"job/{job_id}/explain")
+
+    async def asked(path: str) -> int:
+        async with client.get(f"/pipeline/{path}") as response:
+            await response.read()
+            return response.status
+
+    # So many at once fill the pool.
+    for _ in range(2):
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(asked(path) for path in paths * 8))
+        assert set(answers) == {200}
+        await conn.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert await asked("jobs") == 200
+    async with client.post(f"/pipeline/job/{job_id}/cancel") as response:
+        assert response.status == 200
+
+
 async def test_a_group_that_waits_for_a_lock_is_answered_503_in_time(
     web_harness: WebHarness, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
