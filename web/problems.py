@@ -23,6 +23,7 @@ from engine.errors import (
     Problem,
     StateConflict,
 )
+from engine.storage.faults import Blame, blame
 from engine.text import MAX_PROBLEMS
 
 CONTENT_TYPE: Final = "application/problem+json"
@@ -70,6 +71,9 @@ class Refused(OutriderError):
         self.errors = errors
 
 
+UNREACHABLE: Final = (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present.")
+FAILED: Final = (HTTPStatus.INTERNAL_SERVER_ERROR, "The server has failed to handle this request.")
+
 STATUS: Final[Mapping[type[Exception], tuple[HTTPStatus, str]]] = {
     JobNotFound: (HTTPStatus.NOT_FOUND, "There is no such job."),
     InvalidJob: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request is well-formed but invalid."),
@@ -81,23 +85,15 @@ STATUS: Final[Mapping[type[Exception], tuple[HTTPStatus, str]]] = {
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The token issuer's keys are not available at present.",
     ),
-    DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
-    psycopg.OperationalError: (HTTPStatus.SERVICE_UNAVAILABLE, "The database cannot be reached at present."),
-    # The schema is being changed, or is still to be changed: the same request will succeed later.
-    psycopg.ProgrammingError: (
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "The database is not ready for this request at present.",
-    ),
+    DatabaseUnavailable: UNREACHABLE,
+    Exception: FAILED,
+}
+
+STATUS_OF_SQL: Final[Mapping[Blame, tuple[HTTPStatus, str]]] = {
+    Blame.SERVER: UNREACHABLE,
     # Input that passes the checks and that PostgreSQL refuses is still the client's fault.
-    psycopg.DataError: (
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        "The request contains a value that cannot be stored.",
-    ),
-    psycopg.IntegrityError: (
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        "The request contains a value that cannot be stored.",
-    ),
-    Exception: (HTTPStatus.INTERNAL_SERVER_ERROR, "The server has failed to handle this request."),
+    Blame.VALUE: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request contains a value that cannot be stored."),
+    Blame.CODE: FAILED,
 }
 
 
@@ -112,6 +108,8 @@ def refusal(error: Exception) -> Refused:
             return Refused(HTTPStatus.CONFLICT, f"{str(error).capitalize()}.")
         case Overloaded():
             status, detail = HTTPStatus.SERVICE_UNAVAILABLE, f"{str(error).capitalize()}. Try again shortly."
+        case psycopg.Error():
+            status, detail = STATUS_OF_SQL[blame(error)]
         case _:
             status, detail = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     errors: Sequence[Problem] = ()

@@ -18,6 +18,7 @@ from engine.moves.enqueue import Accepted, Submission, enqueue_group
 from engine.queries import jobs
 from engine.queries.jobs import JobVersion, JobView
 from engine.storage.batcher import Batcher
+from engine.storage.checked_connection import CheckedConnection
 from engine.storage.connections import Connection, PinnedConnection, Pool, borrow, open_pool
 from engine.storage.notify import WakeHint
 from engine.telemetry.metrics import BATCH_ROWS, BATCH_SECONDS, WAITING
@@ -64,8 +65,9 @@ class PostgresStore:
         self._pool = pool
         self.notify = notify
         self.lists = Lists(pool)
-        self._writing = PinnedConnection(url, name="web writing")
-        self._reading = PinnedConnection(url, name="web reading")
+        self._borrowed = 0
+        self._writing = CheckedConnection(url, name="web writing")
+        self._reading = CheckedConnection(url, name="web reading")
         self._watching = PinnedConnection(url, name="web watching")
         self._submissions = Batcher(self._write, weigh=_weight, max_waiting_weight=MAX_WAITING_BYTES)
         self._reads = Batcher(self._read, max_group=MAX_READS)
@@ -89,8 +91,23 @@ class PostgresStore:
             raise JobNotFound(job_id)
         return view
 
-    def connection(self) -> AbstractAsyncContextManager[Connection]:
-        return borrow(self._pool)
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        async with borrow(self._pool) as conn:
+            self._borrowed += 1
+            try:
+                yield conn
+            finally:
+                self._borrowed -= 1
+
+    async def ready(self) -> None:
+        """A readiness check: raises DatabaseUnavailable unless requests can have each kind of connection."""
+        await self._writing.ready()
+        await self._reading.ready()
+        # A borrowed connection proves that the pool has some. To wait for one would fail the check under load.
+        if not self._borrowed:
+            async with borrow(self._pool):
+                pass
 
     async def aclose(self) -> None:
         """Answer the waiting requests, then close the connections."""

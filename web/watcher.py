@@ -13,6 +13,7 @@ from psycopg import Error
 
 from engine.errors import DatabaseUnavailable, Overloaded
 from engine.queries.jobs import JobVersion
+from engine.storage.faults import by_blame
 
 log = structlog.get_logger()
 
@@ -109,7 +110,8 @@ class Watcher:
                 await self._look()
             except (DatabaseUnavailable, Error) as error:
                 # A waiting request answers with the state that it has read when its time is up.
-                log.warning("watcher.look_failed", error=str(error))
+                log_at = by_blame(log, error)
+                log_at("watcher.look_failed")
                 pause = RETRY_SECONDS
             await asyncio.sleep(pause)
 

@@ -14,12 +14,13 @@ from typing import Final
 import structlog
 from psycopg import Error
 
-from engine.errors import DatabaseUnavailable
+from engine.errors import DatabaseUnavailable, OutriderError
 from engine.model import Attempt, Cancelled, Outcome, Reason, Released
 from engine.pipeline import Pipeline
 from engine.process.run import process_name
 from engine.settings import Settings
 from engine.storage.connections import Pool, open_pool
+from engine.storage.faults import by_blame, told
 from engine.storage.notify import CANCEL, listen
 from engine.tables.workers import Leased, Registration
 from engine.telemetry import tracing
@@ -66,7 +67,8 @@ class Consumer:
         self._registry = registry
         self._drain_seconds = drain_seconds
         self._draining = False
-        self._failing = False
+        self._failing: Exception | None = None
+        """Why the last claim failed."""
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._slots = Slots(slots, lease_seconds, self._wake.set)
@@ -87,9 +89,12 @@ class Consumer:
         WORKER_SLOTS.set(slots)
 
     async def ready(self) -> None:
-        """A readiness check: raises while this worker has no lease to claim under, or no source to claim from."""
+        """A readiness check: raises while this worker has no lease, cannot claim, or cannot record outcomes."""
         if self._lease.worker_id is None:
             raise DatabaseUnavailable("this worker holds no lease")
+        if self._failing is not None:
+            raise OutriderError(f"the last claim failed: {self._failing}")
+        await self._recorder.ready()
         await self._source.ready()
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -155,13 +160,14 @@ class Consumer:
             with self._slots.unacknowledged.claiming():
                 attempts = await self._source.claim(worker_id, room)
         except (DatabaseUnavailable, Error) as error:
-            if not self._failing:
-                log.warning("claim.failed", error=str(error))
-            self._failing = True
+            if not told(self._failing, error):
+                log_at = by_blame(log, error)
+                log_at("claim.failed")
+            self._failing = error
             return []
-        if self._failing:
+        if self._failing is not None:
             log.info("claim.recovered")
-        self._failing = False
+        self._failing = None
         tracing.claimed(began, attempts)
         return attempts
 

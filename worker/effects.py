@@ -18,6 +18,7 @@ from engine.moves import recorded
 from engine.storage import session
 from engine.storage.connections import Connection, Pool, borrow
 from engine.storage.deadline import transient
+from engine.storage.faults import by_blame
 from engine.storage.statements import fetchone
 from engine.telemetry import tracing
 from worker.execution import GRACE_SECONDS, Execution
@@ -92,7 +93,8 @@ class EffectsCommit:
             except (DatabaseUnavailable, Error, ExceptionGroup) as error:
                 if self._tries >= _most_tries(error):
                     raise
-                log.warning("record.failed", error=str(error), rows=1)
+                log_at = by_blame(log, error)
+                log_at("record.failed", rows=1)
                 # Two that have met must not meet again.
                 pause = min(PAUSE_SECONDS * 2**self._tries, MAX_PAUSE_SECONDS)
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter, not a secret

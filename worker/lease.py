@@ -17,6 +17,7 @@ import psycopg
 import structlog
 
 from engine.storage.connections import connect_sync
+from engine.storage.faults import by_blame, told
 from engine.tables import workers
 from engine.tables.workers import Leased, Registration
 from engine.telemetry.metrics import HEARTBEATS, LEASES_LOST
@@ -59,7 +60,7 @@ class Lease:
         self._id: int | None = None
         self._acknowledged = 0.0
         self._period = seconds / BEATS_PER_LEASE
-        self._failing = False
+        self._failing: Exception | None = None
         self._ticks = 0
         self._seen = -1
         self._silent = 0.0
@@ -114,9 +115,10 @@ class Lease:
                     self._deregister(conn)
             except Exception as error:  # noqa: BLE001 - a worker whose lease thread has died can never claim again
                 HEARTBEATS.labels("failed").inc()
-                if not self._failing:  # once per outage
-                    log.warning("heartbeat.failed", error=str(error).strip())
-                self._failing = True
+                if not told(self._failing, error):  # once per outage
+                    log_at = by_blame(log, error)
+                    log_at("heartbeat.failed")
+                self._failing = error
                 # A stalled event loop must end the process during an outage, too.
                 self._silence()
                 self._stopping.wait(min(1.0, self._period / 2))
@@ -166,9 +168,9 @@ class Lease:
             self.abandon()
             return
         HEARTBEATS.labels("renewed").inc()
-        if self._failing:
+        if self._failing is not None:
             log.info("heartbeat.recovered", worker=self._id)
-        self._failing = False
+        self._failing = None
         self._acknowledged = sent
         self._post(sent, leased)
 

@@ -19,7 +19,9 @@ from engine.moves import recorded
 from engine.moves.finish import Recorded
 from engine.queries.audit import UnreadableRun, unreadable_runs
 from engine.storage.batcher import BISECTED, Batcher
-from engine.storage.connections import PinnedConnection, Pool
+from engine.storage.checked_connection import CheckedConnection
+from engine.storage.connections import Pool
+from engine.storage.faults import by_blame
 from engine.telemetry import tracing
 from worker.effects import EffectsCommit
 from worker.execution import Execution
@@ -56,7 +58,7 @@ class Recorder:
         *,
         publish_results: bool = False,
     ) -> None:
-        self._conn = PinnedConnection(url, name="record")
+        self._conn = CheckedConnection(url, name="record")
         self._pool = effects
         self._worker_id = worker_id
         self._publish_results = publish_results
@@ -90,6 +92,10 @@ class Recorder:
             outcome, state = await self._put_instead(execution, outcome, metadata, error)
         # Releasing a job whose cancellation was requested cancels the job.
         return Cancelled() if state is JobState.CANCELLED else outcome
+
+    async def ready(self) -> None:
+        """A readiness check: raises while outcomes cannot be written."""
+        await self._conn.ready()
 
     def release_effects(self) -> None:
         """Stop running effects. Their writes are rolled back, and their jobs are released."""
@@ -182,7 +188,8 @@ class Recorder:
             except (DatabaseUnavailable, Error) as error:
                 if isinstance(error, BISECTED):
                     raise
-                log.warning("record.failed", error=str(error), rows=len(items))
+                log_at = by_blame(log, error)
+                log_at("record.failed", rows=len(items))
                 tried = True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_PAUSE_SECONDS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 import structlog
 from psycopg import Error
@@ -18,6 +17,7 @@ from engine.model import Reason
 from engine.moves import Release, release
 from engine.queries.jobs import presets_of
 from engine.storage.connections import Pool, borrow
+from engine.storage.faults import by_blame
 from worker.attempt_metrics import AttemptMetrics
 from worker.slots import Key
 
@@ -63,11 +63,16 @@ class Releaser:
         task.add_done_callback(self._writing.discard)
 
     async def _write(self, worker_id: int, rows: Sequence[Release]) -> None:
-        with suppress(DatabaseUnavailable, Error):  # not tried again: see the class
+        try:
             async with borrow(self._pool) as conn:
                 presets = await presets_of(conn, [row.job_id for row in rows])
                 released = await release(conn, worker_id, rows, publish_results=self._publish_results)
-            if released:
-                log.warning("attempts.released", reason=rows[0].reason, rows=len(released))
-            for (job_id, _), state in released.items():
-                self._metrics.released(presets[job_id], state)
+        except (DatabaseUnavailable, Error) as error:
+            # Not tried again: see the class.
+            log_at = by_blame(log, error)
+            log_at("attempts.not_released", rows=len(rows))
+            return
+        if released:
+            log.warning("attempts.released", reason=rows[0].reason, rows=len(released))
+        for (job_id, _), state in released.items():
+            self._metrics.released(presets[job_id], state)

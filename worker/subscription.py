@@ -27,6 +27,7 @@ from engine.pubsub.messages import Undecodable, job_id_of, undecodable
 from engine.settings import Settings
 from engine.storage.batcher import Batcher
 from engine.storage.connections import PinnedConnection
+from engine.storage.faults import by_blame, told
 from engine.tables import events
 from engine.telemetry.metrics import MESSAGES, STREAM_STALLS, UNACKNOWLEDGED
 from worker.source import FallbackScan
@@ -181,16 +182,21 @@ class PubSubSource:
         except Undecodable as error:
             await self._bury(message, error)
 
-    async def _bury(self, message: Received, error: Undecodable) -> None:
+    async def _bury(self, message: Received, fault: Undecodable) -> None:
         """Write the message as a dead letter, then acknowledge it. No message is read while the database is away."""
-        letter = undecodable(message.message_id, message.data, error, datetime.now(UTC))
-        log.error("message.undecodable", message_id=message.message_id, error=str(error))
+        letter = undecodable(message.message_id, message.data, fault, datetime.now(UTC))
+        log.error("message.undecodable", message_id=message.message_id, error=str(fault))
+        failing: Exception | None = None
         while not self._closing.is_set():
             try:
                 async with self._burying.use() as conn:
                     await events.write(conn, "dead-letters", letter)
-            except (DatabaseUnavailable, Error):
+            except (DatabaseUnavailable, Error) as error:
                 # If no try succeeds, the broker delivers the message again.
+                if not told(failing, error):
+                    log_at = by_blame(log, error)
+                    log_at("dead_letter.not_written", message_id=message.message_id)
+                failing = error
                 await pause(self._closing, DATABASE_PAUSE_SECONDS)
                 continue
             UNDECODABLE.inc()

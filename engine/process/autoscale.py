@@ -19,6 +19,7 @@ from engine.errors import DatabaseUnavailable
 from engine.queries.queue_stats import Queue, QueueStats, queue_stats
 from engine.settings import Settings
 from engine.storage.connections import PinnedConnection
+from engine.storage.faults import by_blame
 from engine.storage.throttle import Throttle
 from engine.telemetry.throughput import WINDOW_SECONDS
 
@@ -66,7 +67,8 @@ class Autoscale:
     def _looked(self, looking: asyncio.Task[None]) -> None:
         self._looking = None
         if not looking.cancelled() and (error := looking.exception()):
-            log.warning("autoscale.failed", error=f"{type(error).__name__}: {error}".strip())
+            log_at = by_blame(log, error)
+            log_at("autoscale.failed")
 
     async def _look(self) -> None:
         if self._conn is None:

@@ -73,17 +73,14 @@ class Maintenance:
         self._lapsing = PinnedConnection(url, name="lapse")
         self._connected: tuple[Connection, float] | None = None
         """The connection for lapses, and the monotonic time of its first use."""
-        self._promoted_at = time.monotonic()
         self._health = TaskHealth()
         self.sampler = Sampler(url, presets)
         self.tasks: Sequence[PeriodicTask] = [*prune_tasks(retention_days), *vacuum_tasks()]
         _show_nothing_yet(presets, ("promote", "lapse", "sample", *(task.name for task in self.tasks)))
 
     async def ready(self) -> None:
-        """A readiness check: raises when no promotion has succeeded for the length of a lease."""
-        behind = time.monotonic() - self._promoted_at
-        if behind > self._lease_seconds:
-            raise DatabaseUnavailable(f"no promotion has succeeded for {behind:.0f} s")
+        """A readiness check: raises until promote and lapse have succeeded, and when either fails for a lease."""
+        self._health.check(self._lease_seconds)
 
     async def run(self, stop: asyncio.Event) -> None:
         try:
@@ -137,7 +134,6 @@ class Maintenance:
     async def _promote(self) -> int:
         async with self._promoting.use() as conn:
             rows = await promote(conn, BATCH)
-        self._promoted_at = time.monotonic()
         if rows:
             self._on_ready()
         return rows

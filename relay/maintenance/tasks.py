@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 import structlog
 
+from engine.errors import OutriderError
 from engine.storage.connections import Connection
+from engine.storage.faults import by_blame, told
 from engine.tables.relay_status import RelayStatus
 
 BATCH: Final = 1000
@@ -36,21 +39,32 @@ class TaskHealth:
     """Which tasks fail at present, since when and with what error."""
 
     def __init__(self) -> None:
-        self._faults: dict[str, tuple[float, str]] = {}
+        self._faults: dict[str, tuple[float, Exception]] = {}
         self._well_since = time.monotonic()
+        self._succeeded: dict[str, float] = {}
 
     def failed(self, task: str, error: Exception) -> None:
-        text = str(error).strip()
-        since, _ = self._faults.get(task, (time.monotonic(), text))
-        if task not in self._faults:
-            log.warning("maintenance.failed", task=task, error=text)
-        self._faults[task] = since, text
+        since, before = self._faults.get(task, (time.monotonic(), None))
+        if not told(before, error):
+            log_at = by_blame(log, error)
+            log_at("maintenance.failed", task=task)
+        self._faults[task] = since, error
 
     def succeeded(self, task: str) -> None:
+        self._succeeded[task] = time.monotonic()
         if self._faults.pop(task, None):
             log.info("maintenance.recovered", task=task)
             if task in VITAL:
                 self._well_since = time.monotonic()
+
+    def check(self, seconds: float) -> None:
+        """Raise OutriderError unless every vital task has succeeded within the last `seconds`."""
+        for task in VITAL:
+            at = self._succeeded.get(task)
+            if at is None or time.monotonic() - at > seconds:
+                since = "yet" if at is None else f"for {time.monotonic() - at:.0f} s"
+                why = f": {self._faults[task][1]}" if task in self._faults else ""
+                raise OutriderError(f"{task} has not succeeded {since}{why}")
 
     @property
     def status(self) -> RelayStatus:
@@ -59,6 +73,6 @@ class TaskHealth:
         faults = [(*self._faults[name], name) for name in VITAL if name in self._faults]
         if not faults:
             return RelayStatus("maintenance", "maintaining", now - self._well_since, None)
-        since, text, name = min(faults)
-        line, *_ = text.split("\n")
+        since, error, name = min(faults, key=itemgetter(0))
+        line, *_ = str(error).strip().split("\n")
         return RelayStatus("maintenance", "failing", now - since, f"{name}: {line}")

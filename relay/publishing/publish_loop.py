@@ -16,6 +16,7 @@ from engine.errors import DatabaseUnavailable
 from engine.process.run import pause
 from engine.pubsub.breaker import Breaker
 from engine.pubsub.client import Fault, code, details, fault
+from engine.storage.faults import by_blame, told
 from engine.tables.relay_status import RelayStatus, State, Subject
 from engine.telemetry import tracing
 from engine.telemetry.metrics import (
@@ -59,7 +60,8 @@ class PublishLoop(Generic[ItemT]):
         self._breaker = Breaker()
         self._wake = asyncio.Event()
         self._room = asyncio.Semaphore(IN_FLIGHT)
-        self._failing = False
+        self._failing: Exception | None = None
+        """Why the last read of the outbox failed."""
         self._cycled = time.monotonic()
         self._seconds = PUBLISH_SECONDS.labels(subject)
         self._rows = PUBLISH_ROWS.labels(subject)
@@ -117,13 +119,14 @@ class PublishLoop(Generic[ItemT]):
         try:
             items = await self._source.take()
         except (DatabaseUnavailable, Error) as error:
-            if not self._failing:
-                log.warning("outbox.lost", topic=self._name, error=str(error).strip())
-            self._failing = True
+            if not told(self._failing, error):
+                log_at = by_blame(log, error)
+                log_at("outbox.lost", topic=self._name)
+            self._failing = error
             return []
-        if self._failing:
+        if self._failing is not None:
             log.info("outbox.found", topic=self._name)
-        self._failing, self._cycled = False, time.monotonic()
+        self._failing, self._cycled = None, time.monotonic()
         self._shown_cycle.set_to_current_time()
         return items
 
@@ -132,7 +135,8 @@ class PublishLoop(Generic[ItemT]):
             await self._publish(items)
         except (DatabaseUnavailable, Error) as error:
             # When the reservation ends, the rows are published again with the same message ids.
-            log.warning("outbox.not_marked", topic=self._name, rows=len(items), error=str(error).strip())
+            log_at = by_blame(log, error)
+            log_at("outbox.not_marked", topic=self._name, rows=len(items))
         finally:
             self._room.release()
 

@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from structlog.testing import capture_logs
 
 from engine.model import JobState
 from engine.moves.enqueue import Submission
@@ -214,7 +215,7 @@ async def test_503_where_submissions_of_too_many_bytes_wait(
         assert [(await each)[0] for each in (first, second)] == [202, 202]
 
 
-async def test_503_while_the_schema_is_not_what_this_code_expects(
+async def test_a_statement_that_fails_for_good_is_a_500_with_its_traceback_in_the_log(
     web_harness: WebHarness, conn: Conn
 ) -> None:
     client = await web_harness.client()
@@ -222,11 +223,49 @@ async def test_503_while_the_schema_is_not_what_this_code_expects(
     await conn.execute("ALTER TABLE jobs RENAME TO away")
     await conn.execute("ALTER VIEW job_status RENAME TO job_status_away")
     for method, path in (("POST", "run"), ("GET", f"job/{job_id}"), ("GET", "jobs")):
-        async with client.request(
-            method, f"/pipeline/{path}", json=JOB if method == "POST" else None
-        ) as response:
-            assert (response.status, response.headers.get("Retry-After")) == (503, "1"), path
-            assert "away" not in await response.text()
+        body = JOB if method == "POST" else None
+        with capture_logs() as lines:
+            async with client.request(method, f"/pipeline/{path}", json=body) as response:
+                assert (response.status, response.headers.get("Retry-After")) == (500, None), path
+                assert "away" not in await response.text()
+        [failed] = [line for line in lines if line["event"] == "request.failed"]
+        assert isinstance(failed["exc_info"], psycopg.errors.UndefinedTable)
+
+
+@pytest.mark.parametrize(
+    "mishap",
+    [
+        "ALTER TABLE outbox RENAME COLUMN priority TO urgency",
+        "DROP VIEW job_status; DROP TABLE job_results",
+        "DROP SEQUENCE outbox_position CASCADE",
+        "ALTER TABLE jobs ADD COLUMN more text NOT NULL DEFAULT ''; ALTER TABLE jobs ALTER more DROP DEFAULT",
+    ],
+    ids=["a renamed column", "a missing table", "a missing default", "a column that nobody fills"],
+)
+async def test_a_fault_of_our_own_is_never_answered_come_back(
+    web_harness: WebHarness, conn: Conn, mishap: str
+) -> None:
+    client = await web_harness.client()
+    job_id = await submit(client)
+    await conn.execute(mishap.encode())
+    statuses = {(await post(client))[0]}
+    async with client.get(f"/pipeline/job/{job_id}") as response:
+        statuses.add(response.status)
+    assert statuses - {200, 202} == {500}
+
+
+@pytest.mark.parametrize(
+    "obstacle",
+    ["ALTER DATABASE {} SET default_transaction_read_only = on", "ALTER DATABASE {} SET lock_timeout = 50"],
+    ids=["read-only", "a lock"],
+)
+async def test_an_obstacle_that_passes_is_a_503(database_url: str, conn: Conn, obstacle: str) -> None:
+    await conn.execute(obstacle.format(conn.info.dbname).encode())
+    async with served(database_url) as web_harness, conn.transaction():
+        await conn.execute("LOCK TABLE jobs IN SHARE MODE")
+        client = await web_harness.client()
+        status, headers = await post(client)
+        assert (status, headers["Retry-After"]) == (503, "1")
 
 
 async def test_cancelling_what_is_being_written_is_a_503_and_readiness_stays_green(

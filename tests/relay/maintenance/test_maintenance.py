@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
-from engine.errors import DatabaseUnavailable
+from engine.errors import OutriderError
 from engine.model import JobState, Reason, first_id_of, uuid7
 from engine.moves import Ending, claim, finish
 from engine.storage.connections import open_pool
@@ -249,20 +249,27 @@ async def test_a_table_that_has_outgrown_its_statistics_is_planned_for_as_it_is(
     await until(planned)
 
 
-async def test_maintenance_that_has_not_promoted_for_a_lease_is_not_ready(maintained: Maintained) -> None:
-    maintenance = maintained(lease=0.2)
-    await maintenance.ready()
-
-    async def behind() -> bool:
+async def test_maintenance_is_ready_once_promote_and_lapse_succeed_and_until_they_have_not_for_a_lease(
+    harness: WorkerHarness,
+) -> None:
+    async def ready() -> bool:
         try:
             await maintenance.ready()
-        except DatabaseUnavailable:
-            return True
-        return False
+        except OutriderError:
+            return False
+        return True
 
-    await until(behind)
-    await maintenance._promote()
-    await maintenance.ready()
+    async def behind() -> bool:
+        return not await ready()
+
+    async with harness.maintenance(lease=0.3) as maintenance:
+        assert await behind()
+        await until(ready)
+        for needed in ("outbox", "workers"):
+            async with harness.conn.transaction():
+                await harness.conn.execute(f"LOCK TABLE {needed} IN ACCESS EXCLUSIVE MODE".encode())
+                await until(behind)
+            await until(ready)
 
 
 async def test_a_task_that_fails_runs_again(harness: WorkerHarness) -> None:
