@@ -3,7 +3,7 @@
 OutriderError
 ├── ConfigurationError     the environment or a pipeline is wrong; the process must not start
 │   └── UnfitDatabase      the database, or a pooler in front of it, cannot serve; carries the fix
-├── SchemaMismatch         the database is behind this code, or its schema cannot be changed
+├── SchemaMismatch         the database is behind this code, its schema cannot be changed, or rights are missing
 ├── InvalidJob             a job that can never be accepted; carries one Problem per fault
 ├── DuplicateJob           the given id is another job's
 ├── JobNotFound            no such job, or a job of another owner
@@ -55,7 +55,15 @@ class UnfitDatabase(ConfigurationError):
 
 
 class SchemaMismatch(OutriderError):
-    """The database lacks schema versions that this code needs, or a version could not be applied."""
+    """The schema, or the rights of the role on it, are not what this code needs, or a version could not be applied.
+
+    `found` says what is wrong, `fix` what to do.
+    """
+
+    def __init__(self, found: str, fix: str = "") -> None:
+        super().__init__(f"{found}: {fix}" if fix else found)
+        self.found = found
+        self.fix = fix
 
 
 class InvalidJob(OutriderError):

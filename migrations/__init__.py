@@ -6,10 +6,7 @@ repeatable statement (`CREATE INDEX CONCURRENTLY IF NOT EXISTS`), and is marked 
 
 from __future__ import annotations
 
-import asyncio
 import glob
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -21,18 +18,18 @@ from psycopg import AsyncConnection, sql
 from yoyo import read_migrations
 
 from engine.errors import SchemaMismatch
-from engine.storage.connections import PinnedConnection, refuse_pooler
+from migrations import rights
 from migrations.backend import Backend, checksum, connection, session
 
 SQL = Path(__file__).with_name("sql")
 WAIT_SECONDS = 60.0
-CHECK_SECONDS = 2.5
-"""Less than a readiness check may take: a query that is cancelled from outside waits for the server's answer."""
+MIGRATE = "run `outrider migrate up`"
 
+# An application may keep its own migrations in the same schema, in the same tables of yoyo: ours have a checksum.
 APPLIED_IDS: LiteralString = "SELECT migration_id FROM _yoyo_migration"
 APPLIED: LiteralString = """
 SELECT migration_id, applied_at_utc, sha256
-FROM _yoyo_migration LEFT JOIN _migration_checksum USING (migration_id)
+FROM _yoyo_migration JOIN _migration_checksum USING (migration_id)
 ORDER BY applied_at_utc, migration_id"""
 INVALID_INDEXES: LiteralString = """
 SELECT n.nspname, c.relname FROM pg_index i
@@ -55,8 +52,17 @@ def up(url: str, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -
 
     Raises SchemaMismatch when a file fails, DatabaseUnavailable without a connection or without the lock.
     """
+    if all(each.state != "pending" for each in status(url, directory=directory)):
+        # A role without the right to create tables may ask, too.
+        return []
     with session(url, wait_seconds) as backend:
-        pending = backend.to_apply(_read(directory))
+        known = _read(directory)
+        if taken := backend.foreign() & known.keys:
+            raise SchemaMismatch(
+                f"another application's migration is called {', '.join(sorted(taken))} too",
+                "give Outrider a schema of its own, by search_path in OUTRIDER_DATABASE_URL",
+            )
+        pending = backend.to_apply(known)
         for migration in pending:
             _run(backend, migration, "apply", Path(migration.path))
         return [migration.id for migration in pending]
@@ -66,7 +72,7 @@ def down(url: str, count: int = 1, *, directory: Path = SQL, wait_seconds: float
     """Roll back the latest `count` versions and return their ids. Raises the errors of `up`."""
     with session(url, wait_seconds) as backend:
         known = _read(directory)
-        if unknown := {id_ for (id_,) in backend.connection.execute(APPLIED_IDS)} - known.keys:
+        if unknown := {id_ for id_, *_ in backend.connection.execute(APPLIED)} - known.keys:
             raise SchemaMismatch(f"only newer code can roll back {', '.join(sorted(unknown))}")
         latest = backend.to_rollback(known)[:count]
         for migration in latest:
@@ -76,19 +82,19 @@ def down(url: str, count: int = 1, *, directory: Path = SQL, wait_seconds: float
 
 def status(url: str, *, directory: Path = SQL) -> list[Status]:
     """Every version that this code or the database knows, in order. Writes nothing."""
-    with connection(url) as conn:
+    with connection(url) as conn, rights.explained(conn):
         try:
             applied = {id_: (at, sha256) for id_, at, sha256 in conn.execute(APPLIED)}
         except psycopg.errors.UndefinedTable:
             applied = {}
     known = _read(directory)
     ours = [_status(migration, *applied.get(migration.id, (None, None))) for migration in known]
-    foreign = [Status(id_, "unknown", _utc(at)) for id_, (at, _) in applied.items() if id_ not in known.keys]
-    return ours + foreign
+    newer = [Status(id_, "unknown", _utc(at)) for id_, (at, _) in applied.items() if id_ not in known.keys]
+    return ours + newer
 
 
 async def check(conn: AsyncConnection[Any]) -> None:
-    """Raise SchemaMismatch unless the database has every version of this code. One query; autocommit.
+    """Raise SchemaMismatch unless the role sees every version of this code. One query; autocommit.
 
     Unknown versions are no fault: during a rolling upgrade the schema is ahead of the processes that still run, and
     every statement names its columns.
@@ -96,30 +102,15 @@ async def check(conn: AsyncConnection[Any]) -> None:
     try:
         applied = {id_ for (id_,) in await (await conn.execute(APPLIED_IDS)).fetchall()}
     except psycopg.errors.UndefinedTable:
-        raise SchemaMismatch("the database has no schema yet: run `outrider migrate up`") from None
+        [(role, schema, search_path, *_)] = await (await conn.execute(rights.WHO)).fetchall()
+        if schema is None:
+            raise rights.unusable(role, search_path) from None
+        raise SchemaMismatch("the database has no schema yet", MIGRATE) from None
+    except psycopg.errors.InsufficientPrivilege:
+        await rights.check(conn, rights.NEEDS)
+        raise
     if missing := _ids() - applied:
-        raise SchemaMismatch(f"the schema lacks {', '.join(sorted(missing))}: run `outrider migrate up`")
-
-
-@asynccontextmanager
-async def open_check(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """`check` as a readiness check, on a connection of its own. The first check runs at once.
-
-    Raises UnfitDatabase, and SchemaMismatch or DatabaseUnavailable when the first check fails.
-    """
-    await refuse_pooler(url)
-    conn = PinnedConnection(url, name="readiness")
-    busy = asyncio.Lock()
-
-    async def checked() -> None:
-        async with busy, conn.use(CHECK_SECONDS) as each:
-            await check(each)
-
-    try:
-        await checked()
-        yield checked
-    finally:
-        await conn.aclose()
+        raise SchemaMismatch(f"the schema lacks {', '.join(sorted(missing))}", MIGRATE)
 
 
 def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback"], path: Path) -> None:
@@ -137,9 +128,13 @@ def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback
             with conn.transaction():
                 backend.record(migration, operation)
     except FileNotFoundError:
-        raise SchemaMismatch(f"{migration.id} cannot be rolled back: there is no {path.name}") from None
+        raise SchemaMismatch(f"{migration.id} cannot be rolled back", f"there is no {path.name}") from None
+    except rights.REFUSED:
+        raise  # explained by the session
     except psycopg.Error as error:
-        raise SchemaMismatch(f"{operation} of {migration.id} failed: {error}") from error
+        raise SchemaMismatch(
+            f"{operation} of {migration.id} failed: {str(error).strip()}", "versions before it stay applied"
+        ) from error
 
 
 def _drop_invalid_indexes(conn: psycopg.Connection[Any]) -> None:

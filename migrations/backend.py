@@ -23,6 +23,7 @@ from engine.errors import DatabaseUnavailable, SchemaMismatch
 from engine.settings import schema_of_environment
 from engine.storage.connections import connect_sync
 from engine.storage.session import refuse_pooler_sync
+from migrations.rights import explained
 
 # "outrider" in ASCII, to be recognised in pg_locks.
 LOCK_KEY = 0x6F757472_69646572
@@ -31,6 +32,8 @@ POLL_SECONDS = 0.1
 CREATE_CHECKSUMS: LiteralString = """
 CREATE TABLE IF NOT EXISTS _migration_checksum (migration_id text PRIMARY KEY, sha256 text NOT NULL)"""
 KEEP_CHECKSUM: LiteralString = "INSERT INTO _migration_checksum (migration_id, sha256) VALUES (%s, %s)"
+FOREIGN: LiteralString = """
+SELECT migration_id FROM _yoyo_migration WHERE migration_id NOT IN (SELECT migration_id FROM _migration_checksum)"""
 DROP_CHECKSUM: LiteralString = "DELETE FROM _migration_checksum WHERE migration_id = %s"
 FOUND_SCHEMA: LiteralString = "SELECT to_regnamespace(%s) IS NOT NULL"
 
@@ -72,6 +75,10 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
             "operation": operation,
         }
 
+    def foreign(self) -> set[str]:
+        """The applied migrations of other applications in this schema: they have no checksum."""
+        return {id_ for (id_,) in self.connection.execute(FOREIGN)}
+
     def record(self, migration: Any, operation: Literal["apply", "rollback"]) -> None:
         """Mark or unmark `migration`, in the caller's transaction."""
         if operation == "apply":
@@ -87,8 +94,8 @@ class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc]
 def session(url: str, wait_seconds: float) -> Iterator[Backend]:
     """The session that holds the migration lock.
 
-    Creates the schema of OUTRIDER_SCHEMA. Raises DatabaseUnavailable when the server does not answer, or another
-    session holds the lock for `wait_seconds`; UnfitDatabase; SchemaMismatch.
+    Creates the schema of OUTRIDER_SCHEMA. Raises UnfitDatabase, SchemaMismatch when the role may not change the schema,
+    and DatabaseUnavailable when the server does not answer, or when another session holds the lock for `wait_seconds`.
     """
     with connection(url) as conn:
         # Behind a transaction pooler the lock would be another session's.
@@ -102,7 +109,8 @@ def session(url: str, wait_seconds: float) -> Iterator[Backend]:
                 raise DatabaseUnavailable(f"another process has been migrating for {wait_seconds:g} s")
             time.sleep(POLL_SECONDS)
         _create_schema(conn)
-        yield Backend(conn)
+        with explained(conn):
+            yield Backend(conn)
 
 
 @contextmanager
@@ -120,8 +128,8 @@ def _create_schema(conn: psycopg.Connection[TupleRow]) -> None:
         conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
     except psycopg.errors.InsufficientPrivilege as error:
         raise SchemaMismatch(
-            f"the schema {name} does not exist, and {conn.info.user} may not create it: as the database's owner, run"
-            f" CREATE SCHEMA {name} AUTHORIZATION {conn.info.user}"
+            f"the schema {name} does not exist, and {conn.info.user} may not create it",
+            f"as the database's owner, run `CREATE SCHEMA {name} AUTHORIZATION {conn.info.user}`",
         ) from error
 
 

@@ -15,7 +15,7 @@ from engine.process.run import calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.connections import open_pool
 from engine.storage.notify import Notifier
-from migrations import open_check
+from migrations.readiness import open_checks
 from relay.maintenance.loop import Maintenance
 from worker.consumer import open_consumer
 from worker.source import PostgresSource
@@ -56,7 +56,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
     url = settings.database()
     notifier = Notifier(url)
     async with (
-        open_check(url) as schema,
+        open_checks(url, "relay") as database,
         open_pool(url, name="maintenance", size=MAINTENANCE_CONNECTIONS) as pool,
         _open_work(settings, url, registry) as work,
     ):
@@ -70,7 +70,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             publish_results=settings.publish_results,
         )
         checks = {
-            "schema": schema,
+            **database,
             "maintenance": maintenance.ready,
             settings.transport: work.ready,
             "accepting": accepting(stop),

@@ -14,7 +14,7 @@ from engine.process.admin import admin_server
 from engine.process.run import DONE, FAILED, calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.notify import Notifier, WakeHint
-from migrations import open_check
+from migrations.readiness import open_checks
 from web.api import health
 from web.app import create_app
 from web.auth.keys import open_keys
@@ -41,7 +41,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
     url = settings.database()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        schema = await enter(open_check(url))
+        database = await enter(open_checks(url, "web"))
         notifier = Notifier(url)
         notifying = await enter(running(notifier.run(), stop))
         store = await enter(open_store(url, notifier.notify))
@@ -51,7 +51,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
             registry=registry,
             auth=Authenticator(await enter(open_keys(settings)), settings),
             store=store,
-            checks=health.checks(schema, draining),
+            checks=health.checks({**database, "connections": store.ready}, draining),
             draining=draining,
             publish_results=settings.publish_results,
         )

@@ -57,6 +57,9 @@ class Store(Protocol):
     def connection(self) -> AbstractAsyncContextManager[Connection]:
         """An autocommit connection under a deadline, for statements that are not worth grouping: not for lists."""
 
+    async def ready(self) -> None:
+        """A readiness check: raises DatabaseUnavailable unless requests can have each kind of connection."""
+
 
 class PostgresStore:
     """The store on PostgreSQL: a connection each for writing, reading and watching, and a pool for the rest."""
@@ -101,7 +104,6 @@ class PostgresStore:
                 self._borrowed -= 1
 
     async def ready(self) -> None:
-        """A readiness check: raises DatabaseUnavailable unless requests can have each kind of connection."""
         await self._writing.ready()
         await self._reading.ready()
         # A borrowed connection proves that the pool has some. To wait for one would fail the check under load.

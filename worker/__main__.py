@@ -12,7 +12,7 @@ from engine.pipeline import Registry, load_pipelines
 from engine.process.admin import accepting, admin_server
 from engine.process.run import calm_the_collector, run
 from engine.settings import Settings
-from migrations import open_check
+from migrations.readiness import open_checks
 from worker.consumer import open_consumer
 from worker.source import PostgresSource, Source
 
@@ -39,13 +39,13 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
     registry = load_pipelines(settings.pipelines)
     url = settings.database()
     async with (
-        open_check(url) as schema,
+        open_checks(url, "worker") as checks,
         _open_source(settings, url, registry) as source,
         open_consumer(settings, url, source, registry) as consumer,
         admin_server(
             settings,
             "worker",
-            {"schema": schema, "worker": consumer.ready, "accepting": accepting(stop)},
+            {**checks, "worker": consumer.ready, "accepting": accepting(stop)},
         ) as port,
     ):
         calm_the_collector()

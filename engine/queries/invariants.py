@@ -14,6 +14,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
+from engine.limits import MAX_ATTEMPTS
 from engine.model import MAX_CRASHES, TRANSITIONS, Reason
 from engine.tables.outbox import STATE_OF
 
@@ -125,7 +126,7 @@ WHERE to_state = 'PROCESSING'
 SELECT now.job_id,
        CASE WHEN now.errors > allowed.errors THEN concat(now.errors, ' errors of ', allowed.errors)
             WHEN now.crashes > %(max_crashes)s THEN concat(now.crashes, ' crashes of ', %(max_crashes)s)
-            WHEN now.state NOT IN ('FAILED', 'CANCELLED') AND now.errors = allowed.errors
+            WHEN now.state NOT IN ('FAILED', 'CANCELLED') AND now.errors = own.errors
             THEN concat(now.state, ' after ', now.errors, ' errors of ', allowed.errors)
             WHEN now.state NOT IN ('FAILED', 'CANCELLED') AND now.crashes = %(max_crashes)s
             THEN concat(now.state, ' after ', now.crashes, ' crashes of ', %(max_crashes)s)
@@ -135,7 +136,8 @@ SELECT now.job_id,
 FROM standing now
 JOIN jobs j ON j.id = now.job_id
 LEFT JOIN unnest(%(presets)s::text[], %(limits)s::integer[]) AS preset(name, errors) ON preset.name = j.preset
-CROSS JOIN LATERAL (SELECT coalesce(j.max_attempts, preset.errors)) AS allowed(errors)
+CROSS JOIN LATERAL (SELECT coalesce(j.max_attempts, preset.errors)) AS own(errors)
+CROSS JOIN LATERAL (SELECT coalesce(own.errors, %(max_attempts)s)) AS allowed(errors)
 LEFT JOIN (
     SELECT marked.job_id, count(*) AS lapses
     FROM job_state_records marked
@@ -211,11 +213,13 @@ async def check(conn: AsyncConnection[Any], limits: Mapping[str, int]) -> list[F
 async def report(conn: AsyncConnection[Any], limits: Mapping[str, int]) -> Report:
     """Judge every stored job in one snapshot. `conn` must not be in a transaction.
 
-    `limits` maps each preset to its own max_attempts. A job of another preset is held to the job's own limit only.
+    `limits` maps each preset to the max_attempts that it has had since its first job. A job of another preset is held
+    to the job's own limit, and to the highest limit that any preset can have.
     """
     parameters = {
         "edges": [f"{start or ''}>{end}" for start, ends in TRANSITIONS.items() for end in ends],
         "max_crashes": MAX_CRASHES,
+        "max_attempts": MAX_ATTEMPTS.high,
         "presets": list(limits),
         "limits": list(limits.values()),
         "shown": SHOWN,

@@ -20,6 +20,8 @@ import migrations
 from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
 from engine.settings import Settings
 from engine.storage import connections as db
+from engine.storage.faults import Blame, blame
+from migrations import rights
 from ops.local.place import SOCKET, choose
 
 T = TypeVar("T")
@@ -54,7 +56,7 @@ def local_url(data_dir: Path) -> str | None:
 async def database(settings: Settings) -> AsyncIterator[Conn]:
     """A connection in autocommit mode to a database with this code's schema.
 
-    Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch. A database error inside the block becomes
+    Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch. An outage inside the block becomes
     DatabaseUnavailable.
     """
     async with await db.connect(database_url(settings), name="cli") as conn:
@@ -62,8 +64,13 @@ async def database(settings: Settings) -> AsyncIterator[Conn]:
             await migrations.check(conn)
             yield conn
         except errors.UndefinedTable as error:
-            raise SchemaMismatch(f"{error.diag.message_primary}: run `outrider migrate up`") from error
+            raise SchemaMismatch(error.diag.message_primary or str(error), migrations.MIGRATE) from error
+        except errors.InsufficientPrivilege as error:
+            await rights.check(conn, rights.NEEDS)
+            raise SchemaMismatch(error.diag.message_primary or str(error)) from error
         except Error as error:
+            if blame(error) is not Blame.SERVER:
+                raise
             raise DatabaseUnavailable(str(error).strip()) from error
 
 

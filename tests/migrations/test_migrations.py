@@ -7,13 +7,17 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlencode
 
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
+from yoyo import get_backend, read_migrations
 
 import migrations
+from migrations.readiness import open_checks
 from engine.errors import DatabaseUnavailable, SchemaMismatch, UnfitDatabase
 from migrations.backend import LOCK_KEY
 from ops.harness.postgres import Databases
@@ -177,6 +181,46 @@ def test_a_version_of_newer_code_shows_as_unknown_and_is_not_rolled_back(
         migrations.down(empty_database_url, directory=tmp_path)
 
 
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_an_applications_own_yoyo_in_the_same_schema_is_left_alone_and_leaves_ours_alone(
+    empty_database_url: str, tmp_path: Path, first: str
+) -> None:
+    write(tmp_path, "0001.theirs", "CREATE TABLE theirs ()", "DROP TABLE theirs")
+    host = urlencode({"host": conninfo_to_dict(empty_database_url)["host"]})
+    user, name = (str(conninfo_to_dict(empty_database_url)[key]) for key in ("user", "dbname"))
+
+    def theirs() -> None:
+        backend = get_backend(f"postgresql+psycopg://{user}@/{name}?{host}")
+        with backend.lock():
+            known = read_migrations(str(tmp_path))
+            backend.apply_migrations(backend.to_apply(known))
+        backend.connection.close()
+
+    if first == "theirs":
+        theirs()
+        assert {one.state for one in migrations.status(empty_database_url)} == {"pending"}
+    applied = migrations.up(empty_database_url)
+    theirs()
+    report = migrations.status(empty_database_url)
+    assert [(one.id, one.state) for one in report] == [(id_, "applied") for id_ in applied]
+    assert migrations.up(empty_database_url) == []
+    assert migrations.down(empty_database_url, len(applied)) == applied[::-1]
+    assert "theirs" in names(empty_database_url)
+    assert migrations.up(empty_database_url) == applied
+
+
+def test_another_applications_migration_of_the_same_name_is_not_taken_for_ours(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "0001.first", "CREATE TABLE first ()")
+    migrations.up(empty_database_url, directory=tmp_path)
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("DELETE FROM _migration_checksum")
+    assert [one.state for one in migrations.status(empty_database_url, directory=tmp_path)] == ["pending"]
+    with pytest.raises(SchemaMismatch, match=r"called 0001\.first too: give Outrider a schema of its own"):
+        migrations.up(empty_database_url, directory=tmp_path)
+
+
 def test_a_file_is_sent_whole(empty_database_url: str, tmp_path: Path) -> None:
     body = "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ DECLARE x int; BEGIN RETURN 1; END $$;"
     write(
@@ -253,7 +297,7 @@ async def test_up_and_start_refuse_a_transaction_pooler(empty_database_url: str)
         with pytest.raises(UnfitDatabase, match="transaction pooler"):
             await asyncio.to_thread(migrations.up, url)
         with pytest.raises(UnfitDatabase, match="transaction pooler"):
-            async with migrations.open_check(url):
+            async with open_checks(url, "web"):
                 raise AssertionError("a process that starts behind a transaction pooler")
     async with await AsyncConnection.connect(empty_database_url) as conn:
         made = await conn.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")

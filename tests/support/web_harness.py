@@ -24,7 +24,7 @@ from engine.pipeline import Metadata, Pipeline, Registry, pipeline
 from engine.settings import Settings, load
 from engine.tables.outbox import Lane
 from engine.tables.progress import Progress, report
-from migrations import open_check
+from migrations.readiness import open_checks
 from web.api import health
 from web.app import create_app
 from web.auth.keys import open_keys
@@ -102,7 +102,7 @@ async def served(
 ) -> AsyncIterator[WebHarness]:
     async with AsyncExitStack() as stack:
         wanted = settings(**given)
-        schema = await stack.enter_async_context(open_check(database_url))
+        database = await stack.enter_async_context(open_checks(database_url, "web"))
         store = await stack.enter_async_context(open_store(database_url, lambda _presets=(): None))
         died = asyncio.Event()
         await stack.enter_async_context(running(store.watcher.run(), died))
@@ -111,7 +111,7 @@ async def served(
             registry=registry,
             auth=Authenticator(await stack.enter_async_context(open_keys(wanted)), wanted),
             store=store,
-            checks=health.checks(schema, draining),
+            checks=health.checks({**database, "connections": store.ready}, draining),
             draining=draining,
         )
         port = await stack.enter_async_context(serving(create_app(api), "127.0.0.1", 0, drain_seconds=5))

@@ -38,6 +38,6 @@ async def ready(call: Call) -> web.Response:
     return await admin.health(call.api.checks)
 
 
-def checks(schema: admin.Check, draining: asyncio.Event) -> admin.Checks:
-    """The readiness checks: the database has the schema of this code, and the process is not stopping."""
-    return {"schema": schema, "accepting": admin.accepting(draining)}
+def checks(needed: admin.Checks, draining: asyncio.Event) -> admin.Checks:
+    """The readiness checks: what the process needs is there, and the process is not stopping."""
+    return {**needed, "accepting": admin.accepting(draining)}

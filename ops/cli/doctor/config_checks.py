@@ -15,7 +15,7 @@ from engine.storage.connections import Connection, connect
 from engine.storage.session import refuse_pooler
 from engine.telemetry import logs
 from ops.cli.context import database_url, signing_secret
-from ops.cli.doctor import runtime_checks
+from ops.cli.doctor import runtime_checks, server_checks
 from ops.cli.doctor.result import CheckFailed, CheckResult, checked
 from web.auth.keys import open_keys
 
@@ -52,6 +52,8 @@ async def examine() -> AsyncIterator[CheckResult]:
             return
         yield await checked("version", lambda: _version(conns[0]))
         yield await checked("connection", lambda: _direct(*conns))
+        async for result in server_checks.examine(conns[0]):
+            yield result
         schema = await checked("schema", lambda: _schema(settings))
         yield schema
         yield await checked("clock", lambda: _clock(conns[0]))
@@ -119,9 +121,7 @@ async def _connected(settings: Settings, stack: AsyncExitStack, conns: list[Conn
     except ConfigurationError as error:
         raise CheckFailed(str(error), "set OUTRIDER_DATABASE_URL, or start `outrider up`") from error
     except OutriderError as error:
-        raise CheckFailed(
-            str(error), "check that PostgreSQL runs, and that OUTRIDER_DATABASE_URL points to it"
-        ) from error
+        raise CheckFailed(str(error), server_checks.fix_of(str(error))) from error
     conns += found
     info = conns[0].info
     return f"{info.dbname} at {info.host or 'a local socket'} answers"

@@ -10,6 +10,7 @@ from engine.settings import Settings
 from engine.storage.connections import Connection
 from engine.storage.statements import fetchall
 from engine.tables.relay_status import SILENT_SECONDS, ReportedStatus, reported
+from migrations import rights
 from ops.cli.doctor.result import CheckFailed, CheckResult, checked
 from ops.cli.output import cell, span
 from relay.maintenance.vacuum import ANALYZED
@@ -123,7 +124,8 @@ async def _publishing(conn: Connection) -> str:
 
 
 async def _rights(conn: Connection) -> str:
-    """Report the rights of the role. A missing right makes maintenance slower or blind, but is not a failure."""
+    """Check the rights that processes need. Those that only make maintenance quicker or less blind are reported."""
+    await rights.check(conn, rights.NEEDS)
     others = [name for (name,) in await fetchall(conn, KEPT_BY_OTHERS, [ANALYZED])]
     [(sees_all, role)] = await fetchall(conn, SEES_ALL)
     keeps = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from engine.moves.enqueue import enqueue
 from engine.tables.relay_status import RelayStatus, report
@@ -46,7 +49,7 @@ async def test_doctor_finds_nothing_wrong_with_a_sound_installation(outrider: Ou
     assert said.code == 0
     assert set(verdicts(said.json).values()) == {True}
     assert said.json["invariants"]["jobs"] == 1
-    assert len(verdicts(said.json)) == 12
+    assert len(verdicts(said.json)) == 15
     text = (await outrider("doctor", "--invariants")).out
     assert "1 jobs checked" in text
     assert "FAIL" not in text
@@ -58,7 +61,7 @@ async def test_doctor_shows_broken_invariants_and_fails(outrider: Outrider, conn
     await conn.execute("DELETE FROM outbox")
     assert (await outrider("doctor")).code == 0
     said = await outrider("doctor", "--invariants")
-    assert said.code == 1
+    assert said.code == 3
     assert "FAIL  I1: every job has" in said.out
     assert f"      {job.id}: neither an outbox row nor a result\n      1 jobs in all" in said.out
     document = (await outrider("doctor", "--invariants", "--json")).json["invariants"]
@@ -81,7 +84,7 @@ async def test_doctor_names_what_is_wrong_and_the_fix(
 ) -> None:
     settings(**given)
     said = await outrider("doctor", "--json", "--invariants")
-    assert said.code == 1
+    assert said.code == 3
     assert [name for name, good in verdicts(said.json).items() if not good] == [check]
     assert all(each["fix"] for each in said.json["checks"] if not each["good"])
     text = (await outrider("doctor")).out
@@ -97,7 +100,11 @@ async def test_doctor_names_what_is_wrong_and_the_fix(
             "run `outrider migrate up`",
         ),
         ("UPDATE _migration_checksum SET sha256 = 'x'", "restore the file as it was applied"),
-        ("UPDATE _yoyo_migration SET migration_id = '9999.future'", "newer code"),
+        (
+            "UPDATE _yoyo_migration SET migration_id = '9999.future' WHERE migration_id = '0001.create-schema';"
+            " UPDATE _migration_checksum SET migration_id = '9999.future' WHERE migration_id = '0001.create-schema'",
+            "newer code",
+        ),
     ],
     ids=["behind", "changed", "ahead"],
 )
@@ -119,7 +126,7 @@ async def test_doctor_refuses_a_transaction_pooler(
             assert await fetchone(through, "SELECT 1") == (1,)
         settings(database_url=url)
         said = await outrider("doctor", "--json")
-    assert (said.code, verdicts(said.json)["connection"]) == (1, False)
+    assert (said.code, verdicts(said.json)["connection"]) == (3, False)
 
 
 async def test_a_fresh_database_is_no_cause_for_alarm(outrider: Outrider) -> None:
@@ -266,3 +273,95 @@ async def test_a_role_that_lacks_a_right_is_reported_and_is_no_failure(
         assert (await found(outrider, "rights"))[1].endswith("sees every session")
     finally:
         await conn.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+ALTERED = {
+    "writable": ("default_transaction_read_only = on", "RESET default_transaction_read_only"),
+    "durability": ("synchronous_commit = off", "RESET synchronous_commit"),
+}
+
+
+@pytest.mark.parametrize("check", ALTERED)
+async def test_doctor_fails_where_nothing_can_be_written_or_what_is_written_may_be_lost(
+    outrider: Outrider, conn: Conn, check: str
+) -> None:
+    setting, fix = ALTERED[check]
+    await conn.execute(f'ALTER DATABASE "{conn.info.dbname}" SET {setting}'.encode())
+    said = await outrider("doctor", "--json")
+    [verdict] = [each for each in said.json["checks"] if not each["good"]]
+    assert (said.code, verdict["check"]) == (3, check)
+    assert fix in verdict["fix"]
+
+
+async def test_a_server_that_may_lose_everything_is_a_warning(outrider: Outrider, conn: Conn) -> None:
+    [off] = await (await conn.execute("SHOW fsync")).fetchall()
+    said = await outrider("doctor")
+    assert ("warn  durability: fsync" in said.out) == (off == ("off",))
+    assert said.code == 0
+
+
+@pytest.mark.parametrize("limit", [1, 4])
+async def test_doctor_knows_a_limit_of_connections(
+    outrider: Outrider, settings: Set, conn: Conn, database_url: str, limit: int
+) -> None:
+    role = f"limited {os.getpid()}"
+    await conn.execute(f'CREATE ROLE "{role}" LOGIN CONNECTION LIMIT {limit}'.encode())
+    await conn.execute(f'GRANT ALL ON ALL TABLES IN SCHEMA public TO "{role}"'.encode())
+    await conn.execute(f'GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO "{role}"'.encode())
+    try:
+        settings(database_url=make_conninfo(database_url, user=role))
+        said = await outrider("doctor", "--json")
+    finally:
+        await conn.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"'.encode())
+    [verdict] = [each for each in said.json["checks"] if not each["good"]]
+    assert verdict["check"] == ("database" if limit == 1 else "connections")
+    assert f"role {role}" in verdict["found"] or f'role "{role}"' in verdict["found"]
+    assert "CONNECTION LIMIT" in verdict["fix"]
+
+
+async def test_doctor_names_the_missing_grants(
+    outrider: Outrider, settings: Set, conn: Conn, database_url: str
+) -> None:
+    role = f"poor {os.getpid()}"
+    await conn.execute(f'CREATE ROLE "{role}" LOGIN'.encode())
+    try:
+        settings(database_url=make_conninfo(database_url, user=role))
+        assert "permission denied" in (await found(outrider, "schema"))[1]
+        for command in (["jobs", "list"], ["migrate", "status"], ["outbox", "status"]):
+            said = await outrider(*command)
+            assert (said.code, "Traceback" in said.err) == (1, False), said.err
+        await conn.execute(f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{role}"'.encode())
+        good, what, fix = await found(outrider, "rights")
+    finally:
+        await conn.execute(f'DROP OWNED BY "{role}"; DROP ROLE "{role}"'.encode())
+    assert not good
+    assert f"the role {role} lacks INSERT, DELETE on jobs" in what or "on jobs" in what
+    assert f'ON TABLE "public"."jobs" TO "{role}"' in str(fix)
+
+
+async def test_doctor_lets_an_applications_own_migrations_be(outrider: Outrider, conn: Conn) -> None:
+    await conn.execute(
+        "INSERT INTO _yoyo_migration (migration_hash, migration_id, applied_at_utc)"
+        " VALUES ('x', '20261129_shop', now())"
+    )
+    said = await outrider("doctor", "--json")
+    assert (said.code, verdicts(said.json)["schema"]) == (0, True)
+    assert (await outrider("migrate", "status")).code == 0
+
+
+async def test_a_preset_whose_max_attempts_was_lowered_breaks_no_invariant(
+    outrider: Outrider, conn: Conn, settings: Set, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lowered_preset.py").write_text(
+        "from engine import pipeline\n\n\n"
+        "@pipeline('p', max_attempts=2)\nasync def p(job, run): ...\n\n\npipelines = [p]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings(pipelines="lowered_preset")
+    await alive(conn)
+    await enqueue(conn, new())
+    await conn.execute("UPDATE outbox SET errors = 4")
+    said = await outrider("doctor", "--invariants")
+    assert "ok    I7" in said.out, said.out
+    await conn.execute("UPDATE outbox SET errors = 26")
+    assert "26 errors of 25" in (await outrider("doctor", "--invariants")).out

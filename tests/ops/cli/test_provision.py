@@ -112,9 +112,11 @@ async def diagnosed(run: Run, **settings: object) -> dict[str, list[str | None]]
     """check → the fix of each of its verdicts, None where it is good. Topics are not the only thing it looks at."""
     said = await run("doctor", "--json", jwt_secret=SECRET, **settings)
     fixes: dict[str, list[str | None]] = {}
-    for each in said.json["checks"]:
+    # The server of the tests keeps nothing, and says so.
+    checks = [each for each in said.json["checks"] if each["check"] != "durability"]
+    for each in checks:
         fixes.setdefault(each["check"], []).append(each["fix"])
-    assert said.code == any(fix for found in fixes.values() for fix in found)
+    assert (said.code == 3) == any(fix for found in fixes.values() for fix in found)
     return fixes
 
 
