@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Final, LiteralString
 
+from engine.errors import SchemaMismatch
 from engine.queries.queue_stats import OVERDUE_COUNTED, overdue, queue_stats
 from engine.settings import Settings
 from engine.storage.connections import Connection
@@ -124,8 +125,10 @@ async def _publishing(conn: Connection) -> str:
 
 
 async def _rights(conn: Connection) -> str:
-    """Check the rights that processes need. Those that only make maintenance quicker or less blind are reported."""
-    await rights.check(conn, rights.NEEDS)
+    """Check that the role may run a process. Rights without which maintenance is slower or blind are reported."""
+    able = [process for process in rights.NEEDS if await _may_run(conn, process)]
+    if not able:
+        await rights.check(conn, rights.NEEDS)
     others = [name for (name,) in await fetchall(conn, KEPT_BY_OTHERS, [ANALYZED])]
     [(sees_all, role)] = await fetchall(conn, SEES_ALL)
     keeps = (
@@ -136,7 +139,15 @@ async def _rights(conn: Connection) -> str:
     sees = (
         "sees every session" if sees_all else "sees only its own sessions (grant the role pg_read_all_stats)"
     )
-    return f"{role} {keeps}, and {sees}"
+    return f"{role} may run {', '.join(able)}, {keeps}, and {sees}"
+
+
+async def _may_run(conn: Connection, process: str) -> bool:
+    try:
+        await rights.check(conn, [process])
+    except SchemaMismatch:
+        return False
+    return True
 
 
 def _numbered(jobs: Mapping[str, int]) -> str:
