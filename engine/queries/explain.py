@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -40,10 +40,15 @@ class Explanation:
 async def explain(
     conn: AsyncConnection[Any], registry: Mapping[str, Pipeline], job_id: UUID, owner: str | None
 ) -> Explanation:
-    """Explain one job. `owner` None stands for an operator. Raises JobNotFound."""
+    """Explain one job. `owner` None stands for an operator. Raises JobNotFound.
+
+    Only operators are shown the worker's host and process, and the broker's own words: both tell of the installation.
+    """
     job = await job_snapshot(conn, job_id, owner)
     if job is None:
         raise JobNotFound(job_id)
+    if owner is not None:
+        job = replace(job, worker_name=None, relay_detail=None)
     return explanation_of(job, registry.get(job.preset))
 
 
@@ -168,9 +173,10 @@ def _unpublished(job: JobSnapshot) -> Iterator[Fact]:
         fix = (
             "until an operator fixes that" if job.relay_state == "misconfigured" else "until publishing works"
         )
+        why = f" ({job.relay_detail})" if job.relay_detail else ""
         yield Fact(
             "breaker_open",
-            f"publishing has failed since {_at(job.relay_since)} ({job.relay_detail}); {fix}, {instead}",
+            f"publishing has failed since {_at(job.relay_since)}{why}; {fix}, {instead}",
         )
 
 

@@ -20,6 +20,7 @@ from ops.cli.commands import (
     token,
 )
 from ops.cli.doctor.command import doctor
+from ops.cli.output import replace_unencodable
 from ops.cli.up.command import up
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the arguments (of the process, by default) name, and exit with its code."""
     # Authors' pipelines are in the current directory. It comes last, so that no module there can replace ours.
     sys.path.append(str(Path.cwd()))
+    replace_unencodable()
     try:
         app(arguments, prog_name="outrider")
     except Exception as error:

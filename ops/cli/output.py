@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +29,21 @@ def complain(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def replace_unencodable() -> None:
+    """Let the output streams escape what their encoding lacks: users' texts must not stop a command.
+
+    A terminal may be Latin-1 or ASCII, and UTF-8 has no lone surrogates, as arguments that are no text give them.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def as_json(value: Any) -> None:
     """Print one JSON document. Times, ids and enumerations become text."""
-    echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    # The escapes of a stream are no JSON, those of the document are.
+    encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "ascii").name
+    echo(json.dumps(value, indent=2, ensure_ascii=encoding != "utf-8", default=_plain))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:

@@ -43,7 +43,7 @@ async def worker(conn: Conn, lease: float = 60.0) -> int:
 
 
 async def explained(conn: Conn, job: UUID) -> Explanation:
-    explanation = await explain(conn, REGISTRY, job, "ann")
+    explanation = await explain(conn, REGISTRY, job, None)
     assert explanation.summary == explanation.facts[0].detail
     return explanation
 
@@ -301,3 +301,16 @@ async def test_the_latest_errors_are_shown_and_no_more_than_three(conn: Conn) ->
         ("earlier_error", "attempt 4 ended in ValueError: no page 4"),
         ("earlier_error", "attempt 3 ended in ValueError: no page 3"),
     ]
+
+
+async def test_only_operators_are_shown_the_workers_process_and_the_brokers_words(conn: Conn) -> None:
+    await worker(conn)
+    running, ready = await enqueued(conn), await enqueued(conn)
+    await claim(conn, 1, [Lane("noop", 2)], 1)
+    await report(conn, "h:1", [RelayStatus("jobs", "passing", 5, "UNAVAILABLE: 10.0.0.7:443 is away")])
+    for job, secret in ((running, "host-a"), (ready, "10.0.0.7")):
+        operators = await explain(conn, REGISTRY, job, None)
+        owners = await explain(conn, REGISTRY, job, "ann")
+        assert any(secret in fact.detail for fact in operators.facts)
+        assert not any(secret in fact.detail or "None" in fact.detail for fact in owners.facts)
+        assert codes(operators) == codes(owners)
