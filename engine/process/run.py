@@ -29,8 +29,9 @@ DONE, FAILED, USAGE, UNHEALTHY = 0, 1, 2, 3
 def run(role: str, main: Main, settings: Settings | None = None) -> NoReturn:
     """Run `main(settings, stop)` to its end, and end this process with its exit code.
 
-    The first SIGTERM or SIGINT sets `stop`; a second one ends the process at once. What `main` leaves behind, as
-    threads, children and exit handlers, ends within EXIT_SECONDS.
+    The first SIGTERM or SIGINT sets `stop`; a second one ends the process at once. A terminal that closes sets `stop`
+    too, by SIGHUP, which never ends the process at once. What `main` leaves behind, as threads, children and exit
+    handlers, ends within EXIT_SECONDS.
     """
     ending = Ending()
     try:
@@ -101,8 +102,16 @@ async def _signalled(main: Main, settings: Settings) -> int:
         log.info("process.stopping", signal=number.name)
         stop.set()
 
+    def hung_up() -> None:
+        # A shell repeats the terminal's SIGHUP, so a second one does not mean "at once".
+        if not stop.is_set():
+            asked(signal.SIGHUP)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked, number)
+    # Under nohup the process outlives its terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
     fork.protect(loop)
     return await main(settings, stop)
 

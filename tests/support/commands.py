@@ -59,11 +59,17 @@ class Screen:
     def type(self, keys: bytes) -> None:
         os.write(self._master, keys)
 
+    def hang_up(self) -> None:
+        """Close the terminal, as its window does."""
+        for end in (self._slave, self._master):
+            os.close(end)
+        self._slave = self._master = -1
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        os.close(self._slave)
-        os.close(self._master)
+        if self._master >= 0:
+            self.hang_up()
 
 
 class Command:

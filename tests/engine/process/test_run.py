@@ -64,7 +64,7 @@ async def main(settings, stop):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_asks_the_process_to_stop_and_its_code_is_its_own(number: signal.Signals) -> None:
     async with started(WAITING.format(then="pass")) as child:
         assert await line(child) == "ready"
@@ -72,6 +72,26 @@ async def test_a_signal_asks_the_process_to_stop_and_its_code_is_its_own(number:
         code, said = await ended(child)
     assert code == 7
     assert "process.stopping" in said
+
+
+async def test_a_terminal_that_closes_twice_begins_one_drain() -> None:
+    async with started(WAITING.format(then="await asyncio.sleep(0.2)")) as child:
+        assert await line(child) == "ready"
+        child.send_signal(signal.SIGHUP)
+        assert await line(child) == "draining"
+        child.send_signal(signal.SIGHUP)
+        code, said = await ended(child)
+    assert (code, "process.aborted" in said) == (7, False)
+
+
+async def test_under_nohup_a_process_outlives_its_terminal() -> None:
+    ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    async with started(ignoring + textwrap.dedent(WAITING.format(then="pass"))) as child:
+        assert await line(child) == "ready"
+        child.send_signal(signal.SIGHUP)
+        child.send_signal(signal.SIGTERM)
+        code, said = await ended(child)
+    assert (code, "SIGHUP" in said) == (7, False)
 
 
 async def test_a_second_signal_ends_it_at_once() -> None:

@@ -101,6 +101,29 @@ def test_ctrl_c_on_a_terminal_reaches_the_parent_alone_and_stops_web_first(
     assert "\x1b[" in screen.text, "logs are for people on a terminal"
 
 
+async def test_a_terminal_that_closes_drains_it_all(folder: Path, database_url: str, conn: Conn) -> None:
+    screen = Screen(folder, database_url=database_url, pipelines="gates", drain_seconds=30)
+    try:
+        assert eventually(lambda: "\nready\r\n" in screen.text), screen.text
+        job = (await enqueue(conn, new(preset="gated", content=str(folder / "gate")))).id
+        await until(conn, "SELECT state FROM job_status WHERE job_id = %s", job, "PROCESSING")
+        screen.hang_up()
+        # web stops first; the worker still runs the job.
+        await until(
+            conn,
+            "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name LIKE 'outrider web%%' AND %s::uuid IS NOT NULL",
+            job,
+            "0",
+        )
+        (folder / "gate").touch()
+        assert eventually(lambda: screen.process.poll() is not None)
+    finally:
+        screen.close()
+    assert screen.process.returncode == 0
+    assert await fetchone(conn, "SELECT state FROM job_status WHERE job_id = %s", job) == ("COMPLETED",)
+
+
 @pytest.mark.long
 async def test_a_drain_on_a_terminal_says_once_that_ctrl_c_now_ends_it_and_it_does(
     folder: Path, database_url: str, conn: Conn
