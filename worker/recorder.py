@@ -20,7 +20,7 @@ from engine.moves.finish import Recorded
 from engine.queries.audit import UnreadableRun, unreadable_runs
 from engine.storage.batcher import BISECTED, Batcher
 from engine.storage.checked_connection import CheckedConnection
-from engine.storage.connections import Pool
+from engine.storage.connections import PinnedConnection, Pool
 from engine.storage.faults import by_blame
 from engine.telemetry import tracing
 from worker.effects import EffectsCommit

@@ -1,5 +1,5 @@
 -- A standby can read nothing that joins an UNLOGGED table: neither a job, by job_status, nor what relays report.
--- A report of progress, at most one a second for each attempt that reports any, now costs about 150 bytes of WAL.
+-- A report of progress, at most one a second for each attempt that reports any, now costs about 170 bytes of WAL.
 SET LOCAL lock_timeout = '5s';
 
 ALTER TABLE job_progress SET LOGGED;

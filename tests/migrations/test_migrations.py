@@ -17,9 +17,9 @@ from psycopg.rows import TupleRow
 from yoyo import get_backend, read_migrations
 
 import migrations
-from migrations.readiness import open_checks
 from engine.errors import DatabaseUnavailable, SchemaMismatch, UnfitDatabase
 from migrations.backend import LOCK_KEY
+from migrations.readiness import open_checks
 from ops.harness.postgres import Databases
 from ops.waiting import eventually
 from tests.migrations.catalog import picture

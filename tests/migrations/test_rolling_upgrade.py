@@ -87,3 +87,25 @@ async def test_the_throughput_of_a_newer_worker_is_seen_by_older_processes(conn:
         "UPDATE workers SET expires_at = now() + interval '1 minute' WHERE id = %s", [worker_id]
     )
     assert await fetchone(conn, "SELECT drained ->> 'p' FROM workers") == ("3",)
+
+
+# Of the code before 0007, which knew both tables as UNLOGGED.
+REPORT_PROGRESS = """
+INSERT INTO job_progress AS known (job_id, attempt, n, fraction, message)
+VALUES (gen_random_uuid(), 1, 1, 0.5, 'half')
+ON CONFLICT (job_id) DO UPDATE
+SET attempt = excluded.attempt, n = excluded.n, fraction = excluded.fraction, message = excluded.message,
+    updated_at = clock_timestamp()
+WHERE (known.attempt, known.n) < (excluded.attempt, excluded.n)
+"""
+
+
+async def test_every_table_can_be_read_on_a_standby_and_is_written_by_older_workers_as_before(
+    conn: Conn,
+) -> None:
+    unlogged = (
+        "SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relnamespace = 'public'::regnamespace"
+    )
+    assert await fetchone(conn, unlogged) == (0,)
+    await conn.execute(REPORT_PROGRESS.encode())
+    assert await fetchone(conn, "SELECT fraction FROM job_progress") == (0.5,)
