@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
@@ -71,6 +72,7 @@ def _become_child() -> None:
         if loop is not None:  # the child of a child has nothing left to give up
             _give_up_signals()
             asyncio._set_running_loop(None)
+            loop._ready = _Over()
             _blank({*_watched(loop), *open_connections.descriptors(), *pubsub.descriptors()})
             _give_up_locks()
     finally:
@@ -83,6 +85,13 @@ def _give_up_signals() -> None:
         if signal.getsignal(number) is _handler:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, usual)
+
+
+class _Over(deque[Any]):
+    """What is ready to run on the event loop of a child: it runs in the parent, and here it would run again."""
+
+    def popleft(self) -> NoReturn:
+        os._exit(1)
 
 
 def _watched(loop: Any) -> Iterable[int]:

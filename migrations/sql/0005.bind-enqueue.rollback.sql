@@ -26,15 +26,18 @@ $$;
 -- Who might call the newer function may call the older one.
 DO $$
 DECLARE
-    given CONSTANT aclitem[] := (SELECT proacl FROM pg_proc WHERE oid = 
-        'outrider_enqueue(text, text, text, jsonb, integer, timestamptz, double precision, integer, integer, text, uuid)'::regprocedure);
+    given CONSTANT aclitem[] := (SELECT proacl FROM pg_proc WHERE oid =
+        'outrider_enqueue(text, text, text, jsonb, integer, timestamptz, double precision, integer, integer, text,
+                          uuid)'::regprocedure);
     callable regprocedure;
     grantee text;
 BEGIN
     IF given IS NULL THEN
         RETURN;
     END IF;
-    FOREACH callable IN ARRAY ARRAY['outrider_enqueue(text, text, text, jsonb, integer, timestamptz)']::regprocedure[] LOOP
+    FOREACH callable IN ARRAY ARRAY[
+        'outrider_enqueue(text, text, text, jsonb, integer, timestamptz)'
+    ]::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', callable);
         FOR grantee IN
             SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END

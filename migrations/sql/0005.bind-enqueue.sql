@@ -20,14 +20,16 @@ RETURN encode(set_bit(set_bit(
 
 ALTER FUNCTION outrider_same_throughput() SET search_path FROM CURRENT;
 
--- Enqueues a JSON array of objects with the members of outrider_new_job, in the caller's transaction: all or none. Gives
--- one row for each, in the order given. A job_id that exists with the same job is answered as the first call was.
+-- Enqueues a JSON array of objects with the members of outrider_new_job, in the caller's transaction: all or none.
+-- Gives one row for each, in the order given. A job_id that exists with the same job is answered as the first call was.
 -- A job_id that is another job's raises unique_violation. Without `strict` it is the one row, and has no created_at:
 -- then nothing is kept, and the transaction can go on.
--- Plans are kept for a session: one made while `jobs` was empty must not scan the table once it is full.
+-- One plan for all calls of a session, which costs half as much as a plan for each, and one by index: a plan that was
+-- made while `jobs` was empty must not scan the table once it is full.
 CREATE FUNCTION outrider_enqueue_many(jobs json, strict boolean DEFAULT true)
 RETURNS TABLE (job_id uuid, created_at timestamptz, replayed boolean, traceparent text)
-LANGUAGE plpgsql VOLATILE SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
+LANGUAGE plpgsql VOLATILE
+SET search_path FROM CURRENT SET enable_seqscan = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     taken_name CONSTANT text := 'job_id: in use by another job';
@@ -39,7 +41,7 @@ DECLARE
     gone boolean;
 BEGIN
     IF NOT strict AND json_array_length(jobs) > 1 THEN
-        -- The others of a refused call are taken back with this block. A single job that is refused has written nothing.
+        -- The others of a refused call are taken back with this block. A single job that is refused wrote nothing.
         BEGIN
             RETURN QUERY
             SELECT e.job_id, e.created_at, e.replayed, e.traceparent FROM outrider_enqueue_many(jobs) e;
@@ -153,7 +155,8 @@ END;
 -- Who might call the old function may call the new ones.
 DO $$
 DECLARE
-    given CONSTANT aclitem[] := (SELECT proacl FROM pg_proc WHERE oid = 'outrider_enqueue(text, text, text, jsonb, integer, timestamptz)'::regprocedure);
+    given CONSTANT aclitem[] := (SELECT proacl FROM pg_proc WHERE oid =
+        'outrider_enqueue(text, text, text, jsonb, integer, timestamptz)'::regprocedure);
     callable regprocedure;
     grantee text;
 BEGIN

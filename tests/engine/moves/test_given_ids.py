@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ DUE = datetime(2999, 1, 1, tzinfo=UTC)
 TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 TAKEN = "job_id: in use by another job"
 
-OTHERS = {
+OTHERS: dict[str, Any] = {
     "user_id": "bob",
     "preset": "q",
     "content": "another text",
@@ -36,7 +36,7 @@ OTHERS = {
 }
 """Each makes another job of the same id."""
 
-Add = Callable[[Conn, NewJob], Awaitable[Job]]
+Add = Callable[[Conn, NewJob], Coroutine[Any, Any, Job]]
 
 
 async def one_of_many(conn: Conn, job: NewJob) -> Job:
@@ -89,7 +89,8 @@ async def test_an_id_is_known_after_its_job_has_finished(conn: Conn) -> None:
 async def test_delay_and_trace_are_not_compared_and_those_of_the_first_call_hold(conn: Conn) -> None:
     job = new(id=uuid7(), delay_seconds=5, traceparent=TRACE)
     first = await enqueue(conn, job)
-    for other in ({"delay_seconds": 7}, {"delay_seconds": None}, {"traceparent": None}):
+    others: list[dict[str, Any]] = [{"delay_seconds": 7}, {"delay_seconds": None}, {"traceparent": None}]
+    for other in others:
         assert await enqueue(conn, dataclasses.replace(job, **other)) == first._replace(replayed=True)
 
 

@@ -19,7 +19,6 @@ from engine.queries.audit import HISTORY, LATEST
 from engine.queries.explain import explain
 from engine.queries.explain_query import COUNTED, ERRORS_SHOWN, SNAPSHOT
 from engine.queries.jobs import READ, VERSIONS, JobView
-from engine.storage.connections import PINNED
 from engine.storage.literals import array, bare_array
 from engine.tables.relay_status import SILENT_SECONDS
 from tests.conftest import Connect
@@ -95,11 +94,11 @@ def reads(job_id: UUID, attempt: int) -> dict[str, dict[str, object]]:
     }
 
 
-@pytest.mark.parametrize("options", [PINNED, ""], ids=["pinned", "pooled"])
+@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "pooled"])
 async def test_reading_a_job_does_not_cost_more_the_longer_its_history_is(
-    connect: Connect, options: str
+    connect: Connect, pinned: bool
 ) -> None:
-    conn = await connect(options=options)
+    conn = await connect(pinned=pinned)
     attempt = await erred(conn, await worker(conn))
     job_id = attempt.job.id
     await snooze(conn, job_id, 60)

@@ -69,6 +69,55 @@ async def slow_effects(job: Any, run: Any) -> Completed:
     return Completed(run.attempt, write)
 
 
+def forked(folder: Path, name: str) -> None:
+    """A child that lives on without a word. Its id is the content of the file `name`."""
+    child = os.fork()
+    if not child:
+        time.sleep(600)
+        os._exit(0)
+    (folder / name).write_text(str(child))
+
+
+@pipeline("orphaning", backoff=0)
+def orphaning(job: Any, run: Any) -> Completed:
+    """As `slow_effects`, with a child forked in the thread, and another one inside the transaction."""
+    folder = started(job, run)
+    forked(folder, "child-of-thread")
+
+    async def write(conn: Any) -> None:
+        await conn.execute("INSERT INTO ledger VALUES (%s, %s)", [job.id, run.attempt])
+        forked(folder, "child-of-loop")
+        await go(folder, run)
+
+    return Completed(run.attempt, write)
+
+
+@pipeline("returning", backoff=0)
+def returning(job: Any, run: Any) -> int:
+    """The child returns from the function, too."""
+    started(job, run)
+    child = os.fork()
+    return os.waitpid(child, 0)[1] if child else 0
+
+
+@pipeline("returning_async", backoff=0)
+async def returning_async(job: Any, run: Any) -> int:
+    """The child goes back to an event loop that is not its own."""
+    started(job, run)
+    child = os.fork()
+    if not child:
+        await asyncio.sleep(0)
+        return 0
+    return os.waitstatus_to_exitcode((await asyncio.to_thread(os.waitpid, child, 0))[1])
+
+
+@pipeline("cycle", backoff=0)
+def cycle(_job: Any, _run: Any) -> None:
+    """Leaves a megabyte that only the collector finds."""
+    kept: list[Any] = [bytearray(1 << 20)]
+    kept.append(kept)
+
+
 @pipeline("short", backoff=0)
 async def short(job: Any, run: Any) -> Completed:
     """A moment's work, with effects."""
@@ -110,4 +159,18 @@ async def block(job: Any, run: Any) -> str:
     return "learned"
 
 
-pipelines: list[Pipeline] = [wait, plain, effects, slow_effects, short, refused, suicide, stuck, block]
+pipelines: list[Pipeline] = [
+    wait,
+    plain,
+    effects,
+    slow_effects,
+    orphaning,
+    returning,
+    returning_async,
+    cycle,
+    short,
+    refused,
+    suicide,
+    stuck,
+    block,
+]
