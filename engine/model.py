@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 MAX_CRASHES = 3
-"""The number of lapses since the last redrive at which a job fails."""
+"""The number of crashes since the last redrive at which a job fails."""
+
+MAX_SUSPICION = 2
+"""Of a job that runs alone. A job with less, but not 0, runs beside few others that are suspected too."""
 
 UNREADABLE_SECONDS = 900.0
 """How long a job waits for a worker whose code can read its metadata, from the first attempt that could not."""
@@ -66,7 +69,9 @@ class Reason(StrEnum):
     LEASE_LOST = "lease lost"
     """The worker's lease ran out while the database was away. The worker stopped the attempt."""
     LAPSED = "lapsed"
-    """The worker is gone and its lease has run out. This counts as a crash."""
+    """The worker is gone and its lease has run out. The attempt ran alone there: this counts as a crash."""
+    LAPSED_BESIDE_OTHERS = "lapsed beside others"
+    """The worker is gone, and any of its attempts may be why. No crash is counted, but the job is suspected."""
     REDRIVEN = "redriven"
 
     @property
@@ -74,12 +79,18 @@ class Reason(StrEnum):
         """Whether this is an outcome that the attempt's own worker recorded."""
         return self in _OUTCOMES
 
+    @property
+    def clears(self) -> bool:
+        """Whether a job that ends an attempt so is suspected no more: its pipeline came to an end of its own."""
+        return self in (Reason.ERROR, Reason.SNOOZED)
+
 
 _OUTCOMES = frozenset(Reason) - {
     Reason.ENQUEUED,
     Reason.CLAIMED,
     Reason.LEASE_LOST,
     Reason.LAPSED,
+    Reason.LAPSED_BESIDE_OTHERS,
     Reason.REDRIVEN,
 }
 

@@ -10,6 +10,7 @@ The life of one attempt, read from top to bottom in `Consumer._run`:
 | recorded     | the outcome is written, in a group; or alone, with its effects  | recorder.py, effects.py     |
 | acknowledged | the write has committed: the attempt is counted and logged      | attempt_metrics.py          |
 
-Beside the attempts: a thread renews the lease that all attempts share (lease.py); attempts that the database shows as
-leased to this worker but that are not running here are released (releases.py); progress is written (progress.py).
+Beside the attempts: a thread renews the lease that all attempts share (lease.py), and finds out who keeps it from
+running (interpreter.py); attempts that the database shows as leased to this worker but that are not running here are
+released (releases.py); progress is written (progress.py). Jobs that may have killed a worker run apart (suspects.py).
 """

@@ -27,12 +27,14 @@ from engine.telemetry import tracing
 from engine.telemetry.metrics import WORKER_BUSY, WORKER_SLOTS
 from worker.attempt_metrics import AttemptMetrics
 from worker.execution import GRACE_SECONDS, Execution
+from worker.interpreter import InterpreterWatch
 from worker.lease import Lease
 from worker.progress import report_forever
 from worker.recorder import Recorder
 from worker.releases import Releaser
 from worker.slots import Slots
 from worker.source import Source
+from worker.suspects import SuspectClaims
 
 MIN_IDLE_SECONDS: Final = 0.05
 MAX_IDLE_SECONDS: Final = 1.0
@@ -61,10 +63,7 @@ class Consumer:
         drain_seconds: float,
         publish_results: bool = False,
     ) -> None:
-        self._url = url
-        self._pool = pool
-        self._source = source
-        self._registry = registry
+        self._url, self._pool, self._source, self._registry = url, pool, source, registry
         self._drain_seconds = drain_seconds
         self._draining = False
         self._failing: Exception | None = None
@@ -82,7 +81,9 @@ class Consumer:
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._slots.held)],
             throughput=self._metrics.throughput,
+            watch=InterpreterWatch(lambda: self._slots.occupied),
         )
+        self._suspects = SuspectClaims(pool, source, tuple(registry), slots)
         self._recorder = Recorder(
             url, effects, lambda: self._lease.worker_id, publish_results=publish_results
         )
@@ -136,7 +137,7 @@ class Consumer:
             self._wake.clear()
             room = self._slots.room
             attempts = await self._claim(room)
-            self._slots.full = len(attempts) == room
+            self._slots.full = len(attempts) == room or self._suspects.exclusive
             for attempt in attempts:
                 self._start(attempt)
             # More jobs may be ready: only an empty claim has also searched below the source's marks.
@@ -152,22 +153,21 @@ class Consumer:
                     await self._wake.wait()
 
     async def _claim(self, room: int) -> list[Attempt]:
-        worker_id = self._lease.worker_id
-        if not room or worker_id is None:
+        if (worker_id := self._lease.worker_id) is None:
             return []
         began = time.time_ns()
         try:
             with self._slots.unacknowledged.claiming():
-                attempts = await self._source.claim(worker_id, room)
+                attempts = await self._suspects.claim_first(worker_id, room, held=len(self._slots.held))
         except (DatabaseUnavailable, Error) as error:
             if not told(self._failing, error):
                 log_at = by_blame(log, error)
                 log_at("claim.failed")
             self._failing = error
             return []
-        if self._failing is not None:
+        if self._failing is not None and room:
             log.info("claim.recovered")
-        self._failing = None
+            self._failing = None
         tracing.claimed(began, attempts)
         return attempts
 
@@ -208,7 +208,14 @@ class Consumer:
         elif not payload or not self._registry.keys().isdisjoint(payload.split()):
             self._wake.set()
 
-    def _on_beat(self, sent: float, leased: Leased) -> None:
+    def _on_beat(self, sent: float, leased: Leased | None) -> None:
+        if leased is not None:
+            self._compare(sent, leased)
+        self._releaser.take_back()
+        # The first heartbeat, or the first one after an outage, brings a lease to claim under.
+        self._wake.set()
+
+    def _compare(self, sent: float, leased: Leased) -> None:
         """Compare the attempts that the database shows as leased to this worker with the held ones.
 
         An attempt that started after the heartbeat was sent may be missing from the answer, and is not lost.
@@ -222,9 +229,6 @@ class Consumer:
                 execution.stop(LOST)
         if lost := self._slots.unacknowledged.lost(leased.keys() - held.keys()):
             self._releaser.unknown(self._lease.worker_id, lost)
-        self._releaser.release_stopped()
-        # The first heartbeat, or the first one after an outage, brings a lease to claim under.
-        self._wake.set()
 
     async def _watch(self) -> None:
         """Many times per lease: tick, stop overdue and lost attempts, and look for stuck pipelines."""
@@ -246,17 +250,15 @@ class Consumer:
     def _drop_lost(self) -> None:
         """Stop attempts whose lease is lost: their outcomes can no longer be recorded.
 
-        A lease that expired because the database was away is no crash. Its attempts are released under the next
-        lease, before maintenance lapses them. If the worker's row is gone, maintenance has already lapsed them.
+        A lease that expired because the database was away is no crash. All that is leased under it is taken back under
+        the next lease, before maintenance lapses it. If the worker's row is gone, maintenance has already done so.
         """
         current = self._lease.worker_id
-        lost = [each for each in self._slots.held.values() if each.attempt.worker_id != current]
-        if lost and current is None:
-            for execution in lost:
-                self._releaser.stopped(execution.attempt.worker_id, execution.attempt.key)
-            self._lease.abandon()
-        for execution in lost:
-            execution.stop(LOST)
+        for execution in list(self._slots.held.values()):
+            if (lost := execution.attempt.worker_id) != current:
+                self._lease.abandon(lost)
+                self._releaser.lost(lost)
+                execution.stop(LOST)
 
     async def _wake_at(self, stop: asyncio.Event) -> None:
         await stop.wait()

@@ -23,6 +23,7 @@ from engine.process.fork import end_if_child
 from engine.telemetry import tracing
 from engine.telemetry.spans import Span
 from worker import threads
+from worker.interpreter import ThreadClock
 from worker.outcome import DeadlinePassed, after, describe, interpret, leaves
 
 GRACE_SECONDS: Final = 1.0
@@ -69,6 +70,8 @@ class Execution:
         """Whether a report was refused. Only the first one of an attempt is logged: a loop may send thousands."""
         self.task: asyncio.Task[None] | None = None
         """Runs the attempt from claim to record. Kept here, because the event loop's own reference is weak."""
+        self.thread: ThreadClock | None = None
+        """The CPU time of the thread that runs a plain function, from its first step on."""
         self._on_stuck = on_stuck
         self._unwinding: asyncio.Task[None] | None = None
         self._stopped_as: Outcome | None = None
@@ -202,19 +205,11 @@ class Execution:
         returned: asyncio.Future[Ended] = loop.create_future()
 
         def work() -> Ended:
-            outcome: Ended
+            self.thread = clock = ThreadClock()
             try:
-                output = self.pipeline.function(job, AttemptRun(self))
-                end_if_child()
-                if isawaitable(output):
-                    # Behind a decorator the function may be async: then the event loop awaits what it returned.
-                    return output
-                outcome = interpret(output)
-            except BaseException as error:  # noqa: BLE001 - an author's code may raise anything; only this job fails
-                end_if_child(error)
-                outcome = self._raised(error)
-            self._call_hook()
-            return outcome
+                return self._call(job)
+            finally:
+                clock.stop()
 
         def done(outcome: Ended) -> None:
             # The event loop may have closed. Then the job was released at shutdown, and this outcome is void.
@@ -228,6 +223,21 @@ class Execution:
             log.warning("attempt.refused", job_id=job.id, attempt=self.number, error=str(error))
             return Snoozed(THREADLESS_SECONDS)
         return await returned
+
+    def _call(self, job: Job) -> Ended:
+        """Call a plain function, in its thread."""
+        try:
+            output = self.pipeline.function(job, AttemptRun(self))
+            end_if_child()
+            if isawaitable(output):
+                # Behind a decorator the function may be async: then the event loop awaits what it returned.
+                return output
+            outcome = interpret(output)
+        except BaseException as error:  # noqa: BLE001 - an author's code may raise anything; only this job fails
+            end_if_child(error)
+            outcome = self._raised(error)
+        self._call_hook()
+        return outcome
 
     def _call_hook(self) -> None:
         """Call the author's `after_attempt`. Its error changes nothing, because the function's outcome is known."""

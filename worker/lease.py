@@ -22,11 +22,14 @@ from engine.tables import workers
 from engine.tables.workers import Leased, Registration
 from engine.telemetry.metrics import HEARTBEATS, LEASES_LOST
 from engine.telemetry.throughput import Throughput
+from worker.interpreter import InterpreterWatch
 
 BEATS_PER_LEASE: Final = 3
 """One heartbeat may fail, and the next one still arrives before the lease expires."""
 MIN_GAP_SECONDS: Final = 0.05
 """Limits the heartbeats when many cancellations ask for one."""
+MIN_CONNECT_SECONDS: Final = 2
+"""The least that libpq takes. A connection that hangs must not take up the time in which a lease can be renewed."""
 LAST_WORDS_SECONDS: Final = 1.0
 """How long the last log line of a stalled process may take."""
 
@@ -37,7 +40,8 @@ class Lease:
     """The worker's row in `workers`. The thread owns the connection.
 
     `on_beat(sent, leased)` is called on the event loop after each acknowledged heartbeat; `sent` is the monotonic
-    time at which the heartbeat was sent. `running()` names the running attempts, for the log.
+    time at which the heartbeat was sent, and `leased` is None if the attempts under the lease could not be read.
+    `running()` names the running attempts, for the log. `watch` looks for what blocked the interpreter.
     """
 
     def __init__(
@@ -46,9 +50,10 @@ class Lease:
         worker: Registration,
         seconds: float,
         *,
-        on_beat: Callable[[float, Leased], None],
+        on_beat: Callable[[float, Leased | None], None],
         running: Callable[[], Sequence[str]],
         throughput: Throughput,
+        watch: InterpreterWatch | None = None,
     ) -> None:
         self.seconds = seconds
         self._url = url
@@ -56,11 +61,14 @@ class Lease:
         self._on_beat = on_beat
         self._running = running
         self._throughput = throughput
+        self._watch = watch
         self._loop = asyncio.get_running_loop()
         self._id: int | None = None
         self._acknowledged = 0.0
         self._period = seconds / BEATS_PER_LEASE
         self._failing: Exception | None = None
+        self._unread: Exception | None = None
+        """Why the attempts could not be read."""
         self._ticks = 0
         self._seen = -1
         self._silent = 0.0
@@ -90,12 +98,12 @@ class Lease:
         """Send a heartbeat now: its answer names the attempts whose cancellation was requested."""
         self._due.set()
 
-    def abandon(self) -> None:
-        """Give up the lease. The thread registers a new worker id at its next heartbeat."""
-        lost, self._id = self._id, None
-        if lost is not None:
+    def abandon(self, worker_id: int) -> None:
+        """Give up the lease of this id, if it is the present one. The next heartbeat registers a new id."""
+        if self._id == worker_id:
+            self._id = None
             LEASES_LOST.inc()
-        self._due.set()
+            self._due.set()
 
     def close(self) -> None:
         """Stop renewing and remove the row. Blocks as long as one statement takes, and at most for a lease."""
@@ -144,13 +152,16 @@ class Lease:
         return self._silent
 
     def _connected(self) -> psycopg.Connection[Any]:
-        # A heartbeat that hangs must fail early enough for another one on a new connection.
+        # A heartbeat that hangs must fail early enough for another one on a new connection. The attempts are read in
+        # what is left of a period, so that a lock on the outbox delays the next heartbeat by half a period at most.
         limit = max(1000, int(self._period * 1000))
+        lock = max(1, int(self._period * 500))
         return connect_sync(
             self._url,
             name="lease",
-            more={"statement_timeout": str(limit), "lock_timeout": str(limit)},
+            more={"statement_timeout": str(limit), "lock_timeout": str(lock)},
             tcp_user_timeout=limit,
+            connect_timeout=max(MIN_CONNECT_SECONDS, limit // 1000),
         )
 
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
@@ -159,22 +170,32 @@ class Lease:
         if worker_id is None:
             self._id = workers.register(conn, self._worker, self.seconds)
             log.info("worker.registered", worker=self._id, name=self._worker.name)
-            leased: Leased | None = {}
-        else:
-            leased = workers.beat(conn, worker_id, self.seconds, self._throughput.per_second())
-        # The row is gone: maintenance has lapsed this lease.
-        if leased is None:
+        elif not workers.beat(conn, worker_id, self.seconds, self._throughput.per_second()):
+            # The row is gone: maintenance has lapsed this lease.
             HEARTBEATS.labels("gone").inc()
-            self.abandon()
+            self.abandon(worker_id)
             return
         HEARTBEATS.labels("renewed").inc()
         if self._failing is not None:
             log.info("heartbeat.recovered", worker=self._id)
         self._failing = None
+        # Before the attempts are read: that may take long, and the lease holds meanwhile.
         self._acknowledged = sent
-        self._post(sent, leased)
+        self._post(sent, {} if worker_id is None else self._leased(conn, worker_id))
 
-    def _post(self, sent: float, leased: Leased) -> None:
+    def _leased(self, conn: psycopg.Connection[Any], worker_id: int) -> Leased | None:
+        """The attempts under the lease. None if they cannot be read: the lease is renewed all the same."""
+        try:
+            leased = workers.leased(conn, worker_id)
+        except psycopg.Error as error:
+            if not told(self._unread, error):
+                by_blame(log, error)("attempts.unread")
+            self._unread = error
+            return None
+        self._unread = None
+        return leased
+
+    def _post(self, sent: float, leased: Leased | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._on_beat, sent, leased)
         except RuntimeError:
@@ -182,9 +203,15 @@ class Lease:
             self._stopping.set()
 
     def _wait(self) -> None:
+        began = time.monotonic()
+        if self._watch is not None:
+            self._watch.mark()
         self._due.wait(self._period)
         self._stopping.wait(MIN_GAP_SECONDS)
         self._due.clear()
+        late = time.monotonic() - began - self._period
+        if self._watch is not None and late >= self._period:
+            self._watch.overslept(late)
 
     def _deregister(self, conn: psycopg.Connection[Any]) -> None:
         if self._id is not None:

@@ -8,7 +8,7 @@
 | finish  | leased → gone, with a result                 | worker      | finish.py   |
 | release | leased → waiting (retry, snooze) or ready    | worker      | release.py  |
 | promote | waiting → ready                              | maintenance | promote.py  |
-| lapse   | leased → ready, or FAILED past the limit     | maintenance | lapse.py    |
+| lapse   | leased → ready, or FAILED at the last crash  | maintenance | lapse.py    |
 | cancel  | waiting, ready, published → gone, CANCELLED  | web, CLI    | cancel.py   |
 | redrive | FAILED, CANCELLED → ready                    | web, CLI    | redrive.py  |
 
@@ -17,13 +17,13 @@ writes the audit row, with `seq` = the row's new `version`.
 """
 
 from engine.moves.cancel import cancel
-from engine.moves.claim import claim, claim_named, claim_published
+from engine.moves.claim import claim, claim_named, claim_published, claim_suspects
 from engine.moves.enqueue import enqueue, enqueue_group, enqueue_many
 from engine.moves.finish import Ending, finish, recorded
 from engine.moves.lapse import lapse
 from engine.moves.promote import promote
 from engine.moves.redrive import redrive
-from engine.moves.release import Release, release
+from engine.moves.release import Release, release, take_back
 
 __all__ = [
     "Ending",
@@ -32,6 +32,7 @@ __all__ = [
     "claim",
     "claim_named",
     "claim_published",
+    "claim_suspects",
     "enqueue",
     "enqueue_group",
     "enqueue_many",
@@ -41,4 +42,5 @@ __all__ = [
     "recorded",
     "redrive",
     "release",
+    "take_back",
 ]

@@ -19,6 +19,7 @@ EXIT: LiteralString = (
     UPDATE outbox q
     SET status = (CASE WHEN h.due_at IS NULL THEN 'ready' ELSE 'waiting' END)::outbox_status,
         worker_id = NULL, version = h.version, errors = h.errors, crashes = h.crashes,
+        suspicion = h.suspicion,
         -- A job without `due_at` is due from now on: its attempt was not waiting time.
         run_at = coalesce(h.due_at, clock_timestamp()),
         ready_at = CASE WHEN h.due_at IS NULL THEN clock_timestamp() END

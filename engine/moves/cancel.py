@@ -22,7 +22,7 @@ CANCEL: LiteralString = (
     """
 WITH held AS MATERIALIZED (
     SELECT o.job_id, o.user_id, o.preset, o.attempt,
-           o.version + 1 AS version, o.errors, o.crashes, o.run_at, o.claimed_at,
+           o.version + 1 AS version, o.errors, o.crashes, o.suspicion, o.run_at, o.claimed_at,
            """  # noqa: S608 - constants alone
     + STATE_OF
     + """ AS from_state,

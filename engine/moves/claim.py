@@ -10,7 +10,7 @@ import orjson
 from psycopg import AsyncConnection
 
 from engine.errors import LeaseLost
-from engine.model import Attempt, Job, Reason
+from engine.model import MAX_SUSPICION, Attempt, Job, Reason
 from engine.storage.literals import array, bare_array
 from engine.storage.statements import fetchall, timed
 from engine.tables.outbox import Lane
@@ -50,6 +50,7 @@ _READY: LiteralString = """
         CROSS JOIN LATERAL (
             SELECT job_id FROM outbox
             WHERE status = 'ready' AND preset = lane.preset AND priority = lane.priority AND position > lane.low
+              AND suspicion = 0
               AND (%(age)s::float8 = 0 OR ready_at < clock_timestamp() - %(age)s::float8 * interval '1 second')
             ORDER BY position
             LIMIT %(limit)s
@@ -62,7 +63,7 @@ _PUBLISHED: LiteralString = """
         FROM alive
         CROSS JOIN LATERAL (
             SELECT job_id FROM outbox
-            WHERE status = 'published' AND preset = ANY (%(presets)s::text[])
+            WHERE status = 'published' AND preset = ANY (%(presets)s::text[]) AND suspicion = 0
               AND published_at < now() - %(age)s::float8 * interval '1 second'
             ORDER BY published_at
             LIMIT %(limit)s
@@ -77,10 +78,23 @@ _NAMED: LiteralString = """
         FROM alive
         CROSS JOIN unnest(%(ids)s::uuid[]) AS named(id)
         JOIN outbox q ON q.job_id = named.id AND q.worker_id IS NULL AND q.status <> 'waiting'
-                     AND q.preset = ANY (%(presets)s::text[])
+                     AND q.preset = ANY (%(presets)s::text[]) AND q.suspicion = 0
         ORDER BY q.job_id
         FOR UPDATE OF q"""
 CLAIM_NAMED: LiteralString = _LEASE + _NAMED + _LEASED + _FOUND_OR_ALIVE
+
+# The index holds suspects alone, so the scan sees none but them.
+_SUSPECTED: LiteralString = """
+        SELECT due.job_id
+        FROM alive
+        CROSS JOIN LATERAL (
+            SELECT job_id FROM outbox
+            WHERE suspicion = %(suspicion)s AND suspicion > 0 AND status IN ('ready', 'published')
+              AND preset = ANY (%(presets)s::text[])
+            ORDER BY priority, position
+            LIMIT %(limit)s
+            FOR UPDATE SKIP LOCKED) due"""
+CLAIM_SUSPECTS: LiteralString = _LEASE + _SUSPECTED + _LEASED + _FOUND
 
 
 @timed("claim")
@@ -126,6 +140,22 @@ async def claim_named(
     if not rows:
         raise LeaseLost(f"worker {worker_id} is gone")
     return [_attempt(worker_id, row) for row in rows if row[0] is not None]
+
+
+@timed("claim suspects")
+async def claim_suspects(
+    conn: AsyncConnection[Any], worker_id: int, presets: Sequence[str], limit: int
+) -> list[Attempt]:
+    """Lease one job that must run alone, or else up to `limit` other suspects. The worker must hold nothing.
+
+    No other claim leases suspects.
+    """
+    for suspicion in range(MAX_SUSPICION, 0, -1):
+        most = 1 if suspicion == MAX_SUSPICION else limit
+        asked = {"presets": array(presets), "limit": most, "suspicion": suspicion}
+        if rows := await fetchall(conn, CLAIM_SUSPECTS, _claiming(worker_id) | asked):
+            return [_attempt(worker_id, row) for row in rows]
+    return []
 
 
 def _claiming(worker_id: int) -> dict[str, object]:

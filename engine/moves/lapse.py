@@ -1,59 +1,102 @@
-"""Lapse: maintenance ends the attempts of workers that are gone, and counts a crash for each."""
+"""Lapse: maintenance ends the attempts of workers that are gone, and charges a crash where it is clear to whom.
+
+A worker that held one attempt died of that attempt, as far as anybody can tell: a crash is counted. Of several attempts
+any may be why: none is charged, and each is suspected, see engine/moves/claim.py on how suspects run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from engine.model import MAX_CRASHES, JobState, Reason
+from engine.model import MAX_CRASHES, MAX_SUSPICION, JobState, Reason
 from engine.moves._exit import EXIT
-from engine.storage.statements import fetchall, fetchone, timed
+from engine.storage.statements import fetchall, timed
 
-# A row that a heartbeat is renewing is locked, so it is skipped. A heartbeat that comes later waits and finds no row.
-EXPIRE: LiteralString = """
-DELETE FROM workers
-WHERE id = ANY (ARRAY(SELECT id FROM workers WHERE expires_at < now() FOR UPDATE SKIP LOCKED))
-RETURNING id, name
+# Of a worker of older code, which tells no lease, `expires_at` says how long its lease may be. A worker without a row
+# never comes back, so its attempts may lapse whenever they are seen.
+LOOK: LiteralString = """
+SELECT id, expires_at,
+       coalesce(lease_seconds,
+                greatest(%(lease)s::float8, extract(epoch FROM expires_at - clock_timestamp())::float8))
+FROM workers
+UNION ALL
+SELECT q.worker_id, NULL, %(lease)s::float8
+FROM (SELECT DISTINCT worker_id FROM outbox WHERE status = 'leased') q
+WHERE NOT EXISTS (SELECT FROM workers w WHERE w.id = q.worker_id)
 """
 
-ABANDONED: LiteralString = """
-SELECT array_agg(DISTINCT q.worker_id)
-FROM outbox q
-WHERE q.status = 'leased' AND NOT EXISTS (SELECT FROM workers w WHERE w.id = q.worker_id)
+# A row that a heartbeat is renewing is locked, so it is skipped. A heartbeat that has come since the look has changed
+# `expires_at`. One that comes later waits, and finds no row.
+EXPIRE: LiteralString = """
+DELETE FROM workers
+WHERE id = ANY (ARRAY(
+    SELECT w.id
+    FROM unnest(%(ids)s::bigint[], %(seen)s::timestamptz[]) AS x(id, expires_at)
+    JOIN workers w ON w.id = x.id AND w.expires_at = x.expires_at
+    FOR UPDATE OF w SKIP LOCKED))
+RETURNING id, name
 """
 
 # Names the dead workers instead of checking for "no live worker" again. If an outbox row changes its worker while this
 # statement waits, PostgreSQL checks the new row against the old snapshot. There, a worker that has just registered is
 # missing.
+# `whole`: the worker's row was deleted in this transaction, so all that it held is here, locked rows included. Of what
+# an earlier lapse left over nobody knows beside what it ran.
 LAPSE: LiteralString = (
     """
-WITH held AS MATERIALIZED (
-    SELECT q.job_id, q.user_id, q.preset, q.attempt, q.version + 1 AS version, q.errors, q.crashes + 1 AS crashes,
-           q.run_at, q.claimed_at, 'PROCESSING'::job_state AS from_state,
+WITH dead AS MATERIALIZED (
+    SELECT x.id, x.whole,
+           (SELECT count(*) FROM outbox o WHERE o.status = 'leased' AND o.worker_id = x.id) AS held
+    FROM unnest(%(ids)s::bigint[], %(whole)s::boolean[]) AS x(id, whole)
+), held AS MATERIALIZED (
+    SELECT q.job_id, q.user_id, q.preset, q.attempt, q.version + 1 AS version, q.errors,
+           q.crashes + d.charged AS crashes, q.run_at, q.claimed_at, 'PROCESSING'::job_state AS from_state,
            (CASE WHEN q.cancel_requested THEN 'CANCELLED'
-                 WHEN q.crashes + 1 >= %(max_crashes)s THEN 'FAILED'
+                 WHEN q.crashes + d.charged >= %(max_crashes)s THEN 'FAILED'
                  ELSE 'PENDING' END)::job_state AS to_state,
-           NULL::timestamptz AS due_at, %(reason)s::text AS reason,
+           -- A job that died alone runs alone: next time it may take others along.
+           CASE WHEN d.charged = 1 THEN %(max_suspicion)s
+                ELSE least(q.suspicion + 1, %(max_suspicion)s) END AS suspicion,
+           NULL::timestamptz AS due_at,
+           CASE WHEN d.charged = 1 THEN %(reason)s::text ELSE %(beside_others)s::text END AS reason,
            jsonb_build_object('type', 'WorkerLost', 'attempt', q.attempt, 'message',
-                              'worker ' || q.worker_id || ' stopped without an answer') AS error,
-           'WorkerLost' AS fingerprint, clock_timestamp() AS finished_at, q.worker_id
-    FROM outbox q
-    WHERE q.status = 'leased' AND q.worker_id = ANY (%(dead)s)
+                              'worker ' || d.id || ' stopped without an answer while '
+                              || CASE WHEN d.charged = 1 THEN 'this attempt ran alone on it'
+                                      WHEN d.whole THEN 'it ran ' || d.held || ' attempts'
+                                      ELSE 'it ran this attempt and perhaps others' END
+                              || coalesce('; the last progress of this one: '
+                                          || round(p.fraction * 100) || ' percent ' || p.message, '')) AS error,
+           'WorkerLost' AS fingerprint, clock_timestamp() AS finished_at, d.id AS worker_id, d.charged,
+           p.message AS progress
+    FROM (SELECT id, whole, held, (whole AND held = 1)::integer AS charged FROM dead) d
+    JOIN outbox q ON q.status = 'leased' AND q.worker_id = d.id
+    LEFT JOIN job_progress p ON p.job_id = q.job_id AND p.attempt = q.attempt
     ORDER BY q.job_id
-    LIMIT %(limit)s
     FOR UPDATE OF q SKIP LOCKED
 )"""  # noqa: S608 - constants alone
     + EXIT
-    + "SELECT job_id, preset, attempt, to_state, worker_id FROM held"
+    + "SELECT job_id, preset, attempt, to_state, worker_id, charged = 1, progress FROM held"
 )
+
+
+class Sighting(NamedTuple):
+    """A worker as a look saw it. `expires_at` changes with each heartbeat; None if the worker has no row any more."""
+
+    worker_id: int
+    expires_at: datetime | None
+    lease_seconds: float
 
 
 class Lapsed(NamedTuple):
     """An attempt whose worker is gone, and the state that its job went to.
 
-    `worker` is the worker's id, followed by its name unless another process has deleted the worker's row.
+    `worker` is the worker's id, followed by its name unless another process has deleted the worker's row. `charged`
+    says whether a crash was counted. `progress` is the last message that the attempt reported, if any.
     """
 
     job_id: UUID
@@ -61,29 +104,44 @@ class Lapsed(NamedTuple):
     attempt: int
     state: JobState
     worker: str
+    charged: bool
+    progress: str | None
+
+
+async def look(conn: AsyncConnection[Any], lease_seconds: float) -> list[Sighting]:
+    """All workers, and those that are gone but still hold attempts. `lease_seconds`: the lease where none is known."""
+    return [Sighting(*row) for row in await fetchall(conn, LOOK, {"lease": lease_seconds})]
 
 
 @timed("lapse")
 async def lapse(
-    conn: AsyncConnection[Any], limit: int = 1000, *, publish_results: bool = False
+    conn: AsyncConnection[Any], dead: Sequence[Sighting], *, publish_results: bool = False
 ) -> list[Lapsed]:
-    """Delete the workers whose lease has run out, and lapse up to `limit` of their attempts.
+    """Delete the rows of those `dead` workers that are still as they were seen, and lapse their attempts.
 
-    The three statements need no transaction around them, because a worker that is gone never comes back.
+    Both or neither: a lapse that fails must leave the rows, or workers that live would find theirs gone. Rows of
+    attempts that somebody has locked are left over for a later look.
     """
-    names: dict[int, str] = dict(await fetchall(conn, EXPIRE))
-    row = await fetchone(conn, ABANDONED)
-    if row is None or row[0] is None:
-        return []
-    parameters = {
-        "dead": row[0],
-        "limit": limit,
-        "max_crashes": MAX_CRASHES,
-        "publish_results": publish_results,
-        "reason": Reason.LAPSED,
-    }
-    rows = await fetchall(conn, LAPSE, parameters)
+    async with conn.transaction():
+        seen = {each.worker_id: each.expires_at for each in dead if each.expires_at is not None}
+        expire = {"ids": list(seen), "seen": list(seen.values())}
+        names: dict[int, str] = dict(await fetchall(conn, EXPIRE, expire)) if seen else {}
+        gone = [*names, *(each.worker_id for each in dead if each.expires_at is None)]
+        parameters = {
+            "ids": gone,
+            "whole": [worker_id in names for worker_id in gone],
+            "max_crashes": MAX_CRASHES,
+            "max_suspicion": MAX_SUSPICION,
+            "publish_results": publish_results,
+            "reason": Reason.LAPSED,
+            "beside_others": Reason.LAPSED_BESIDE_OTHERS,
+        }
+        rows = await fetchall(conn, LAPSE, parameters) if gone else []
     return [
-        Lapsed(job_id, preset, attempt, JobState(state), f"{worker_id} {names.get(worker_id, '')}".rstrip())
-        for job_id, preset, attempt, state, worker_id in rows
+        Lapsed(job_id, preset, attempt, JobState(state), _label(worker_id, names), charged, progress)
+        for job_id, preset, attempt, state, worker_id, charged, progress in rows
     ]
+
+
+def _label(worker_id: int, names: dict[int, str]) -> str:
+    return f"{worker_id} {names.get(worker_id, '')}".rstrip()

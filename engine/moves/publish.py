@@ -14,6 +14,7 @@ from engine.storage.statements import fetchall, timed
 from engine.tables.outbox import Lane
 
 # Lanes are scanned as in CLAIM, for the same reasons. The rows stay ready, so workers may claim them at any time.
+# Suspects have no wake-up, because no message may bring them to a busy worker.
 RESERVE: LiteralString = """
 WITH reserved AS (
     UPDATE outbox SET publish_until = clock_timestamp() + %(seconds)s * interval '1 second'
@@ -24,6 +25,7 @@ WITH reserved AS (
         CROSS JOIN LATERAL (
             SELECT job_id FROM outbox
             WHERE status = 'ready' AND preset = lane.preset AND priority = lane.priority AND position > lane.low
+              AND suspicion = 0
               AND (publish_until IS NULL OR publish_until < clock_timestamp())
             ORDER BY position
             LIMIT %(limit)s

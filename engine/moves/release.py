@@ -7,7 +7,7 @@ is ready again at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import AsyncConnection
@@ -16,6 +16,9 @@ from engine.model import JobState, Reason
 from engine.moves._exit import EXIT
 from engine.moves.finish import Recorded, columns
 from engine.storage.statements import fetchall, timed
+from engine.tables.workers import DEREGISTER
+
+CLEARING: Final = [reason for reason in Reason if reason.clears]
 
 
 class Release(NamedTuple):
@@ -36,6 +39,7 @@ RELEASE: LiteralString = (
     """
 WITH held AS MATERIALIZED (
     SELECT q.job_id, q.user_id, q.attempt, q.version + 1 AS version, q.errors + x.spent AS errors, q.crashes,
+           CASE WHEN x.reason = ANY (%(clearing)s::text[]) THEN 0 ELSE q.suspicion END AS suspicion,
            q.run_at, q.claimed_at, 'PROCESSING'::job_state AS from_state,
            (CASE WHEN q.cancel_requested THEN 'CANCELLED' ELSE 'PENDING' END)::job_state AS to_state,
            clock_timestamp() + x.delay * interval '1 second' AS due_at,
@@ -52,6 +56,38 @@ WITH held AS MATERIALIZED (
     + "SELECT job_id, attempt, to_state FROM held"
 )
 
+# Skips what effects hold: those may still commit, and the row is theirs until they end.
+TAKE_BACK: LiteralString = """
+SELECT job_id, attempt, preset FROM outbox WHERE worker_id = %s AND status = 'leased' ORDER BY job_id
+FOR UPDATE SKIP LOCKED
+"""
+STILL_LEASED: LiteralString = "SELECT FROM outbox WHERE worker_id = %s AND status = 'leased' LIMIT 1"
+
+
+class TakenBack(NamedTuple):
+    """Jobs that a worker has released, as (preset, state after it). `complete` unless locked rows were left over."""
+
+    jobs: Sequence[tuple[str, JobState]]
+    complete: bool
+
+
+async def take_back(
+    conn: AsyncConnection[Any], worker_id: int, *, publish_results: bool = False
+) -> TakenBack:
+    """Give up a lease that has run out: delete the worker's row and release all that is leased under it.
+
+    The row goes first: a claim that is still on its way finds none, and maintenance leaves the worker alone.
+    """
+    async with conn.transaction():
+        await conn.execute(DEREGISTER, [worker_id])
+        found = await fetchall(conn, TAKE_BACK, [worker_id])
+        releases = [Release(job_id, attempt, Reason.LEASE_LOST) for job_id, attempt, _ in found]
+        if releases:
+            states = await release(conn, worker_id, releases, publish_results=publish_results)
+        left = await fetchall(conn, STILL_LEASED, [worker_id])
+    jobs = [(preset, states[job_id, attempt]) for job_id, attempt, preset in found]
+    return TakenBack(jobs, not left)
+
 
 @timed("release")
 async def release(
@@ -62,6 +98,11 @@ async def release(
     With `publish_results` that result is also published. An attempt that is missing from the answer is lost: nothing
     was written for that attempt.
     """
-    fence = {"worker_id": worker_id, "publish_results": publish_results, "cancelled": Reason.CANCELLED}
+    fence = {
+        "worker_id": worker_id,
+        "publish_results": publish_results,
+        "cancelled": Reason.CANCELLED,
+        "clearing": CLEARING,
+    }
     rows = await fetchall(conn, RELEASE, columns(Release._fields, releases) | fence)
     return {(job_id, attempt): JobState(state) for job_id, attempt, state in rows}

@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from engine.errors import JobNotFound
-from engine.model import MAX_CRASHES, UNREADABLE_SECONDS, JobState, Reason
+from engine.model import MAX_CRASHES, MAX_SUSPICION, UNREADABLE_SECONDS, JobState, Reason
 from engine.pipeline import Pipeline
 from engine.queries.explain_query import ERRORS_SHOWN, JobSnapshot, job_snapshot
 
@@ -130,6 +130,10 @@ def _pending(job: JobSnapshot) -> Iterator[Fact]:
         )
     if not job.workers:
         yield no_worker
+    if job.suspicion and not waiting:
+        # Neither a message nor its place in the queue brings a suspect to a worker.
+        yield _suspected(job)
+        return
     if job.outbox_status == "ready":
         yield from _unpublished(job)
     if job.outbox_status == "published":
@@ -139,6 +143,14 @@ def _pending(job: JobSnapshot) -> Iterator[Fact]:
         )
     if job.ahead is not None:
         yield _queued(job, job.ahead)
+
+
+def _suspected(job: JobSnapshot) -> Fact:
+    alone = job.suspicion >= MAX_SUSPICION
+    how = "alone" if alone else "beside few others that are suspected too"
+    lost = next((each for each in job.latest_errors if each.get("type") == "WorkerLost"), {})
+    why = lost.get("message", "its worker was lost")
+    return Fact("suspected", f"suspected: {why}; the job runs {how}, on a worker that runs nothing else")
 
 
 def _kept(job: JobSnapshot, fact: Fact, promise: str) -> Iterator[Fact]:

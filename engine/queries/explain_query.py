@@ -34,6 +34,7 @@ class JobSnapshot:
     attempt: int
     errors: int
     crashes: int
+    suspicion: int
     max_attempts: int | None
     timeout_seconds: int | None
     cancel_requested: bool
@@ -77,7 +78,8 @@ class JobSnapshot:
 # Jobs ahead are those that a worker with this preset alone would take first. Other presets compete for the worker's
 # slots too, but in no fixed order. Published jobs are taken roughly in the order in which they were published.
 SNAPSHOT: LiteralString = """
-SELECT s.state, s.outbox_status, s.preset, s.attempt, s.errors, s.crashes, s.max_attempts, s.timeout_seconds,
+SELECT s.state, s.outbox_status, s.preset, s.attempt, s.errors, s.crashes,
+       coalesce(mine.suspicion, 0) AS suspicion, s.max_attempts, s.timeout_seconds,
        s.cancel_requested, s.run_at, extract(epoch FROM s.run_at - clock_timestamp())::double precision AS due_seconds,
        s.ready_at, s.published_at, mine.claimed_at, s.completed_at,
        extract(epoch FROM clock_timestamp() - mine.claimed_at)::double precision AS running_seconds,

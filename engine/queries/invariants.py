@@ -159,6 +159,21 @@ FROM steps
 WHERE to_state = 'COMPLETED'
 """,
     ),
+    Invariant(
+        "I13",
+        "a job is suspected only after a lapse since its last redrive",
+        """
+SELECT o.job_id,
+       CASE WHEN NOT EXISTS (
+           SELECT FROM job_state_records marked
+           WHERE marked.job_id = o.job_id AND marked.reason IN (%(lapsed)s, %(beside_others)s) AND NOT EXISTS (
+               SELECT FROM job_state_records later
+               WHERE later.job_id = marked.job_id AND later.seq > marked.seq AND later.reason = %(redriven)s))
+       THEN concat('suspicion ', o.suspicion, ' without a lapse') END AS detail
+FROM outbox o
+WHERE o.suspicion > 0
+""",
+    ),
 )
 
 # A job with both an outbox row and a result, or with neither, is judged by I1 alone.
@@ -224,6 +239,7 @@ async def report(conn: AsyncConnection[Any], limits: Mapping[str, int]) -> Repor
         "limits": list(limits.values()),
         "shown": SHOWN,
         "lapsed": Reason.LAPSED,
+        "beside_others": Reason.LAPSED_BESIDE_OTHERS,
         "redriven": Reason.REDRIVEN,
     }
     findings = []

@@ -13,19 +13,20 @@ import orjson
 from psycopg import Connection
 
 REGISTER: LiteralString = """
-INSERT INTO workers (name, presets, slots, expires_at)
-VALUES (%s, %s, %s, clock_timestamp() + %s * interval '1 second')
+INSERT INTO workers (name, presets, slots, lease_seconds, expires_at)
+VALUES (%(name)s, %(presets)s, %(slots)s, %(lease)s, clock_timestamp() + %(lease)s * interval '1 second')
 RETURNING id
 """
 
+# Reads nothing else: a lock on another table must not cost the lease.
 BEAT: LiteralString = """
-WITH beat AS (
-    UPDATE workers SET expires_at = clock_timestamp() + %s * interval '1 second', throughput = %s::jsonb
-    WHERE id = %s
-    RETURNING id
-)
-SELECT q.job_id, q.attempt, q.cancel_requested
-FROM beat LEFT JOIN outbox q ON q.worker_id = beat.id AND q.status = 'leased'
+UPDATE workers SET expires_at = clock_timestamp() + %s * interval '1 second', throughput = %s::jsonb
+WHERE id = %s
+RETURNING id
+"""
+
+LEASED: LiteralString = """
+SELECT job_id, attempt, cancel_requested FROM outbox WHERE worker_id = %s AND status = 'leased'
 """
 
 DEREGISTER: LiteralString = "DELETE FROM workers WHERE id = %s"
@@ -45,23 +46,26 @@ Leased = dict[tuple[UUID, int], bool]
 
 def register(conn: Connection[Any], worker: Registration, lease_seconds: float) -> int:
     """Insert a row and return its id. Ids are never reused."""
-    row = conn.execute(REGISTER, [worker.name, list(worker.presets), worker.slots, lease_seconds]).fetchone()
+    asked = worker._asdict() | {"presets": list(worker.presets), "lease": lease_seconds}
+    row = conn.execute(REGISTER, asked).fetchone()
     assert row is not None
     return int(row[0])
 
 
 def beat(
     conn: Connection[Any], worker_id: int, lease_seconds: float, throughput: Mapping[str, float]
-) -> Leased | None:
-    """Renew the lease and return the attempts under it. None if the row is gone, and every lease with it.
+) -> bool:
+    """Renew the lease. Returns False if the row is gone, and every lease with it.
 
     `throughput` is the number of attempts that end per second, by preset.
     """
     asked = [lease_seconds, orjson.dumps(throughput).decode(), worker_id]
-    rows = conn.execute(BEAT, asked).fetchall()
-    if not rows:
-        return None
-    return {(job_id, attempt): cancel for job_id, attempt, cancel in rows if job_id is not None}
+    return conn.execute(BEAT, asked).fetchone() is not None
+
+
+def leased(conn: Connection[Any], worker_id: int) -> Leased:
+    """The attempts that are leased to the worker."""
+    return {(job_id, attempt): cancel for job_id, attempt, cancel in conn.execute(LEASED, [worker_id])}
 
 
 def deregister(conn: Connection[Any], worker_id: int) -> None:

@@ -67,10 +67,10 @@ def worker(url: str, slots: int, **settings: Any) -> Iterator[Child]:
 
 
 @contextmanager
-def relay(url: str, **settings: Any) -> Iterator[None]:
+def relay(url: str, **settings: Any) -> Iterator[Child]:
     """A relay process without the benchmark's presets: in Postgres mode it runs maintenance, and no jobs."""
-    with _process("relay", url=url, **settings):
-        yield
+    with _process("relay", url=url, **settings) as child:
+        yield child
 
 
 @contextmanager

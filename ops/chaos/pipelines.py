@@ -1,4 +1,4 @@
-"""A pipeline that runs long enough to be interrupted."""
+"""Pipelines that run long enough to be interrupted."""
 
 from __future__ import annotations
 
@@ -17,4 +17,11 @@ async def pause(_job: Job, run: Run) -> int:
     return run.attempt
 
 
-pipelines = [pause]
+@pipeline("linger")
+async def linger(job: Job, run: Run) -> int:
+    """Runs for as many seconds as the content says, reports nothing, and returns the number of its attempt."""
+    await asyncio.sleep(float(job.content))
+    return run.attempt
+
+
+pipelines = [pause, linger]

@@ -17,7 +17,7 @@ from psycopg import Error
 from engine.errors import DatabaseUnavailable
 from engine.model import JobState
 from engine.moves import lapse, promote
-from engine.moves.lapse import Lapsed
+from engine.moves.lapse import Lapsed, look
 from engine.process.run import pause
 from engine.storage.connections import Connection, PinnedConnection, Pool, borrow
 from engine.telemetry.metrics import (
@@ -28,6 +28,7 @@ from engine.telemetry.metrics import (
     MAINTENANCE_ERRORS,
     MAINTENANCE_ROWS,
 )
+from relay.maintenance.observed import Observed
 from relay.maintenance.prune import prune_tasks
 from relay.maintenance.sampler import Sampler
 from relay.maintenance.tasks import BATCH, PeriodicTask, TaskHealth
@@ -35,12 +36,13 @@ from relay.maintenance.vacuum import vacuum_tasks
 from relay.status import report_forever
 
 PROMOTE_SECONDS: Final = 0.2
-LAPSE_SECONDS: Final = 10.0
 SAMPLE_SECONDS: Final = 5.0
 TASK_SECONDS: Final = 60.0
 """How long one run of a task on a borrowed connection may take."""
 SHOWN: Final = 10
 """How many jobs of dead workers a log line names."""
+WORKERS: Final = 50
+"""How many dead workers one lapse takes at most. The attempts of one worker lapse together, as they count together."""
 
 log = structlog.get_logger()
 
@@ -71,8 +73,8 @@ class Maintenance:
         # Slow tasks may hold the whole pool. These two must go on, because nothing else brings jobs back.
         self._promoting = PinnedConnection(url, name="promote")
         self._lapsing = PinnedConnection(url, name="lapse")
-        self._connected: tuple[Connection, float] | None = None
-        """The connection for lapses, and the monotonic time of its first use."""
+        self._observed = Observed(lease_seconds)
+        self._observed_on: Connection | None = None
         self._health = TaskHealth()
         self.sampler = Sampler(url, presets)
         self.tasks: Sequence[PeriodicTask] = [*prune_tasks(retention_days), *vacuum_tasks()]
@@ -98,17 +100,21 @@ class Maintenance:
         await self._lapsing.aclose()
         await self.sampler.aclose()
 
-    def _loops(self) -> list[tuple[str, float, Callable[[], Awaitable[int]]]]:
+    def _loops(self) -> list[tuple[str, Callable[[], float], Callable[[], Awaitable[int]]]]:
         """Each task with its period in seconds. The first three have connections of their own."""
         return [
-            ("promote", PROMOTE_SECONDS, self._promote),
-            ("lapse", min(self._lease_seconds / 6, LAPSE_SECONDS), self._lapse),
-            ("sample", SAMPLE_SECONDS, self.sampler.sample),
-            *((task.name, task.period, self._borrowing(task)) for task in self.tasks),
+            ("promote", lambda: PROMOTE_SECONDS, self._promote),
+            ("lapse", lambda: self._observed.period, self._lapse),
+            ("sample", lambda: SAMPLE_SECONDS, self.sampler.sample),
+            *((task.name, _always(task.period), self._borrowing(task)) for task in self.tasks),
         ]
 
     async def _every(
-        self, stop: asyncio.Event, name: str, period: float, work: Callable[[], Awaitable[int]]
+        self,
+        stop: asyncio.Event,
+        name: str,
+        period: Callable[[], float],
+        work: Callable[[], Awaitable[int]],
     ) -> None:
         while not stop.is_set():
             try:
@@ -122,7 +128,7 @@ class Maintenance:
                 MAINTENANCE_CYCLED_AT.labels(name).set_to_current_time()
             MAINTENANCE_ROWS.labels(name).inc(rows)
             if rows < BATCH:
-                await pause(stop, period)
+                await pause(stop, period())
 
     def _borrowing(self, task: PeriodicTask) -> Callable[[], Awaitable[int]]:
         async def work() -> int:
@@ -139,22 +145,29 @@ class Maintenance:
         return rows
 
     async def _lapse(self) -> int:
-        """Lapse attempts of dead workers, but only after this process has been connected for a lease.
-
-        After an outage of the database every lease has expired. Live workers need that time to renew theirs.
-        """
-        async with self._lapsing.use() as conn:
-            if self._connected is None or self._connected[0] is not conn:
-                self._connected = (conn, time.monotonic())
-            if time.monotonic() - self._connected[1] < self._lease_seconds:
-                await conn.execute("SELECT 1")
-                return 0
-            lapsed = await lapse(conn, BATCH, publish_results=self._publish_results)
+        """Lapse attempts of workers that have been seen dead, see observed.py."""
+        try:
+            began = time.monotonic()
+            async with self._lapsing.use() as conn:
+                if conn is not self._observed_on:
+                    self._observed.forget()
+                    self._observed_on = conn
+                seen = await look(conn, self._lease_seconds)
+                dead = self._observed.look(began, time.monotonic(), seen)[:WORKERS]
+                lapsed = await lapse(conn, dead, publish_results=self._publish_results) if dead else []
+        except BaseException:
+            # What keeps a relay from looking or lapsing may keep workers from their heartbeats.
+            self._observed.forget()
+            raise
         if lapsed:
             _count_and_log(lapsed)
         if any(each.state is JobState.PENDING for each in lapsed):
             self._on_ready()
         return len(lapsed)
+
+
+def _always(seconds: float) -> Callable[[], float]:
+    return lambda: seconds
 
 
 def _show_nothing_yet(presets: Iterable[str], tasks: Iterable[str]) -> None:
@@ -181,4 +194,17 @@ def _count_and_log(lapsed: Sequence[Lapsed]) -> None:
     failed = sum(each.state is JobState.FAILED for each in lapsed)
     shown = [str(each.job_id) for each in lapsed[:SHOWN]]
     workers = sorted({each.worker for each in lapsed})
-    log.warning("leases.lapsed", workers=workers, jobs=len(lapsed), failed=failed, job_ids=shown)
+    charged = [_charge(each) for each in lapsed if each.charged][:SHOWN]
+    log.warning(
+        "leases.lapsed", workers=workers, jobs=len(lapsed), failed=failed, charged=charged, job_ids=shown
+    )
+
+
+def _charge(lapsed: Lapsed) -> dict[str, object]:
+    """What is known of an attempt that ran alone on a worker that died."""
+    return {
+        "job_id": str(lapsed.job_id),
+        "attempt": lapsed.attempt,
+        "worker": lapsed.worker,
+        "progress": lapsed.progress,
+    }

@@ -16,7 +16,7 @@ import relay
 import worker as worker_package
 from engine.model import JobState, first_id_of
 from engine.moves import publish
-from engine.moves.claim import CLAIM, CLAIM_NAMED, CLAIM_PUBLISHED
+from engine.moves.claim import CLAIM, CLAIM_NAMED, CLAIM_PUBLISHED, CLAIM_SUSPECTS
 from engine.moves.finish import FINISH
 from engine.moves.promote import PROMOTE
 from engine.moves.release import RELEASE
@@ -26,6 +26,7 @@ from engine.tables.outbox import PRESETS
 from relay.maintenance.prune import PRUNE_JOBS, PRUNE_KEYS
 from tests.conftest import Connect
 from tests.support.database import Conn, fetchone, worker
+from worker.suspects import WAITING
 
 VERBS = ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")
 
@@ -126,6 +127,19 @@ async def test_the_cost_of_a_claim_does_not_grow_with_what_it_does_not_take(conn
         assert await buffers(conn, CLAIM, claiming(me)) <= 1.3 * before
 
 
+async def test_a_look_for_suspects_reads_no_other_job(connect: Connect) -> None:
+    """On a connection of the pool, whose plans are not pinned."""
+    conn = await connect()
+    me = await worker(conn)
+    for status in ("ready", "published"):
+        await fill(conn, status, 20_000)
+    await conn.execute("VACUUM ANALYZE")
+    asked = {"worker_id": me, "presets": "{p}", "patience": 5, "counted": 1000}
+    claimed = claiming(me) | {"presets": "{p}", "suspicion": 1}
+    assert await buffers(conn, WAITING, asked) < 20
+    assert await buffers(conn, CLAIM_SUSPECTS, claimed) < 20
+
+
 async def marking(conn: Conn, limit: int = 100) -> dict[str, object]:
     """Names the first ready jobs as each of the statements by id does."""
     found = "SELECT job_id, position, attempt FROM outbox WHERE status = 'ready' ORDER BY position LIMIT %s"
@@ -181,6 +195,7 @@ HOT = {
     CLAIM: "outbox_ready",
     CLAIM_NAMED: "outbox_pkey",
     CLAIM_PUBLISHED: "outbox_published",
+    CLAIM_SUSPECTS: "outbox_suspects",
     FINISH: "outbox_pkey",
     RELEASE: "outbox_pkey",
     publish.RESERVE: "outbox_ready",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from engine.moves.lapse import look
 from engine.queries.queue_stats import queue_stats
 from engine.tables.relay_status import RelayStatus, report, reported
-from tests.support.database import Conn, fetchone, worker
+from tests.support.database import Conn, fetchone, lapse_dead, suspected, worker
 
 # Of the code before 0004: it knew relay_facts and workers.drained.
 REPORT = """
@@ -28,6 +29,12 @@ PRUNE_FACTS = """
 DELETE FROM relay_facts
 WHERE (relay, topic) IN (
     SELECT relay, topic FROM relay_facts WHERE updated_at < now() - interval '1 minute' LIMIT %s)
+"""
+# Of the code before 0006: it charged every attempt of a dead worker, and knew no suspects.
+CLAIM = """
+UPDATE outbox SET status = 'leased', attempt = attempt + 1, version = version + 1, worker_id = %s,
+                  claimed_at = clock_timestamp(), publish_until = NULL
+WHERE status = 'ready' RETURNING job_id
 """
 BEAT = """
 WITH beat AS (
@@ -109,3 +116,19 @@ async def test_every_table_can_be_read_on_a_standby_and_is_written_by_older_work
     assert await fetchone(conn, unlogged) == (0,)
     await conn.execute(REPORT_PROGRESS.encode())
     assert await fetchone(conn, "SELECT fraction FROM job_progress") == (0.5,)
+
+
+async def test_an_older_worker_is_dead_only_once_the_lease_is_over_that_its_row_promises(conn: Conn) -> None:
+    """It says nowhere how long its lease is, and may have a longer one than the relay."""
+    worker_id = await worker(conn)
+    await conn.execute(BEAT.encode(), [30.0, "{}", worker_id])
+    [seen] = await look(conn, 3.0)
+    assert 20 < seen.lease_seconds <= 30
+
+
+async def test_an_older_worker_may_take_a_suspect_and_newer_processes_go_on_from_there(conn: Conn) -> None:
+    worker_id = await worker(conn)
+    job = await suspected(conn, 1)
+    assert await fetchone(conn, CLAIM, worker_id) == (job.id,)
+    await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [worker_id])
+    assert [each.charged for each in await lapse_dead(conn)] == [True]

@@ -9,8 +9,9 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from engine.model import Attempt, Job, NewJob
-from engine.moves import claim
+from engine.moves import claim, lapse
 from engine.moves.enqueue import enqueue
+from engine.moves.lapse import Lapsed, look
 from engine.tables.outbox import Lane
 
 LANES = [Lane("p", priority) for priority in (1, 2, 3, 4)]
@@ -38,6 +39,36 @@ async def started(conn: Conn, worker_id: int, **changes: Any) -> Attempt:
     job = await enqueue(conn, new(**changes))
     [attempt] = [each for each in await claim(conn, worker_id, LANES, 100) if each.job.id == job.id]
     return attempt
+
+
+async def lapse_dead(conn: Conn, **options: Any) -> list[Lapsed]:
+    """Lapse every worker whose row is gone or has expired, as maintenance does once it has seen that for a lease."""
+    (now,) = await fetchone(conn, "SELECT clock_timestamp()")
+    seen = await look(conn, 0)
+    dead = [each for each in seen if each.expires_at is None or each.expires_at <= now]
+    return await lapse(conn, dead, **options)
+
+
+async def suspected(conn: Conn, level: int, **changes: Any) -> Job:
+    """A ready job under suspicion, as lapses leave it. Nobody sees it before."""
+    async with conn.transaction():
+        job = await enqueue(conn, new(**changes))
+        for _ in range(level):
+            dead = await worker(conn)
+            await conn.execute(
+                "UPDATE outbox SET status = 'leased', worker_id = %s, attempt = attempt + 1,"
+                " version = version + 1, claimed_at = clock_timestamp() WHERE job_id = %s",
+                [dead, job.id],
+            )
+            await conn.execute(
+                "INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason)"
+                " SELECT job_id, version, 'PENDING', 'PROCESSING', attempt, 'claimed' FROM outbox WHERE job_id = %s",
+                [job.id],
+            )
+            await conn.execute("DELETE FROM workers WHERE id = %s", [dead])
+            [lapsed] = await lapse_dead(conn)
+            assert lapsed.job_id == job.id
+    return job
 
 
 async def fetchone(conn: Conn, statement: str, *parameters: object) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ class Heard:
             url,
             Registration("test", ("p",), 1),
             seconds,
-            on_beat=lambda sent, leased: self.beats.append((sent, leased)),
+            on_beat=lambda sent, leased: self.beats.append((sent, leased or {})),
             running=lambda: ["a job"],
             throughput=Throughput(),
         )
@@ -156,7 +156,7 @@ async def test_the_lease_outlives_an_error_that_nobody_foresaw(
     asked = workers.beat
     faults = [ZeroDivisionError, RuntimeError]
 
-    def beat(*arguments: Any) -> Leased | None:
+    def beat(*arguments: Any) -> bool:
         if faults:
             raise faults.pop()
         return asked(*arguments)

@@ -8,11 +8,13 @@ import time
 from typing import Any
 
 import psycopg
+import pytest
 
 from engine.errors import DatabaseUnavailable
 from engine.model import Attempt, Completed, JobState
+from engine.moves import claim
 from ops.waiting import WAIT_SECONDS, until
-from tests.support.database import counters, fetchone, trail
+from tests.support.database import LANES, counters, fetchone, trail
 from tests.support.wire_proxy import wire_proxy
 from tests.support.worker_harness import WorkerHarness, known, preset
 from worker.source import PostgresSource
@@ -41,7 +43,7 @@ async def test_a_lost_worker_row_stops_its_attempts_drops_their_outcomes_and_bri
         [job] = await harness.ended(job_id)
     assert new != worker_id
     assert (job.state, job.output, ran) == (JobState.COMPLETED, "2", [1, 2])
-    assert await counters(harness.conn, job_id) == (2, 0, 1)
+    assert await counters(harness.conn, job_id) == (2, 0, 0)
 
 
 async def test_jobs_whose_claim_had_no_reply_are_released_after_two_beats_and_run(
@@ -83,6 +85,54 @@ async def test_a_lease_that_runs_out_while_the_database_is_away_is_charged_to_no
     assert (job.state, job.output) == (JobState.COMPLETED, "2")
     assert await counters(harness.conn, job_id) == (2, 0, 0)
     assert (await trail(harness.conn, job_id))[2][-1] == "lease lost"
+
+
+async def test_a_claim_whose_reply_was_lost_with_the_lease_is_taken_back_too(harness: WorkerHarness) -> None:
+    """It is leased under the old id and was never held, so no heartbeat under the new id shows it."""
+    free = asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, run: Any) -> int:
+        if run.attempt == 1:
+            await free.wait()
+        return int(run.attempt)
+
+    held = await harness.enqueue()
+    async with harness.worker(work, lease=0.9) as worker:
+        (old,) = await harness.row("SELECT worker_id FROM outbox WHERE status = 'leased'")
+        async with harness.conn.transaction():
+            await harness.conn.execute("SELECT 1 FROM workers FOR UPDATE")
+            unknown = await harness.enqueue()
+            [attempt] = await claim(harness.conn, old, LANES, 1)
+            assert attempt.job.id == unknown
+            await until(lambda: known(worker.consumer._lease._id is None))
+        await harness.ended(held, unknown)
+    for job_id in (held, unknown):
+        assert await counters(harness.conn, job_id) == (2, 0, 0)
+        assert (await trail(harness.conn, job_id))[2][-1] == "lease lost"
+
+
+@pytest.mark.parametrize("lock", ["SELECT 1 FROM outbox FOR UPDATE", "LOCK TABLE outbox"])
+async def test_a_lock_on_the_outbox_longer_than_a_lease_costs_neither_lease_nor_attempt(
+    harness: WorkerHarness, lock: str
+) -> None:
+    free = asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, run: Any) -> int:
+        await free.wait()
+        return int(run.attempt)
+
+    job_id = await harness.enqueue()
+    async with harness.worker(work, lease=0.9), harness.maintenance(lease=0.9):
+        (expires,) = await harness.row("SELECT expires_at FROM workers, outbox WHERE status = 'leased'")
+        async with harness.conn.transaction():
+            await harness.conn.execute(lock.encode())
+            await harness.row("SELECT 1 FROM workers WHERE expires_at > %s + interval '2.5 seconds'", expires)
+        free.set()
+        [job] = await harness.ended(job_id)
+    assert job.output == "1"
+    assert await counters(harness.conn, job_id) == (1, 0, 0)
 
 
 async def test_a_context_that_sql_has_written_wrongly_costs_no_worker(harness: WorkerHarness) -> None:

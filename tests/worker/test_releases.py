@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from engine.model import Attempt
 from engine.moves import cancel, claim
 from engine.storage.connections import Pool, open_pool
+from tests.conftest import Connect
 from tests.support.database import LANES, Conn, counters, fetchone, started, trail, worker
 from tests.support.wire_proxy import wire_proxy
 from tests.support.worker_harness import WorkerHarness, attempts
@@ -83,24 +84,45 @@ async def test_without_a_lease_nothing_is_released(harness: WorkerHarness) -> No
     assert (await place(harness.conn, attempt))[0] == "leased"
 
 
-async def test_attempts_of_a_lost_lease_are_released_under_the_next_one_and_only_once(
+async def test_a_lost_lease_is_taken_back_with_all_that_is_leased_under_it_and_only_once(
     harness: WorkerHarness,
 ) -> None:
-    conn, first, second = harness.conn, await worker(harness.conn), await worker(harness.conn)
-    stopped = [await started(conn, first), await started(conn, first), await started(conn, second)]
+    conn, first, second, third = harness.conn, *[await worker(harness.conn) for _ in range(3)]
+    mine = [await started(conn, first), await started(conn, first), await started(conn, second)]
+    other = await started(conn, third)
     it = releaser(harness.pool)
-    for attempt in stopped:
-        it.stopped(attempt.worker_id, attempt.key)
+    for attempt in mine:
+        it.lost(attempt.worker_id)
     assert await written(it) == 0
-    assert {(await place(conn, attempt))[0] for attempt in stopped} == {"leased"}
-    it.release_stopped()
-    await written(it)
-    for attempt in stopped:
+    assert {(await place(conn, attempt))[0] for attempt in mine} == {"leased"}
+    it.take_back()
+    it.take_back()
+    assert await written(it) == 2
+    for attempt in mine:
         assert await place(conn, attempt) == ("ready", attempt.position, None)
         assert await counters(conn, attempt.job) == (1, 0, 0)
         assert await last_reason(conn, attempt.job.id) == "lease lost"
-    it.release_stopped()
+    assert await place(conn, other) == ("leased", other.position, third)
+    assert await fetchone(conn, "SELECT array_agg(id) FROM workers") == ([third],)
+    it.take_back()
     assert await written(it) == 0
+
+
+async def test_what_somebody_has_locked_is_taken_back_at_a_later_heartbeat(
+    harness: WorkerHarness, connect: Connect
+) -> None:
+    conn, other, me = harness.conn, await connect(), await worker(harness.conn)
+    attempt = await started(conn, me)
+    it = releaser(harness.pool)
+    it.lost(me)
+    async with other.transaction():
+        await other.execute("SELECT FROM outbox FOR UPDATE")
+        it.take_back()
+        await written(it)
+    assert await place(conn, attempt) == ("leased", attempt.position, me)
+    it.take_back()
+    await written(it)
+    assert await place(conn, attempt) == ("ready", attempt.position, None)
 
 
 async def test_nothing_is_written_under_the_id_of_another_worker(harness: WorkerHarness) -> None:
@@ -108,8 +130,8 @@ async def test_nothing_is_written_under_the_id_of_another_worker(harness: Worker
     attempt = await started(conn, me)
     released, it = attempts("p", "released"), releaser(harness.pool)
     it.unknown(other, [attempt.key])
-    it.stopped(other, attempt.key)
-    it.release_stopped()
+    it.lost(other)
+    it.take_back()
     with capture_logs() as events:
         assert await written(it) == 2
     assert await place(conn, attempt) == ("leased", attempt.position, me)
@@ -171,12 +193,37 @@ async def test_a_connection_that_breaks_raises_nothing_and_the_next_release_is_w
     assert await place(conn, attempt) == ("ready", attempt.position, None)
 
 
-async def test_a_database_that_gives_no_connection_raises_nothing(harness: WorkerHarness) -> None:
+async def test_a_lost_lease_is_taken_back_though_every_connection_of_the_pool_is_broken(
+    harness: WorkerHarness,
+) -> None:
     conn, me = harness.conn, await worker(harness.conn)
     attempt = await started(conn, me)
-    async with open_pool(harness.url, name="releases", size=1) as pool:
+    async with open_pool(harness.url, name="releases", size=2) as pool:
+        async with pool.connection(), pool.connection():
+            pass
+        cut = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = %s"
+        await conn.execute(cut, ["outrider releases"])
         it = releaser(pool)
-    it.stopped(me, attempt.key)
-    it.release_stopped()
-    assert await written(it) == 1
-    assert await place(conn, attempt) == ("leased", attempt.position, me)
+        it.lost(me)
+        it.take_back()
+        assert await written(it) == 1
+    assert await place(conn, attempt) == ("ready", attempt.position, None)
+
+
+async def test_a_lease_that_could_not_be_taken_back_is_at_the_next_heartbeat(harness: WorkerHarness) -> None:
+    conn, me = harness.conn, await worker(harness.conn)
+    attempt = await started(conn, me)
+    async with wire_proxy(harness.url) as proxy, open_pool(proxy.url, name="releases", size=1) as pool:
+        async with asyncio.timeout(10):
+            await pool.wait()
+        it = releaser(pool)
+        it.lost(me)
+        proxy.down = True
+        it.take_back()
+        async with asyncio.timeout(60):
+            await asyncio.gather(*it._writing)
+        assert await place(conn, attempt) == ("leased", attempt.position, me)
+        proxy.down = False
+        it.take_back()
+        await written(it)
+    assert await place(conn, attempt) == ("ready", attempt.position, None)

@@ -11,10 +11,10 @@ from psycopg.rows import dict_row
 
 from engine.errors import Overloaded
 from engine.model import Attempt, JobState, Reason
-from engine.moves import Ending, Release, cancel, claim, finish, lapse, promote, recorded, redrive, release
+from engine.moves import Ending, Release, cancel, claim, finish, promote, recorded, redrive, release
 from engine.moves.enqueue import enqueue
 from tests.conftest import Connect
-from tests.support.database import LANES, Conn, fetchone, new, started, worker
+from tests.support.database import LANES, Conn, fetchone, lapse_dead, new, started, worker
 
 Move = Callable[[Conn, int, Attempt], Awaitable[Any]]
 
@@ -37,7 +37,7 @@ MOVES: dict[str, Move] = {
     ),
     "release": lambda conn, me, mine: release(conn, me, [Release(mine.job.id, 1, Reason.SHUTDOWN)]),
     "promote": lambda conn, _me, _mine: promote(conn),
-    "lapse": lambda conn, _me, _mine: lapse(conn),
+    "lapse": lambda conn, _me, _mine: lapse_dead(conn),
     "cancel a pending job": lambda conn, _me, _mine: cancelled_before(conn),
     "cancel a running job": lambda conn, _me, mine: cancel(conn, mine.job.id, "ann"),
     "redrive": lambda conn, _me, _mine: redriven(conn),

@@ -8,13 +8,24 @@ from uuid import uuid4
 import pytest
 
 from engine.errors import JobNotFound, Overloaded, StateConflict
-from engine.model import MAX_CRASHES, Attempt, JobState, Reason
-from engine.moves import Ending, Release, cancel, claim, finish, lapse, promote, recorded, redrive, release
+from engine.model import Attempt, JobState, Reason
+from engine.moves import Ending, Release, cancel, claim, finish, promote, recorded, redrive, release
 from engine.moves.enqueue import enqueue
 from engine.queries import jobs
 from engine.tables.outbox import Lane
 from tests.conftest import Connect
-from tests.support.database import LANES, Conn, blocked, counters, fetchone, new, started, trail, worker
+from tests.support.database import (
+    LANES,
+    Conn,
+    blocked,
+    counters,
+    fetchone,
+    lapse_dead,
+    new,
+    started,
+    trail,
+    worker,
+)
 
 ERROR = '{"type": "Boom", "message": "no", "attempt": 1}'
 
@@ -168,61 +179,6 @@ async def test_promote_takes_what_is_due_in_order_and_no_more_than_asked(conn: C
     assert await promote(conn) == 1
 
 
-async def test_a_lapse_puts_the_job_back_and_spends_a_crash(conn: Conn) -> None:
-    dead, alive = await worker(conn), await worker(conn)
-    lost, kept = await started(conn, dead), await started(conn, alive)
-    await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [dead])
-    [lapsed] = await lapse(conn)
-    assert lapsed == (lost.job.id, "p", 1, JobState.PENDING, f"{dead} w")
-    assert await counters(conn, lost.job) == (1, 0, 1)
-    assert await state(conn, kept) is JobState.PROCESSING
-    assert await fetchone(conn, "SELECT array_agg(id) FROM workers") == ([alive],)
-    assert await finish(conn, dead, [completed(lost)]) == {}
-
-
-async def test_the_last_crash_of_the_budget_fails_the_job(conn: Conn) -> None:
-    job = await enqueue(conn, new())
-    for crash in range(1, MAX_CRASHES + 1):
-        me = await worker(conn)
-        assert len(await claim(conn, me, LANES, 1)) == 1
-        await conn.execute("DELETE FROM workers")
-        [lapsed] = await lapse(conn)
-        assert lapsed.state is (JobState.FAILED if crash == MAX_CRASHES else JobState.PENDING)
-    [view] = await jobs.read(conn, [(job.id, None)])
-    assert view is not None
-    assert view.error is not None
-    assert (view.error["type"], view.error["message"]) == (
-        "WorkerLost",
-        f"worker {me} stopped without an answer",
-    )
-
-
-async def test_a_heartbeat_in_flight_saves_its_worker_from_lapsing(connect: Connect) -> None:
-    conn, beating = await connect(), await connect()
-    me = await worker(conn)
-    attempt = await started(conn, me)
-    await conn.execute("UPDATE workers SET expires_at = clock_timestamp()")
-    async with asyncio.timeout(10), beating.transaction():
-        await beating.execute("UPDATE workers SET expires_at = clock_timestamp() + interval '1 min'")
-        assert await lapse(conn) == []
-    assert await state(conn, attempt) is JobState.PROCESSING
-
-
-async def test_a_row_that_changes_hands_while_a_lapse_looks_is_left_to_its_new_worker(
-    connect: Connect,
-) -> None:
-    conn, zombie = await connect(), await connect()
-    dead = await worker(conn)
-    attempt = await started(conn, dead)
-    await conn.execute("DELETE FROM workers")
-    async with asyncio.timeout(10):
-        await release(zombie, dead, [Release(attempt.job.id, 1, Reason.SHUTDOWN)])
-        fresh = await worker(conn)
-        [again] = await claim(conn, fresh, LANES, 1)
-        assert await lapse(conn) == []
-    assert await state(conn, again) is JobState.PROCESSING
-
-
 @pytest.mark.parametrize("status", ["ready", "waiting", "published"])
 async def test_a_pending_job_is_cancelled_at_once_and_again(conn: Conn, status: str) -> None:
     job = await enqueue(conn, new())
@@ -245,13 +201,6 @@ async def test_a_running_job_is_asked_to_stop_and_cancelled_when_given_back(
     assert await release(conn, me, [after_error(attempt, delay)]) == {attempt.key: JobState.CANCELLED}
     assert await state(conn, attempt) is JobState.CANCELLED
     assert await fetchone(conn, "SELECT count(*) FROM outbox") == (0,)
-
-
-async def test_a_lapse_of_a_job_asked_to_stop_cancels_it(conn: Conn) -> None:
-    attempt = await started(conn, await worker(conn))
-    await cancel(conn, attempt.job.id, None)
-    await conn.execute("DELETE FROM workers")
-    assert (await lapse(conn))[0].state is JobState.CANCELLED
 
 
 async def test_an_attempt_that_completes_before_it_stops_stays_completed(conn: Conn) -> None:
@@ -336,7 +285,7 @@ async def test_recorded_tells_what_a_worker_wrote_from_what_lapsed(conn: Conn) -
     await finish(conn, me, [completed(done)])
     await release(conn, me, [after_error(back)])
     await conn.execute("DELETE FROM workers WHERE id = %s", [dead])
-    await lapse(conn)
+    await lapse_dead(conn)
     assert await recorded(conn, [a.key for a in (done, back, running, lost)]) == {
         done.key: JobState.COMPLETED,
         back.key: JobState.PENDING,

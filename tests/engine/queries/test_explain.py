@@ -20,6 +20,7 @@ from engine.queries import explain_query as sight
 from engine.queries.explain import Explanation, explain
 from engine.tables.outbox import Lane
 from engine.tables.relay_status import RelayStatus, State, report
+from tests.support.database import lapse_dead
 
 Conn = AsyncConnection[TupleRow]
 
@@ -314,3 +315,22 @@ async def test_only_operators_are_shown_the_workers_process_and_the_brokers_word
         assert any(secret in fact.detail for fact in operators.facts)
         assert not any(secret in fact.detail or "None" in fact.detail for fact in owners.facts)
         assert codes(operators) == codes(owners)
+
+
+async def test_a_suspected_job_says_of_what_and_how_it_will_run(conn: Conn) -> None:
+    mine = await worker(conn)
+    jobs = [await enqueued(conn) for _ in range(3)]
+    await claim(conn, mine, [Lane("noop", 2)], 3)
+    await conn.execute("UPDATE workers SET expires_at = now()")
+    await lapse_dead(conn)
+    lost = f"suspected: worker {mine} stopped without an answer while it ran 3 attempts; the job runs"
+    said = await explained(conn, jobs[0])
+    assert codes(said)[:2] == ["no_worker", "suspected"]
+    assert said.facts[1].detail == (
+        f"{lost} beside few others that are suspected too, on a worker that runs nothing else"
+    )
+    await conn.execute("UPDATE outbox SET suspicion = 2")
+    assert (await explained(conn, jobs[0])).facts[1].detail == (
+        f"{lost} alone, on a worker that runs nothing else"
+    )
+    assert "queued" not in codes(said)

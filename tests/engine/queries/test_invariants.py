@@ -12,11 +12,12 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from engine.model import JobState, NewJob, Reason
-from engine.moves import Ending, Release, cancel, claim, finish, lapse, promote, redrive, release
+from engine.moves import Ending, Release, cancel, claim, claim_suspects, finish, promote, redrive, release
 from engine.moves.enqueue import enqueue
 from engine.queries.invariants import INVARIANTS, SHOWN, check, report
 from engine.tables.outbox import Lane
 from tests.conftest import Connect
+from tests.support.database import lapse_dead
 
 Conn = AsyncConnection[TupleRow]
 
@@ -101,6 +102,11 @@ PLANTED = {
                           WHERE job_id = %(leased)s)
             INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason)
             VALUES (%(leased)s, 2, 'PROCESSING', 'PENDING', 1, 'lapsed')""",
+        "a crash that was counted for a lapse beside others": """
+            WITH changed AS (UPDATE outbox SET version = 2, status = 'ready', worker_id = NULL, crashes = 1
+                          WHERE job_id = %(leased)s)
+            INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason)
+            VALUES (%(leased)s, 2, 'PROCESSING', 'PENDING', 1, 'lapsed beside others')""",
     },
     "I8": {
         "a cancelled job that completes without a redrive": """
@@ -110,6 +116,17 @@ PLANTED = {
             VALUES (%(cancelled)s, 2, 'CANCELLED', 'PENDING', 0, 'retried'),
                    (%(cancelled)s, 3, 'PENDING', 'PROCESSING', 1, 'claimed'),
                    (%(cancelled)s, 4, 'PROCESSING', 'COMPLETED', 1, 'completed')""",
+    },
+    "I13": {
+        "a job that is suspected of nothing": "UPDATE outbox SET suspicion = 1 WHERE job_id = %(pending)s",
+        "a job whose lapse was before its redrive": """
+            WITH changed AS (
+                UPDATE outbox SET suspicion = 1, version = 4, attempt = 1 WHERE job_id = %(pending)s)
+            INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt, reason)
+            VALUES (%(pending)s, 1, 'PENDING', 'PROCESSING', 1, 'claimed'),
+                   (%(pending)s, 2, 'PROCESSING', 'PENDING', 1, 'lapsed beside others'),
+                   (%(pending)s, 3, 'PENDING', 'CANCELLED', 1, 'cancelled'),
+                   (%(pending)s, 4, 'CANCELLED', 'PENDING', 1, 'redriven')""",
     },
 }
 CASES = [
@@ -128,7 +145,9 @@ async def worker(conn: Conn, lease: float = 60.0) -> int:
 
 async def started(conn: Conn, worker_id: int) -> tuple[UUID, int]:
     """Claim one job: its id and the attempt's number."""
-    [attempt] = await claim(conn, worker_id, [Lane("noop", 2)], 1)
+    [attempt] = await claim(conn, worker_id, [Lane("noop", 2)], 1) or await claim_suspects(
+        conn, worker_id, ["noop"], 1
+    )
     return attempt.job.id, attempt.number
 
 
@@ -190,7 +209,7 @@ async def test_a_long_and_eventful_life_breaks_nothing(conn: Conn) -> None:
         dying = await worker(conn)
         await started(conn, dying)
         await conn.execute("UPDATE workers SET expires_at = clock_timestamp() WHERE id = %s", [dying])
-        assert [each.job_id for each in await lapse(conn)] == [job]
+        assert [each.job_id for each in await lapse_dead(conn)] == [job]
         assert await check(conn, LIMITS) == []
 
     await back(Reason.SNOOZED, 0.0)

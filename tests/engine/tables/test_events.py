@@ -13,12 +13,12 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from engine.model import MAX_CRASHES, JobState, Reason
-from engine.moves import Ending, Release, cancel, finish, lapse, redrive, release
+from engine.moves import Ending, Release, cancel, finish, redrive, release
 from engine.pubsub import messages
 from engine.pubsub.messages import Message, Undecodable, WakeUp
 from engine.tables import events
 from tests.conftest import Connect
-from tests.support.database import Conn, fetchone, new, started, worker
+from tests.support.database import Conn, fetchone, lapse_dead, new, started, worker
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 BOOM = '{"type": "ValueError", "message": "boom \\u0001 ü", "attempt": 1}'
@@ -133,8 +133,8 @@ async def test_a_job_whose_workers_die_is_a_dead_letter(conn: Conn) -> None:
     me = await worker(conn)
     await started(conn, me)
     await conn.execute("UPDATE outbox SET crashes = %s", [MAX_CRASHES - 1])
-    await conn.execute("DELETE FROM workers")
-    await lapse(conn, publish_results=True)
+    await conn.execute("UPDATE workers SET expires_at = now()")
+    await lapse_dead(conn, publish_results=True)
     assert await events_written(conn) == [("results", "failed"), ("dead-letters", "lapsed")]
 
 

@@ -14,14 +14,13 @@ from psycopg.errors import InsufficientPrivilege
 
 from engine.errors import OutriderError
 from engine.model import JobState, Reason, first_id_of, uuid7
-from engine.moves import Ending, claim, finish
+from engine.moves import Ending, finish
 from engine.storage.connections import open_pool
-from engine.tables.outbox import Lane
 from engine.tables.progress import Progress, report
 from ops.waiting import until
 from relay.maintenance.loop import Maintenance
 from relay.maintenance.tasks import BATCH
-from tests.support.database import Conn, counters, fetchone, started, worker
+from tests.support.database import Conn, fetchone, started, worker
 from tests.support.worker_harness import WorkerHarness
 
 Maintained = Callable[..., Maintenance]
@@ -81,58 +80,6 @@ async def test_more_due_jobs_than_a_batch_are_all_promoted_and_the_rest_wait(har
     assert woken
     positions = "SELECT count(DISTINCT position), count(*) FROM outbox"
     assert len(set(await fetchone(harness.conn, positions))) == 1
-
-
-async def test_nothing_lapses_before_maintenance_has_been_connected_for_a_lease(
-    harness: WorkerHarness, maintained: Maintained
-) -> None:
-    """After an outage every lease has expired, and those whose workers live will be renewed in a moment."""
-    attempt = await started(harness.conn, await worker(harness.conn, seconds=-1 + 2))
-    await harness.conn.execute("UPDATE workers SET expires_at = clock_timestamp() - interval '1 hour'")
-    maintenance = maintained(lease=1.0)
-    began = time.monotonic()
-    assert await maintenance._lapse() == 0
-
-    async def lapsed() -> int:
-        return await maintenance._lapse()
-
-    assert await until(lapsed) == 1
-    assert time.monotonic() - began >= 1.0
-    assert await counters(harness.conn, attempt.job) == (1, 0, 1)
-
-
-async def test_a_lost_connection_starts_the_wait_before_the_first_lapse_again(
-    harness: WorkerHarness, maintained: Maintained
-) -> None:
-    maintenance = maintained(lease=0.5)
-    await maintenance._lapse()
-    began = maintenance._connected
-    assert began is not None
-    await harness.conn.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE application_name = 'outrider lapse' AND datname = current_database()"
-    )
-    await maintenance._lapse()
-    again = maintenance._connected
-    assert again is not None
-    assert again[0] is not began[0]
-    assert again[1] > began[1]
-
-
-async def test_a_job_that_loses_its_worker_three_times_fails(harness: WorkerHarness) -> None:
-    job_id = await harness.enqueue()
-    harness.limits["p"] = 3
-    async with harness.maintenance(lease=0.05):
-        for crash in (1, 2, 3):
-            worker_id = await worker(harness.conn)
-            await harness.row("SELECT 1 FROM outbox WHERE status = 'ready'")
-            [attempt] = await claim(harness.conn, worker_id, [Lane("p", 2)], 1)
-            assert attempt.number == crash
-            await harness.conn.execute("DELETE FROM workers WHERE id = %s", [worker_id])
-        [job] = await harness.ended(job_id)
-    assert job.error
-    assert (job.state, job.error["type"]) == (JobState.FAILED, "WorkerLost")
-    assert await counters(harness.conn, job_id) == (3, 0, 3)
 
 
 async def test_progress_goes_with_its_attempt(harness: WorkerHarness, maintained: Maintained) -> None:

@@ -10,7 +10,7 @@ Labels = tuple[str, ...]
 Sums = Counter[Labels]
 
 OUTCOMES = """
-SELECT j.preset, CASE WHEN a.reason = 'lapsed' THEN 'lost'
+SELECT j.preset, CASE WHEN a.reason LIKE 'lapsed%' THEN 'lost'
                       WHEN a.to_state = 'COMPLETED' THEN 'completed'
                       WHEN a.to_state = 'CANCELLED' THEN 'cancelled'
                       WHEN a.metadata -> 'error' ->> 'type' = 'TimeoutError' THEN 'timeout'

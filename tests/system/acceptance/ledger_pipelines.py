@@ -144,6 +144,21 @@ def suicide(job: Any, run: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pipeline("exit", backoff=0)
+def leave(job: Any, run: Any) -> None:
+    """Ends the process while others run beside it."""
+    started(job, run)
+    time.sleep(0.3)
+    os._exit(1)
+
+
+@pipeline("moment", backoff=0)
+async def moment(job: Any, run: Any) -> None:
+    """Outlives what ends the process, if both start together."""
+    started(job, run)
+    await asyncio.sleep(1)
+
+
 @pipeline("stuck", timeout=1, max_attempts=1, backoff=0)
 def stuck(job: Any, run: Any) -> None:
     started(job, run)
@@ -171,6 +186,8 @@ pipelines: list[Pipeline] = [
     short,
     refused,
     suicide,
+    leave,
+    moment,
     stuck,
     block,
 ]
