@@ -11,6 +11,7 @@ import structlog
 
 from engine.pipeline import Registry, load_pipelines
 from engine.process.admin import accepting, admin_server
+from engine.process.loops import keep_running
 from engine.process.run import calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.connections import open_pool
@@ -79,7 +80,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             # In pubsub mode a relay runs no jobs.
             calm_the_collector(fully=settings.transport == "pubsub")
             log.info("relay.started", transport=settings.transport, presets=list(registry), admin_port=port)
-            notifying = group.create_task(notifier.run())
+            notifying = group.create_task(keep_running("notify", notifier.run))
             maintaining = group.create_task(maintenance.run(stop))
             code = await work.run(stop)
             stop.set()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from engine.errors import DatabaseUnavailable
+from engine.process.loops import keep_running
 from engine.pubsub.client import names
 from engine.settings import Settings
 from engine.storage.notify import READY, listen
@@ -46,13 +48,13 @@ class Relay:
         """Publish until `stop`, then finish the requests in flight. Returns 0."""
         async with asyncio.TaskGroup() as group:
             beside = [
-                group.create_task(each)
-                for each in (listen(self._url, self._on_hint), report_forever(self._url, self._statuses))
+                group.create_task(keep_running("listen", partial(listen, self._url, self._on_hint))),
+                group.create_task(keep_running("report", partial(report_forever, self._url, self._statuses))),
             ]
             try:
                 async with asyncio.TaskGroup() as loops:
                     for loop in self._loops.values():
-                        loops.create_task(loop.run(stop))
+                        loops.create_task(keep_running("publish", partial(loop.run, stop)))
             finally:
                 for task in beside:
                     task.cancel()
@@ -63,7 +65,7 @@ class Relay:
 
     def _on_hint(self, channel: str, payload: str) -> None:
         if channel == READY:
-            self._jobs.learn(payload.split())
+            self._jobs.hinted(payload.split())
             self._wake_ups.wake()
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from engine.pipeline import load_pipelines
 from engine.process.admin import admin_server
-from engine.process.run import DONE, FAILED, calm_the_collector, run
+from engine.process.run import DONE, calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.notify import Notifier, WakeHint
 from migrations.readiness import open_checks
@@ -33,7 +33,7 @@ OpenStore = Callable[[str, WakeHint], AbstractAsyncContextManager[Store]]
 
 
 async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = open_store) -> int:
-    """Serve until `stop`, then report "not ready", finish the requests in flight, and return the exit code.
+    """Serve until `stop`, then report "not ready", finish the requests in flight, and return 0.
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
@@ -43,9 +43,9 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
         enter = stack.enter_async_context
         database = await enter(open_checks(url, "web"))
         notifier = Notifier(url)
-        notifying = await enter(running(notifier.run(), stop))
+        await enter(running("notify", notifier.run))
         store = await enter(open_store(url, notifier.notify))
-        watching = await enter(running(store.watcher.run(), stop))
+        await enter(running("watch", store.watcher.run))
         draining = asyncio.Event()
         api = Api(
             registry=registry,
@@ -64,10 +64,9 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
         log.info("web.started", host=settings.http_host, port=port, admin_port=admin_port)
         await stop.wait()
         draining.set()
-        died = notifying.done() or watching.done()
         await asyncio.sleep(min(NOTICE_SECONDS, settings.drain_seconds))
     log.info("web.stopped")
-    return FAILED if died else DONE
+    return DONE
 
 
 if __name__ == "__main__":

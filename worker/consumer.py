@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,6 +18,7 @@ from psycopg import Error
 from engine.errors import DatabaseUnavailable, OutriderError
 from engine.model import Attempt, Cancelled, Outcome, Reason, Released
 from engine.pipeline import Pipeline
+from engine.process.loops import keep_running, note_fault
 from engine.process.run import process_name
 from engine.settings import Settings
 from engine.storage.connections import Pool, open_pool
@@ -111,14 +113,13 @@ class Consumer:
             self._lease.start()
             async with asyncio.TaskGroup() as group:
                 loops = [
-                    group.create_task(loop)
-                    for loop in (
-                        listen(self._url, self._on_hint),
-                        self._source.run(self._wake.set),
-                        report_forever(self._pool, self._slots.held),
-                        self._watch(),
-                        self._wake_at(stop),
-                    )
+                    group.create_task(keep_running("listen", partial(listen, self._url, self._on_hint))),
+                    group.create_task(keep_running("source", partial(self._source.run, self._wake.set))),
+                    group.create_task(
+                        keep_running("progress", partial(report_forever, self._pool, self._slots.held))
+                    ),
+                    group.create_task(keep_running("watch", self._watch)),
+                    group.create_task(self._wake_at(stop)),
                 ]
                 try:
                     await self._claim_until(stop)
@@ -164,6 +165,9 @@ class Consumer:
                 log_at = by_blame(log, error)
                 log_at("claim.failed")
             self._failing = error
+            return []
+        except Exception as error:  # noqa: BLE001 - the running attempts must not end with the claims
+            note_fault("claim", error)
             return []
         if self._failing is not None and room:
             log.info("claim.recovered")

@@ -141,7 +141,9 @@ class Execution:
         if self._cancelled is not None:
             self._cancelled.set()
         if self._unwinding is not None:
-            self._unwinding.cancel()
+            # The future that an author's code awaits may raise from its `cancel`. Then the pipeline is stuck.
+            with suppress(Exception):
+                self._unwinding.cancel()
         elif not self.pipeline.is_async:
             self._give_up(outcome)
             return

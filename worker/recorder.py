@@ -13,14 +13,17 @@ from uuid import UUID
 import structlog
 from psycopg import Error
 
+from engine.cancellation import being_cancelled
 from engine.errors import DatabaseUnavailable, LeaseLost
 from engine.model import Cancelled, Completed, JobState, Outcome, Reason, Released, Unreadable
 from engine.moves import recorded
 from engine.moves.finish import Recorded
 from engine.queries.audit import UnreadableRun, unreadable_runs
+from engine.storage.batch_size import BatchSize
 from engine.storage.batcher import BISECTED, Batcher
 from engine.storage.checked_connection import CheckedConnection
-from engine.storage.connections import PinnedConnection, Pool
+from engine.storage.connections import Connection, PinnedConnection, Pool
+from engine.storage.deadline import STATEMENT_SECONDS
 from engine.storage.faults import by_blame
 from engine.telemetry import tracing
 from worker.effects import EffectsCommit
@@ -37,11 +40,15 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Item:
-    """A row to write under the lease `holder`; `context` is the traceparent of the attempt's span."""
+    """A row to write under the lease `holder`; `context` is the traceparent of the attempt's span.
+
+    `tried`: a write may have committed the row already.
+    """
 
     holder: int
     row: Row
     context: str | None
+    tried: bool = False
 
 
 class Recorder:
@@ -59,6 +66,7 @@ class Recorder:
         publish_results: bool = False,
     ) -> None:
         self._conn = CheckedConnection(url, name="record")
+        self._size = BatchSize(MAX_BATCH, STATEMENT_SECONDS)
         self._pool = effects
         self._worker_id = worker_id
         self._publish_results = publish_results
@@ -154,7 +162,7 @@ class Recorder:
             raise
         except BaseException as error:
             # Effects are an author's code: every error that they raise is the job's.
-            if isinstance(error, asyncio.CancelledError) and _being_cancelled():
+            if isinstance(error, asyncio.CancelledError) and being_cancelled():
                 raise
             return after(error)
         return outcome
@@ -162,41 +170,50 @@ class Recorder:
     async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
         """Write one group, and try again until the write is acknowledged or the lease is lost.
 
-        If the lease is lost after a try, one question remains: which rows has that try written? The question is
-        repeated until the database answers, because until then nothing else can be written either.
+        A write that takes too long is tried again in smaller portions. If the lease is lost after a try, one question
+        remains: which rows has that try written? The question is repeated until the database answers, because until
+        then nothing else can be written either.
         """
         done: Recorded = {}
-        tried = False
+        left = items
+        tried = any(item.tried for item in items)
         pause = FIRST_PAUSE_SECONDS
-        while (worker_id := self._worker_id()) is not None or tried:
+        while left and ((worker_id := self._worker_id()) is not None or tried):
             try:
                 async with self._conn.use() as conn:
-                    # A try whose connection broke may have committed: its rows are not written again.
-                    if tried:
-                        done |= await recorded(conn, [key_of(item.row) for item in items])
-                    # Rows of an earlier lease are left out: those attempts are lost.
-                    if worker_id is not None:
-                        rows = [item.row for item in items if item.holder == worker_id]
-                        if done:
-                            rows = [row for row in rows if key_of(row) not in done]
-                        with tracing.record((item.context for item in items), len(rows)):
-                            written = await write(
-                                conn, worker_id, rows, publish_results=self._publish_results
-                            )
-                        done = done | written if done else written
-                break
+                    with self._size.run() as limit:
+                        portion = left[:limit]
+                        # A try whose connection broke may have committed: its rows are not written again.
+                        if tried:
+                            done |= await recorded(conn, [key_of(item.row) for item in portion])
+                        if worker_id is not None:
+                            written = await self._write(conn, worker_id, portion, done)
+                            done = done | written if done else written
+                left = left[len(portion) :]
+                if left:
+                    _mark_tried(portion)  # a later portion may raise one of BISECTED
             except (DatabaseUnavailable, Error) as error:
                 if isinstance(error, BISECTED):
                     raise
                 log_at = by_blame(log, error)
                 log_at("record.failed", rows=len(items))
                 tried = True
+                _mark_tried(left)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, MAX_PAUSE_SECONDS)
         return [done.get(key_of(row)) or LeaseLost(str(row.job_id)) for row in (item.row for item in items)]
 
+    async def _write(
+        self, conn: Connection, worker_id: int, items: Sequence[Item], done: Recorded
+    ) -> Recorded:
+        # Rows of an earlier lease are left out: those attempts are lost.
+        rows = [item.row for item in items if item.holder == worker_id]
+        if done:
+            rows = [row for row in rows if key_of(row) not in done]
+        with tracing.record((item.context for item in items), len(rows)):
+            return await write(conn, worker_id, rows, publish_results=self._publish_results)
 
-def _being_cancelled() -> bool:
-    """Whether the current task was cancelled, as opposed to its code raising CancelledError itself."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+
+def _mark_tried(items: Sequence[Item]) -> None:
+    for item in items:
+        item.tried = True

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import grpc
 from google.pubsub_v1.types import StreamingPullRequest, StreamingPullResponse
 
+from engine.cancellation import being_cancelled
 from engine.pubsub.client import routed
 
 ACK_SECONDS: Final = 300
@@ -56,8 +57,7 @@ class Stream:
         try:
             response = await self._call.read()
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if being_cancelled():
                 raise
             # The reader was not cancelled: this is how gRPC reports a cancelled call.
             return None

@@ -137,6 +137,7 @@ class PubSubSource:
 
     async def run(self, wake: Callable[[], None]) -> None:
         """Keep a stream open until drained, and call `wake` when messages have arrived."""
+        self._ended.clear()
         try:
             while not self._closing.is_set():
                 self._stream = Stream(self._transport.streaming_pull, self._subscription, self._slots)

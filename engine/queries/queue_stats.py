@@ -70,7 +70,7 @@ SELECT preset, status, sum(jobs), sum(due), extract(epoch FROM clock_timestamp()
 FROM counted
 GROUP BY preset, status
 """
-QUEUES: LiteralString = "WITH RECURSIVE" + READY_PRESETS + _COUNTS
+QUEUES: LiteralString = "WITH RECURSIVE " + READY_PRESETS + _COUNTS
 
 
 # The pending events of each topic are read by their index, in the order in which they were written.

@@ -11,8 +11,10 @@ from typing import Generic, TypeVar
 from psycopg import DataError, IntegrityError
 from psycopg.errors import ProgramLimitExceeded
 
+from engine.cancellation import being_cancelled
 from engine.errors import DatabaseUnavailable, Overloaded
-from engine.storage.deadline import transient
+from engine.storage.batch_size import BatchSize
+from engine.storage.deadline import STATEMENT_SECONDS, transient
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,7 +39,8 @@ class Batcher(Generic[T, R]):
     `flush` answers each item in order. An answer that is an exception is raised for that item alone. If `flush` raises
     one of BISECTED, the group is halved until the faulty item stands alone. After a deadlock or a lost connection the
     same group is sent again, up to `tries` times, so `flush` must be safe to repeat. The weights that `weigh` returns
-    bound a group and the waiting items, beside their counts.
+    bound a group and the waiting items, beside their counts. Whatever `flush` raises, every waiter gets an answer.
+    After a call that took too long the next groups are smaller for a while.
     """
 
     def __init__(
@@ -51,13 +54,15 @@ class Batcher(Generic[T, R]):
         tries: int = TRIES,
     ) -> None:
         self._flush = flush
-        self._max_group = max_group
+        self._size = BatchSize(max_group, STATEMENT_SECONDS)
         self._weigh = weigh
         self._max_weight = max_weight
         self._max_waiting_weight = max_waiting_weight
         self._waiting_weight = 0
         self._tries = tries
         self._queue: deque[_Waiting[T, R]] = deque()
+        self._group: list[_Waiting[T, R]] = []
+        """The group in hand."""
         self._writer: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -81,7 +86,7 @@ class Batcher(Generic[T, R]):
         answer: asyncio.Future[R] = asyncio.Future()
         self._queue.append(_Waiting(item, weight, answer))
         if self._writer is None:
-            self._writer = asyncio.create_task(self._write(), name="batcher")
+            self._start()
         return answer
 
     async def drain(self) -> None:
@@ -89,18 +94,34 @@ class Batcher(Generic[T, R]):
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
+    def _start(self) -> None:
+        self._writer = asyncio.create_task(self._write(), name="batcher")
+        # A callback, because a task that is cancelled before its first step runs no `finally`.
+        self._writer.add_done_callback(self._ended)
+
+    def _ended(self, writer: asyncio.Task[None]) -> None:
+        """Nobody but the end of the process stops the writer. Its waiters then get no answer, and stop waiting."""
+        self._writer = None
+        if writer.cancelled() or writer.exception() is not None:
+            for waiting in (*self._group, *self._queue):
+                waiting.answer.cancel()
+            self._group = []
+            self._queue.clear()
+            self._waiting_weight = 0
+        elif self._queue:
+            self._start()
+
     async def _write(self) -> None:
-        try:
-            while self._queue:
-                if group := self._take():
-                    await self._answer(group)
-        finally:
-            self._writer = None
+        while self._queue:
+            self._group = self._take()
+            if self._group:
+                await self._answer(self._group)
+        self._group = []
 
     def _take(self) -> list[_Waiting[T, R]]:
         group: list[_Waiting[T, R]] = []
         weight = 0
-        while self._queue and len(group) < self._max_group:
+        while self._queue and len(group) < self._size.rows:
             if group and weight + self._queue[0].weight > self._max_weight:
                 break
             waiting = self._queue.popleft()
@@ -112,7 +133,7 @@ class Batcher(Generic[T, R]):
 
     async def _answer(self, group: list[_Waiting[T, R]]) -> None:
         try:
-            answers = await self._flushed([waiting.item for waiting in group])
+            answers = _of(len(group), await self._flushed([waiting.item for waiting in group]))
         except BISECTED as error:
             if len(group) == 1:
                 _settle(group[0].answer, error)
@@ -120,9 +141,13 @@ class Batcher(Generic[T, R]):
             half = len(group) // 2
             await self._answer(group[:half])
             await self._answer(group[half:])
+        except asyncio.CancelledError:
+            if being_cancelled():
+                raise
+            # gRPC, for one, reports a closed channel so. The writer goes on.
+            _settle_all(group, DatabaseUnavailable("the write was cancelled, perhaps after its commit"))
         except Exception as error:  # noqa: BLE001 - the waiters get the error; the writer goes on
-            for waiting in group:
-                _settle(waiting.answer, error)
+            _settle_all(group, error)
         else:
             for waiting, answer in zip(group, answers, strict=True):
                 _settle(waiting.answer, answer)
@@ -131,7 +156,8 @@ class Batcher(Generic[T, R]):
         tries = 1
         while True:
             try:
-                return await self._flush(items)
+                with self._size.run():
+                    return await self._flush(items)
             except Exception as error:
                 if tries == self._tries or not (transient(error) or isinstance(error, DatabaseUnavailable)):
                     raise
@@ -139,11 +165,26 @@ class Batcher(Generic[T, R]):
                 tries += 1
 
 
+def _of(items: int, answers: Sequence[R | Exception]) -> Sequence[R | Exception]:
+    """The answers. Raises RuntimeError if there are more or fewer than items: nobody knows then whose each one is."""
+    if len(answers) != items:
+        raise RuntimeError(f"{len(answers)} answers for {items} items")
+    return answers
+
+
+def _settle_all(group: Sequence[_Waiting[T, R]], error: Exception) -> None:
+    for waiting in group:
+        _settle(waiting.answer, error)
+
+
 def _settle(answer: asyncio.Future[R], value: R | Exception) -> None:
     # The caller may have been cancelled while the group was written.
     if answer.done():
         return
-    if isinstance(value, Exception):
+    if isinstance(value, StopIteration):
+        # A future refuses this exception.
+        answer.set_exception(RuntimeError(repr(value)))
+    elif isinstance(value, Exception):
         answer.set_exception(value)
     else:
         answer.set_result(value)

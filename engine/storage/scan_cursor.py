@@ -11,6 +11,8 @@ from engine.storage.throttle import Throttle
 SWEEP_SECONDS: Final = 2.0
 MAX_SWEEP_SECONDS: Final = 0.25
 """The most that a sweep counts for in the throttle. Behind a held snapshot a sweep costs 0.15 s."""
+MAX_MARKS: Final = 1000
+"""The most lanes remembered. The lanes of a relay come and go with the presets of others' jobs."""
 
 
 class Placed(Protocol):
@@ -56,4 +58,7 @@ class ScanCursor(Generic[Row]):
     def _passed(self, found: list[Row]) -> list[Row]:
         for row in found:
             self._marks[row.lane] = max(self._marks.get(row.lane, 0), row.position)
+        # The oldest mark goes first. A lane without a mark is read from its start, once.
+        while len(self._marks) > MAX_MARKS:
+            del self._marks[next(iter(self._marks))]
         return found

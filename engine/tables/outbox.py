@@ -37,18 +37,23 @@ STATE_OF: LiteralString = "(CASE WHEN o.status = 'leased' THEN 'PROCESSING' ELSE
 """The state of a job, by its outbox row `o`."""
 
 # A loose index scan: one step for each preset, however many rows the preset has.
-READY_PRESETS: LiteralString = """
-known(preset) AS (
-    (SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)
+_STEP: LiteralString = """
     UNION ALL
     SELECT (SELECT o.preset FROM outbox o WHERE o.status = 'ready' AND o.preset > k.preset ORDER BY o.preset LIMIT 1)
     FROM known k
     WHERE k.preset IS NOT NULL
 )"""
+READY_PRESETS: LiteralString = (
+    "known(preset) AS ((SELECT preset FROM outbox WHERE status = 'ready' ORDER BY preset LIMIT 1)" + _STEP  # noqa: S608
+)
 """A recursive CTE `known`: the presets of ready jobs, and a NULL at the end."""
 
+# The limit ends the recursion, because each step is made only when its row is asked for.
 PRESETS: LiteralString = (
-    "WITH RECURSIVE" + READY_PRESETS + "SELECT preset FROM known WHERE preset IS NOT NULL"  # noqa: S608
+    "WITH RECURSIVE known(preset) AS ("  # noqa: S608 - constants alone
+    "(SELECT preset FROM outbox WHERE status = 'ready' AND preset > %(after)s::text ORDER BY preset LIMIT 1)"
+    + _STEP
+    + "SELECT preset FROM known WHERE preset IS NOT NULL LIMIT %(limit)s"
 )
 
 
@@ -69,6 +74,6 @@ def lanes_of(presets: Sequence[str], marks: Mapping[Any, int]) -> list[Lane]:
     ]
 
 
-async def ready_presets(conn: AsyncConnection[Any]) -> list[str]:
-    """The presets that have ready jobs."""
-    return [preset for (preset,) in await fetchall(conn, PRESETS)]
+async def ready_presets(conn: AsyncConnection[Any], *, after: str, limit: int) -> list[str]:
+    """The first `limit` presets after `after` that have ready jobs, in the database's order."""
+    return [preset for (preset,) in await fetchall(conn, PRESETS, {"after": after, "limit": limit})]

@@ -199,5 +199,8 @@ POOL_CONNECTIONS = Gauge(
 LOOP_LAG_SECONDS = Histogram(
     "outrider_event_loop_lag_seconds", "Seconds by which the event loop runs a timer late", buckets=SECONDS
 )
+LOOP_FAULTS = Counter(
+    "outrider_loop_faults", "Endless loops that failed unexpectedly and were started again, by loop", ["loop"]
+)
 BUILD = Info("outrider_build", "The version, role and transport of the process")
 CONFIG = Info("outrider_config", "The settings that should be equal in a fleet")

@@ -248,6 +248,13 @@ RESOURCES = Row(
             limits=above(1, 4),
             alerts=["OutriderRestarts", "OutriderProcessDown"],
         ),
+        graph(
+            "Faults of loops",
+            "How often a loop of a process failed unexpectedly in a quarter of an hour, and went on.",
+            {"{{job}} {{loop}}": "sum by (job, loop) (increase(outrider_loop_faults_total[15m]))"},
+            limits=above(1, 4),
+            alerts=["OutriderLoopFails"],
+        ),
     ],
 )
 

@@ -12,14 +12,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
 import structlog
-from psycopg import Error
 
-from engine.errors import DatabaseUnavailable
+from engine.cancellation import survivable
 from engine.model import JobState
 from engine.moves import lapse, promote
 from engine.moves.lapse import Lapsed, look
+from engine.process.loops import keep_running
 from engine.process.run import pause
+from engine.storage.batch_size import BatchSize
 from engine.storage.connections import Connection, PinnedConnection, Pool, borrow
+from engine.storage.deadline import STATEMENT_SECONDS
 from engine.telemetry.metrics import (
     ATTEMPTS,
     DEAD_LETTERS,
@@ -37,12 +39,13 @@ from relay.status import report_forever
 
 PROMOTE_SECONDS: Final = 0.2
 SAMPLE_SECONDS: Final = 5.0
-TASK_SECONDS: Final = 60.0
-"""How long one run of a task on a borrowed connection may take."""
 SHOWN: Final = 10
 """How many jobs of dead workers a log line names."""
 WORKERS: Final = 50
 """How many dead workers one lapse takes at most. The attempts of one worker lapse together, as they count together."""
+
+Work = Callable[[], Awaitable[int]]
+"""One run of a task. Returns how many rows it changed."""
 
 log = structlog.get_logger()
 
@@ -73,6 +76,8 @@ class Maintenance:
         # Slow tasks may hold the whole pool. These two must go on, because nothing else brings jobs back.
         self._promoting = PinnedConnection(url, name="promote")
         self._lapsing = PinnedConnection(url, name="lapse")
+        self._promotes = BatchSize(BATCH, STATEMENT_SECONDS)
+        self._lapses = BatchSize(WORKERS, STATEMENT_SECONDS)
         self._observed = Observed(lease_seconds)
         self._observed_on: Connection | None = None
         self._health = TaskHealth()
@@ -87,59 +92,65 @@ class Maintenance:
     async def run(self, stop: asyncio.Event) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                reporting = group.create_task(report_forever(self._url, lambda: [self._health.status]))
+                reporting = group.create_task(keep_running("report", self._report))
                 async with asyncio.TaskGroup() as tasks:
-                    for name, period, work in self._loops():
-                        tasks.create_task(self._every(stop, name, period, work))
+                    for name, period, size, work in self._loops():
+                        tasks.create_task(self._every(stop, name, period, size, work))
                 reporting.cancel()
         finally:
             await self.aclose()
+
+    async def _report(self) -> None:
+        await report_forever(self._url, lambda: [self._health.status])
 
     async def aclose(self) -> None:
         await self._promoting.aclose()
         await self._lapsing.aclose()
         await self.sampler.aclose()
 
-    def _loops(self) -> list[tuple[str, Callable[[], float], Callable[[], Awaitable[int]]]]:
+    def _loops(self) -> list[tuple[str, Callable[[], float], BatchSize, Work]]:
         """Each task with its period in seconds. The first three have connections of their own."""
         return [
-            ("promote", lambda: PROMOTE_SECONDS, self._promote),
-            ("lapse", lambda: self._observed.period, self._lapse),
-            ("sample", lambda: SAMPLE_SECONDS, self.sampler.sample),
-            *((task.name, _always(task.period), self._borrowing(task)) for task in self.tasks),
+            ("promote", lambda: PROMOTE_SECONDS, self._promotes, self._promote),
+            ("lapse", lambda: self._observed.period, self._lapses, self._lapse),
+            ("sample", lambda: SAMPLE_SECONDS, BatchSize(BATCH, STATEMENT_SECONDS), self.sampler.sample),
+            *(self._borrowing(task) for task in self.tasks),
         ]
 
+    def _borrowing(self, task: PeriodicTask) -> tuple[str, Callable[[], float], BatchSize, Work]:
+        size = BatchSize(BATCH, task.seconds)
+
+        async def work() -> int:
+            async with borrow(self._pool, task.seconds) as conn:
+                with size.run() as limit:
+                    return await task.work(conn, limit)
+
+        return task.name, lambda: task.period, size, work
+
     async def _every(
-        self,
-        stop: asyncio.Event,
-        name: str,
-        period: Callable[[], float],
-        work: Callable[[], Awaitable[int]],
+        self, stop: asyncio.Event, name: str, period: Callable[[], float], size: BatchSize, work: Work
     ) -> None:
+        """Repeat a task until `stop`, whatever the task raises: all relays would stop at the same fault."""
         while not stop.is_set():
+            full, rows = size.rows, 0
             try:
                 rows = await work()
-            except (DatabaseUnavailable, Error) as error:
+            except BaseException as error:
+                if not survivable(error):
+                    raise
                 MAINTENANCE_ERRORS.labels(name).inc()
                 self._health.failed(name, error)
-                rows = 0
             else:
                 self._health.succeeded(name)
                 MAINTENANCE_CYCLED_AT.labels(name).set_to_current_time()
             MAINTENANCE_ROWS.labels(name).inc(rows)
-            if rows < BATCH:
+            if rows < full:
                 await pause(stop, period())
-
-    def _borrowing(self, task: PeriodicTask) -> Callable[[], Awaitable[int]]:
-        async def work() -> int:
-            async with borrow(self._pool, TASK_SECONDS) as conn:
-                return await task.work(conn)
-
-        return work
 
     async def _promote(self) -> int:
         async with self._promoting.use() as conn:
-            rows = await promote(conn, BATCH)
+            with self._promotes.run() as limit:
+                rows = await promote(conn, limit)
         if rows:
             self._on_ready()
         return rows
@@ -153,8 +164,11 @@ class Maintenance:
                     self._observed.forget()
                     self._observed_on = conn
                 seen = await look(conn, self._lease_seconds)
-                dead = self._observed.look(began, time.monotonic(), seen)[:WORKERS]
-                lapsed = await lapse(conn, dead, publish_results=self._publish_results) if dead else []
+                dead = self._observed.look(began, time.monotonic(), seen)
+                lapsed = []
+                if dead:
+                    with self._lapses.run() as limit:
+                        lapsed = await lapse(conn, dead[:limit], publish_results=self._publish_results)
         except BaseException:
             # What keeps a relay from looking or lapsing may keep workers from their heartbeats.
             self._observed.forget()
@@ -164,10 +178,6 @@ class Maintenance:
         if any(each.state is JobState.PENDING for each in lapsed):
             self._on_ready()
         return len(lapsed)
-
-
-def _always(seconds: float) -> Callable[[], float]:
-    return lambda: seconds
 
 
 def _show_nothing_yet(presets: Iterable[str], tasks: Iterable[str]) -> None:

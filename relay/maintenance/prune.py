@@ -9,7 +9,7 @@ from typing import Any, LiteralString
 from psycopg import AsyncConnection
 
 from engine.model import first_id_of
-from relay.maintenance.tasks import BATCH, PeriodicTask
+from relay.maintenance.tasks import PeriodicTask
 
 PRUNE_PROGRESS: LiteralString = """
 DELETE FROM job_progress
@@ -59,18 +59,20 @@ def prune_tasks(retention_days: int) -> list[PeriodicTask]:
         PeriodicTask("prune_keys", 60.0, _statement(PRUNE_KEYS)),
     ]
     if retention_days:
-        tasks.append(PeriodicTask("prune_jobs", 60.0, lambda conn: prune_jobs(conn, retention_days)))
+        tasks.append(
+            PeriodicTask("prune_jobs", 60.0, lambda conn, limit: prune_jobs(conn, retention_days, limit))
+        )
     return tasks
 
 
-async def prune_jobs(conn: AsyncConnection[Any], days: int) -> int:
-    """Delete up to BATCH jobs that finished more than `days` ago, with their results and audit trails."""
+async def prune_jobs(conn: AsyncConnection[Any], days: int, limit: int) -> int:
+    """Delete up to `limit` jobs that finished more than `days` ago, with their results and audit trails."""
     bound = first_id_of(time.time() - (days - 1) * 86_400)  # a day of slack for other clocks
-    return (await conn.execute(PRUNE_JOBS, {"days": days, "limit": BATCH, "bound": bound})).rowcount
+    return (await conn.execute(PRUNE_JOBS, {"days": days, "limit": limit, "bound": bound})).rowcount
 
 
-def _statement(statement: LiteralString) -> Callable[[AsyncConnection[Any]], Awaitable[int]]:
-    async def work(conn: AsyncConnection[Any]) -> int:
-        return (await conn.execute(statement, [BATCH])).rowcount
+def _statement(statement: LiteralString) -> Callable[[AsyncConnection[Any], int], Awaitable[int]]:
+    async def work(conn: AsyncConnection[Any], limit: int) -> int:
+        return (await conn.execute(statement, [limit])).rowcount
 
     return work

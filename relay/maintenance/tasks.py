@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Final
 
 import structlog
@@ -17,6 +16,8 @@ from engine.tables.relay_status import RelayStatus
 
 BATCH: Final = 1000
 """Rows that one run of a task changes at most."""
+TASK_SECONDS: Final = 60.0
+"""How long one run of a task on a borrowed connection may take, unless the task says otherwise."""
 VITAL: Final = ("promote", "lapse")
 """The tasks without which jobs stop moving; the others can wait."""
 
@@ -25,25 +26,27 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """`work(conn)` changes up to BATCH rows and returns how many.
+    """`work(conn, limit)` changes up to `limit` rows and returns how many.
 
-    The task runs every `period` seconds, and again at once after a full batch.
+    The task runs every `period` seconds, and again at once after a full batch. A run may take `seconds`.
     """
 
     name: str
     period: float
-    work: Callable[[Connection], Awaitable[int]]
+    work: Callable[[Connection, int], Awaitable[int]]
+    seconds: float = TASK_SECONDS
 
 
 class TaskHealth:
     """Which tasks fail at present, since when and with what error."""
 
     def __init__(self) -> None:
-        self._faults: dict[str, tuple[float, Exception]] = {}
+        self._faults: dict[str, tuple[float, BaseException]] = {}
         self._well_since = time.monotonic()
         self._succeeded: dict[str, float] = {}
 
-    def failed(self, task: str, error: Exception) -> None:
+    def failed(self, task: str, error: BaseException) -> None:
+        """Remember the error, and log it unless the task failed in the same way before."""
         since, before = self._faults.get(task, (time.monotonic(), None))
         if not told(before, error):
             log_at = by_blame(log, error)
@@ -68,11 +71,15 @@ class TaskHealth:
 
     @property
     def status(self) -> RelayStatus:
-        """The relay's report: maintenance is failing while a vital task fails, with the error of that task."""
+        """The relay's report: maintenance is failing while a vital task fails. `detail` has the error of any task."""
         now = time.monotonic()
-        faults = [(*self._faults[name], name) for name in VITAL if name in self._faults]
+        # A vital task first, then the one that has failed for longest.
+        faults = sorted((name not in VITAL, since, name) for name, (since, _) in self._faults.items())
         if not faults:
             return RelayStatus("maintenance", "maintaining", now - self._well_since, None)
-        since, error, name = min(faults, key=itemgetter(0))
-        line, *_ = str(error).strip().split("\n")
+        can_wait, since, name = faults[0]
+        error = self._faults[name][1]
+        line, *_ = (str(error).strip() or type(error).__name__).split("\n")
+        if can_wait:
+            return RelayStatus("maintenance", "maintaining", now - self._well_since, f"{name}: {line}")
         return RelayStatus("maintenance", "failing", now - since, f"{name}: {line}")

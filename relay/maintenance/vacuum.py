@@ -17,6 +17,8 @@ from relay.maintenance.tasks import PeriodicTask
 DEAD_ROWS: Final = 10_000
 HELD_SECONDS: Final = 60.0
 """Pause after a VACUUM that could not remove the dead rows, because a snapshot still holds them."""
+VACUUM_SECONDS: Final = 900.0
+"""How long one VACUUM may take. One that is cut off has to begin again from the start."""
 ANALYZED: Final = ["jobs", "outbox", "outbox_events", "job_results", "job_state_records", "job_progress"]
 
 # The planner takes a table that was empty at its last VACUUM or ANALYZE for empty, however much the table has grown:
@@ -37,7 +39,7 @@ class Vacuum:
     def __init__(self) -> None:
         self._not_before = 0.0
 
-    async def run(self, conn: Connection) -> int:
+    async def run(self, conn: Connection, _limit: int = 0) -> int:
         """The work of a periodic task; returns 0 rows. Raises InsufficientPrivilege."""
         if time.monotonic() < self._not_before or await _dead_rows(conn) < DEAD_ROWS:
             return 0
@@ -48,10 +50,13 @@ class Vacuum:
 
 
 def vacuum_tasks() -> list[PeriodicTask]:
-    return [PeriodicTask("vacuum", 2.0, Vacuum().run), PeriodicTask("analyze", 2.0, analyze)]
+    return [
+        PeriodicTask("vacuum", 2.0, Vacuum().run, VACUUM_SECONDS),
+        PeriodicTask("analyze", 2.0, analyze),
+    ]
 
 
-async def analyze(conn: Connection) -> int:
+async def analyze(conn: Connection, _limit: int = 0) -> int:
     """Analyze the tables that have outgrown the planner's statistics. Raises InsufficientPrivilege."""
     for (table,) in await fetchall(conn, OUTGROWN, [ANALYZED]):
         await _checked(conn, sql.SQL("ANALYZE {}").format(sql.Identifier(table)))

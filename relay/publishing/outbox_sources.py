@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -17,12 +17,15 @@ from psycopg import Error
 from engine.errors import DatabaseUnavailable
 from engine.moves import publish
 from engine.pubsub.messages import Message, WakeUp
+from engine.storage.batch_size import BatchSize
 from engine.storage.connections import Connection, PinnedConnection
+from engine.storage.deadline import STATEMENT_SECONDS
 from engine.storage.scan_cursor import Marks, ScanCursor
 from engine.tables import events
 from engine.tables.events import Event, Topic
 from engine.tables.outbox import lanes_of, ready_presets
 from engine.telemetry.metrics import EVENTS_QUARANTINED, STAGE_SECONDS, WAKE_UPS_REFUSED
+from relay.publishing.known_presets import MAX_LEARNT, KnownPresets
 
 RESERVED_SECONDS: Final = 10.0
 MARK_PAUSES: Final = (0.0, 0.5, 2.0)
@@ -66,24 +69,22 @@ class WakeUps:
     def __init__(self, url: str, presets: Iterable[str]) -> None:
         self._connections = ConnectionPair(url, "jobs")
         self._cursor: ScanCursor[WakeUp] = ScanCursor()
-        self._presets = list(presets)
+        self._presets = KnownPresets(presets)
         self._published = STAGE_SECONDS.labels("publish").observe
 
-    def learn(self, presets: Iterable[str]) -> None:
-        """Look for jobs of these presets too."""
-        self._presets += set(presets) - set(self._presets)
+    def hinted(self, presets: Iterable[str]) -> None:
+        """Look for jobs of these presets too: a hint has named them."""
+        self._presets.hinted(presets)
 
     async def take(self) -> list[WakeUp]:
-        # The presets take turns, so that none starves another one of the same priority.
-        self._presets = self._presets[1:] + self._presets[:1]
         return await self._cursor.next(self._scan)
 
     async def _scan(self, marks: Marks | None) -> list[WakeUp]:
-        async with self._connections.taking() as conn:
+        async with self._connections.taking() as (conn, limit):
             if marks is None:
-                self.learn(await ready_presets(conn))
-            lanes = lanes_of(self._presets, marks or {})
-            return await publish.reserve(conn, lanes, limit=MAX_ROWS, seconds=RESERVED_SECONDS)
+                self._presets.swept(await ready_presets(conn, after=self._presets.after, limit=MAX_LEARNT))
+            lanes = lanes_of(self._presets.next(), marks or {})
+            return await publish.reserve(conn, lanes, limit=limit, seconds=RESERVED_SECONDS)
 
     async def sent(self, items: Sequence[WakeUp]) -> None:
         now = time.monotonic()
@@ -120,12 +121,12 @@ class Events:
         return await self._cursor.next(self._scan)
 
     async def _scan(self, marks: Marks | None) -> list[Event]:
-        async with self._connections.taking() as conn:
+        async with self._connections.taking() as (conn, limit):
             return await events.reserve(
                 conn,
                 self._topic,
                 low=(marks or {}).get(self._topic, 0),
-                limit=MAX_ROWS,
+                limit=limit,
                 max_bytes=MAX_BYTES,
                 seconds=RESERVED_SECONDS,
             )
@@ -153,10 +154,16 @@ class ConnectionPair:
     def __init__(self, url: str, name: str) -> None:
         self._taking = PinnedConnection(url, name=f"take {name}")
         self._marking = PinnedConnection(url, name=f"mark {name}")
+        self._take_size = BatchSize(MAX_ROWS, STATEMENT_SECONDS)
+        self._mark_size = BatchSize(MAX_ROWS, STATEMENT_SECONDS)
         self._marks = asyncio.Lock()
 
-    def taking(self) -> AbstractAsyncContextManager[Connection]:
-        return self._taking.use()
+    @asynccontextmanager
+    async def taking(self) -> AsyncIterator[tuple[Connection, int]]:
+        """The connection, and how many rows to take: so many as can be marked, too, or they are published again."""
+        async with self._taking.use() as conn:
+            with self._take_size.run() as limit:
+                yield conn, min(limit, self._mark_size.rows)
 
     async def mark(self, write: Callable[[Connection], Awaitable[object]]) -> None:
         """Run `write`, with retries: rows that are not marked are published a second time.
@@ -175,7 +182,8 @@ class ConnectionPair:
 
     async def _write(self, write: Callable[[Connection], Awaitable[object]]) -> None:
         async with self._marking.use() as conn:
-            await write(conn)
+            with self._mark_size.run():
+                await write(conn)
 
     async def aclose(self) -> None:
         await self._taking.aclose()

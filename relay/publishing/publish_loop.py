@@ -13,6 +13,7 @@ import structlog
 from psycopg import Error
 
 from engine.errors import DatabaseUnavailable
+from engine.process.loops import note_fault
 from engine.process.run import pause
 from engine.pubsub.breaker import Breaker
 from engine.pubsub.client import Fault, code, details, fault
@@ -124,6 +125,9 @@ class PublishLoop(Generic[ItemT]):
                 log_at("outbox.lost", topic=self._name)
             self._failing = error
             return []
+        except Exception as error:  # noqa: BLE001 - requests in flight must not end with the loop
+            note_fault("publish", error)
+            return []
         if self._failing is not None:
             log.info("outbox.found", topic=self._name)
         self._failing, self._cycled = None, time.monotonic()
@@ -131,19 +135,25 @@ class PublishLoop(Generic[ItemT]):
         return items
 
     async def _send(self, items: Sequence[ItemT]) -> None:
+        faults: list[Exception] = []
         try:
-            await self._publish(items)
+            await self._publish(items, faults)
         except (DatabaseUnavailable, Error) as error:
             # When the reservation ends, the rows are published again with the same message ids.
             log_at = by_blame(log, error)
             log_at("outbox.not_marked", topic=self._name, rows=len(items))
+        except Exception as error:  # noqa: BLE001 - the other requests and topics go on
+            faults.append(error)
         finally:
             self._room.release()
+        if faults:
+            note_fault("publish", faults[0])
 
-    async def _publish(self, items: Sequence[ItemT]) -> None:
-        messages = [item.message for item in items]
-        contexts = (message.attributes.get("traceparent") for message in messages)
+    async def _publish(self, items: Sequence[ItemT], faults: list[Exception]) -> None:
+        """Publish and mark `items`. Adds the errors of messages that only a bug can explain to `faults`."""
         try:
+            messages = [item.message for item in items]
+            contexts = (message.attributes.get("traceparent") for message in messages)
             self._rows.observe(len(items))
             with self._seconds.time(), tracing.publish(self._name, contexts, len(messages)):
                 await self._publisher.publish(self._topic, messages)
@@ -151,23 +161,29 @@ class PublishLoop(Generic[ItemT]):
             PUBLISH_ERRORS.labels(self._subject, code(error).name.lower()).inc()
             if fault(error) is Fault.REFUSED:
                 self._answered()
-                await self._find_refused(items, error)
+                if len(items) == 1:
+                    await self._source.refuse(items[0], details(error))
+                else:
+                    await self._publish_halves(items, faults)
             else:
                 self._unanswered(error)
                 await self._source.release(items)
-            return
-        self._taken.inc(len(items))
-        self._answered()
-        await self._source.sent(items)
+        except Exception as error:  # noqa: BLE001 - one message that cannot be encoded must not keep the others
+            if len(items) == 1:
+                # Not set aside, because the fault is ours: the row is tried again when its reservation ends.
+                faults.append(error)
+            else:
+                await self._publish_halves(items, faults)
+        else:
+            self._taken.inc(len(items))
+            self._answered()
+            await self._source.sent(items)
 
-    async def _find_refused(self, items: Sequence[ItemT], error: grpc.RpcError) -> None:
-        """Halve the request until the bad message is found: the broker refuses the whole request for one message."""
-        if len(items) == 1:
-            await self._source.refuse(items[0], details(error))
-            return
+    async def _publish_halves(self, items: Sequence[ItemT], faults: list[Exception]) -> None:
+        """Find the bad message by halving: the broker refuses a whole request for one message."""
         middle = len(items) // 2
-        await self._publish(items[:middle])
-        await self._publish(items[middle:])
+        await self._publish(items[:middle], faults)
+        await self._publish(items[middle:], faults)
 
     def _answered(self) -> None:
         seconds = self._breaker.open_seconds

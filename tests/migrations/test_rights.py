@@ -134,7 +134,7 @@ async def test_a_role_with_the_rights_of_worker_and_relay_can_do_all_that_they_d
             for task in maintenance.tasks:
                 if task.name not in ("vacuum", "analyze"):
                     async with pool.connection() as each:
-                        await task.work(each)
+                        await task.work(each, 1000)
             await maintenance.sampler.sample()
 
 

@@ -100,3 +100,22 @@ async def blocked(conn: Conn) -> None:
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY (pg_blocking_pids(pid))"
     while await fetchone(conn, waiting) == (0,):  # noqa: ASYNC110 - PostgreSQL has no event for it
         await asyncio.sleep(0.005)
+
+
+async def make_too_slow(conn: Conn, event: str, rows: int) -> None:
+    """End each transaction whose `event` ("UPDATE ON outbox") has more than `rows` rows, as its deadline would."""
+    await conn.execute(
+        f"""
+        CREATE FUNCTION too_slow() RETURNS trigger LANGUAGE plpgsql AS $$
+        DECLARE
+            done int := coalesce(nullif(current_setting('test.done', true), ''), '0')::int + 1;
+        BEGIN
+            IF done > {rows} THEN
+                RAISE query_canceled USING MESSAGE = 'canceling statement due to statement timeout';
+            END IF;
+            PERFORM set_config('test.done', done::text, true);
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER too_slow BEFORE {event} FOR EACH ROW EXECUTE FUNCTION too_slow()
+        """.encode()
+    )

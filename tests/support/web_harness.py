@@ -104,8 +104,7 @@ async def served(
         wanted = settings(**given)
         database = await stack.enter_async_context(open_checks(database_url, "web"))
         store = await stack.enter_async_context(open_store(database_url, lambda _presets=(): None))
-        died = asyncio.Event()
-        await stack.enter_async_context(running(store.watcher.run(), died))
+        await stack.enter_async_context(running("watch", store.watcher.run))
         draining = asyncio.Event()
         api = Api(
             registry=registry,
@@ -117,7 +116,6 @@ async def served(
         port = await stack.enter_async_context(serving(create_app(api), "127.0.0.1", 0, drain_seconds=5))
         clients = await stack.enter_async_context(AsyncExitStack())
         yield WebHarness(port, api, store, clients)
-        assert not died.is_set()
 
 
 class ManualWorker:

@@ -323,7 +323,7 @@ async def test_one_look_asks_once_for_each_job_and_wakes_only_what_changed() -> 
     watcher = Watcher(pulse, look_seconds=0.01)
     quiet, busy, gone = uuid4(), uuid4(), uuid4()
     versions |= {quiet: 0, busy: 0}
-    async with asyncio.timeout(5), running(watcher.run(), asyncio.Event()):
+    async with asyncio.timeout(5), running("watch", watcher.run):
         with watcher.watch(quiet) as first, watcher.watch(busy) as second, watcher.watch(busy) as third:
             waiting = [asyncio.create_task(watch.wait((0, 0), 4)) for watch in (first, second, third)]
             await until(lambda: len(looks) > 3)
@@ -351,9 +351,31 @@ async def test_nothing_is_asked_while_nobody_watches_and_a_failed_look_is_only_l
         return {}
 
     watcher = Watcher(pulse, look_seconds=0.01)
-    async with asyncio.timeout(5), running(watcher.run(), asyncio.Event()):
+    async with asyncio.timeout(5), running("watch", watcher.run):
         with watcher.watch(uuid4()) as watch:
             assert await watch.wait((0, 0), 4)
         seen = looks
         await until(lambda: not watcher._watched.is_set())
         assert looks == seen == 2
+
+
+async def test_a_bug_in_one_look_is_logged_and_the_next_look_wakes_its_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every web process would end at the same job, with all the requests that it serves."""
+    monkeypatch.setattr("engine.process.loops.PAUSE_SECONDS", 0.01)
+    bugs = [TypeError("a bug"), TypeError("a bug")]
+
+    async def pulse(_ids: Sequence[UUID]) -> dict[UUID, JobVersion]:
+        if bugs:
+            raise bugs.pop()
+        return {}
+
+    watcher = Watcher(pulse, look_seconds=0.01)
+    with capture_logs() as lines:
+        async with asyncio.timeout(5), running("watch", watcher.run):
+            with watcher.watch(uuid4()) as watch:
+                assert await watch.wait((0, 0), 4)
+    assert [(line["event"], line["loop"], str(line["exc_info"])) for line in lines] == [
+        ("loop.failed", "watch", "a bug")
+    ] * 2

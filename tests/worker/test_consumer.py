@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.errors import DatabaseUnavailable, PermanentError
 from engine.model import Attempt, JobState, Retry, Snoozed
@@ -17,6 +18,7 @@ from ops.waiting import WAIT_SECONDS, until
 from tests.support.database import counters, trail
 from tests.support.worker_harness import WorkerHarness, preset
 from worker.consumer import Consumer
+from worker.slots import StuckThreads
 from worker.source import PostgresSource
 
 LEASED = "SELECT 1 FROM outbox WHERE status = 'leased'"
@@ -276,3 +278,67 @@ async def _ready(consumer: Consumer) -> bool:
     except DatabaseUnavailable:
         return False
     return True
+
+
+async def test_a_claim_that_fails_unexpectedly_is_logged_and_costs_no_running_attempt(
+    harness: WorkerHarness,
+) -> None:
+    let_go = asyncio.Event()
+    bugs = [TypeError("a bug"), KeyError("another")]
+
+    class Buggy(PostgresSource):
+        async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+            if not first_ran.is_set() or not bugs:
+                return await super().claim(worker_id, limit)
+            raise bugs.pop()
+
+    first_ran = asyncio.Event()
+
+    @preset()
+    async def waits(_job: Any, run: Any) -> int:
+        first_ran.set()
+        await let_go.wait()
+        return int(run.attempt)
+
+    first = await harness.enqueue()
+    with capture_logs() as lines:
+        async with harness.worker(waits, source=Buggy(harness.url, ("p",))):
+            async with asyncio.timeout(WAIT_SECONDS):
+                await first_ran.wait()
+            second = await harness.enqueue()
+            await until(lambda: not bugs)
+            let_go.set()
+            assert [job.output for job in await harness.ended(first, second)] == ["1", "1"]
+    assert [(line["loop"], line["log_level"]) for line in lines if line["event"] == "loop.failed"] == [
+        ("claim", "error")
+    ] * 2
+
+
+async def test_a_fault_in_a_loop_beside_the_attempts_costs_none_of_them(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would end the process, and with it attempts that ran well."""
+    monkeypatch.setattr("engine.process.loops.PAUSE_SECONDS", 0.01)
+    bugs = [TypeError("a bug")]
+    real = StuckThreads.look
+
+    def look(stuck: StuckThreads, occupied: Any) -> None:
+        if bugs and occupied:
+            raise bugs.pop()
+        real(stuck, occupied)
+
+    monkeypatch.setattr(StuckThreads, "look", look)
+
+    @preset(timeout=1, max_attempts=1)
+    async def waits(job: Any, _run: Any) -> int:
+        if job.content == "long":
+            await asyncio.Event().wait()
+        await until(lambda: not bugs)
+        return 1
+
+    ids = [await harness.enqueue(), await harness.enqueue(content="long")]
+    async with harness.worker(waits):
+        done, overdue = await harness.ended(*ids)
+    assert (done.state, done.attempt) == (JobState.COMPLETED, 1)
+    assert overdue.error is not None
+    assert (overdue.state, overdue.error["type"]) == (JobState.FAILED, "TimeoutError")

@@ -177,6 +177,31 @@ async def test_an_async_pipeline_that_swallows_its_cancellation_is_stuck_in_its_
     assert len(watched.heard) == 1
 
 
+async def test_a_pipeline_whose_future_refuses_to_be_cancelled_is_stuck_and_its_stop_raises_nothing() -> None:
+    """The worker stops many attempts in a row: one that raises must not keep the others running."""
+
+    class Refusing(asyncio.Future[None]):
+        def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - the signature is asyncio's
+            raise RuntimeError("never")
+
+    awaited, started = Refusing(), asyncio.Event()
+
+    async def stubborn(_job: Any, _run: Any) -> None:
+        started.set()
+        await awaited
+
+    watched = Watched(made(function=stubborn))
+    watched.start()
+    async with asyncio.timeout(WAIT_SECONDS):
+        await started.wait()
+    watched.execution.stop(Released(Reason.SHUTDOWN))
+    assert await watched.outcome() == Released(Reason.SHUTDOWN)
+    assert not watched.idle.is_set()
+    awaited.set_result(None)
+    async with asyncio.timeout(WAIT_SECONDS):
+        await watched.idle.wait()
+
+
 async def test_an_async_pipeline_that_returns_when_cancelled_keeps_its_result() -> None:
     started = asyncio.Event()
 

@@ -11,7 +11,7 @@ import pytest
 from engine.errors import DatabaseUnavailable
 from engine.model import Cancelled, Completed, Failed, JobState, Reason, Released, Retry, Snoozed, Unreadable
 from ops.waiting import until
-from tests.support.database import counters, fetchone, trail
+from tests.support.database import counters, fetchone, make_too_slow, trail
 from tests.support.wire_proxy import Moment, wire_proxy
 from tests.support.worker_harness import WorkerHarness, attempts, known, preset
 from worker import recorder
@@ -254,3 +254,32 @@ async def test_a_retry_that_its_owner_cancelled_meanwhile_is_counted_as_cancelle
 )
 def test_only_what_an_author_s_data_may_have_caused_is_written_otherwise(outcome: Any, kinds: Any) -> None:
     assert [type(each) for each in substitutes(outcome, ValueError("fault"))] == kinds
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["all good", "one that cannot be stored"])
+async def test_a_database_too_slow_for_a_whole_group_records_smaller_portions(
+    harness: WorkerHarness, bad: bool
+) -> None:
+    """A group that hits its deadline is rolled back: with a fixed size all its attempts would be lost."""
+    await harness.conn.execute(
+        "CREATE FUNCTION number() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM (new.output #>> '{}')::numeric; RETURN new; END $$;"
+        "CREATE TRIGGER number BEFORE INSERT ON job_results FOR EACH ROW WHEN (new.state = 'COMPLETED')"
+        " EXECUTE FUNCTION number()"
+    )
+    await make_too_slow(harness.conn, "INSERT ON job_results", 25)
+    ready = asyncio.Event()
+
+    @preset()
+    async def answer(job: Any, _run: Any) -> Any:
+        await ready.wait()  # all of them end in one group
+        return job.content
+
+    ids = [await harness.enqueue(content="bad" if bad and n == 77 else str(n)) for n in range(100)]
+    async with harness.worker(answer, slots=100, lease=20):
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'leased')")
+        ready.set()
+        ended = await harness.ended(*ids)
+    failed = [n for n, job in enumerate(ended) if job.state is not JobState.COMPLETED]
+    assert failed == ([77] if bad else [])
+    assert {job.attempt for job in ended} == {1}

@@ -105,7 +105,7 @@ class Jwks:
             self._fetched_at = self._clock()
             JWKS_FETCHED_AT.set_to_current_time()
             log.info("keys.loaded", count=len(self._keys))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever an issuer answers, the last set stays
             log.warning("keys.load_failed", error=f"{type(error).__name__}: {error}")
         finally:
             self._renewal = None

@@ -132,5 +132,7 @@ async def test_presets_are_found_wherever_there_are_ready_jobs(conn: Conn) -> No
     for preset in ("b", "a", "b", "c"):
         await queued(conn, preset=preset)
     await queued(conn, preset="later", delay_seconds=60)
-    assert await ready_presets(conn) == ["a", "b", "c"]
+    assert await ready_presets(conn, after="", limit=10) == ["a", "b", "c"]
+    assert await ready_presets(conn, after="a", limit=1) == ["b"]
+    assert await ready_presets(conn, after="c", limit=10) == []
     assert await reserved(conn) == []

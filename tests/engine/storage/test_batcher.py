@@ -158,3 +158,108 @@ async def test_what_waits_is_bounded_by_weight_too(store: Store) -> None:
         store.gate.set()
         assert list(await asyncio.gather(*waiting)) == [20, 100]
         assert await batch.submit(4) == 40
+
+
+@pytest.mark.parametrize("answers", [[], [1], [1, 2, 3]], ids=["none", "too few", "too many"])
+async def test_a_write_that_answers_too_few_or_too_many_answers_everybody_with_the_fault(
+    answers: list[int | Exception],
+) -> None:
+    async def flush(items: Sequence[int]) -> list[int | Exception]:
+        return answers if len(items) == 2 else [item * 10 for item in items]
+
+    batch: Batcher[int, int] = Batcher(flush)
+    async with asyncio.timeout(5):
+        got = await asyncio.gather(*(batch.submit(n) for n in (2, 4)), return_exceptions=True)
+        assert [type(each) for each in got] == [RuntimeError] * 2
+        assert await batch.submit(6) == 60
+
+
+async def test_a_write_that_is_cancelled_from_below_answers_its_group_and_the_next_one_is_written(
+    store: Store,
+) -> None:
+    """gRPC raises CancelledError for a closed channel, and nobody has cancelled the writer."""
+    torn = asyncio.Event()
+
+    async def flush(items: Sequence[int]) -> list[int | Exception]:
+        if not torn.is_set():
+            torn.set()
+            raise asyncio.CancelledError
+        return await store.flush(items)
+
+    batch: Batcher[int, int] = Batcher(flush)
+    async with asyncio.timeout(5):
+        got = await asyncio.gather(*(batch.submit(n) for n in (2, 4)), return_exceptions=True)
+        assert [type(each) for each in got] == [DatabaseUnavailable] * 2
+        assert await batch.submit(6) == 60
+
+
+async def test_an_answer_that_no_future_takes_costs_its_neighbours_nothing() -> None:
+    async def flush(_items: Sequence[int]) -> list[int | Exception]:
+        return [10, StopIteration(), 30]
+
+    batch: Batcher[int, int] = Batcher(flush)
+    async with asyncio.timeout(5):
+        first, odd, last = await asyncio.gather(*(batch.submit(n) for n in range(3)), return_exceptions=True)
+    assert (first, type(odd), last) == (10, RuntimeError, 30)
+
+
+async def test_an_item_that_cannot_be_weighed_is_its_callers_fault_alone(store: Store) -> None:
+    def weigh(item: int) -> int:
+        if item == 4:
+            raise ValueError("no weight")
+        return item
+
+    batch: Batcher[int, int] = Batcher(store.flush, weigh=weigh)
+    async with asyncio.timeout(5):
+        got = await asyncio.gather(*(batch.submit(n) for n in (2, 4, 6)), return_exceptions=True)
+    assert (got[0], type(got[1]), got[2]) == (20, ValueError, 60)
+    assert store.groups == [[2, 6]]
+
+
+@pytest.mark.parametrize("begun", [True, False], ids=["while it writes", "before its first step"])
+async def test_a_writer_that_is_stopped_leaves_nobody_waiting(store: Store, begun: bool) -> None:
+    store.gate.clear()
+    batch: Batcher[int, int] = Batcher(store.flush, max_group=1)
+    answers = [batch.put(n) for n in (2, 4)]
+    if begun:
+        async with asyncio.timeout(5):
+            await store.entered.wait()
+    assert batch._writer is not None
+    batch._writer.cancel()
+    async with asyncio.timeout(5):
+        await batch.drain()
+        await asyncio.wait(answers)
+        assert all(answer.cancelled() for answer in answers)
+        store.gate.set()
+        assert await batch.submit(6) == 60
+
+
+async def test_who_gives_up_takes_his_weight_with_him(store: Store) -> None:
+    store.gate.clear()
+    batch: Batcher[int, int] = Batcher(store.flush, weigh=lambda item: item, max_waiting_weight=10)
+    async with asyncio.timeout(5):
+        first = asyncio.create_task(batch.submit(2))
+        await store.entered.wait()
+        gone = asyncio.create_task(batch.submit(10))
+        await asyncio.sleep(0)
+        gone.cancel()
+        store.gate.set()
+        assert await first == 20
+        await batch.drain()
+        assert await batch.submit(4) == 40
+
+
+async def test_each_waiter_gets_the_answer_of_his_own_item_whatever_it_weighs(store: Store) -> None:
+    weights = {2: 5, 4: 1, 6: 9, 8: 3}
+    batch: Batcher[int, int] = Batcher(store.flush, weigh=weights.__getitem__)
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*(batch.submit(n) for n in weights)) == [20, 40, 60, 80]
+
+
+async def test_after_a_write_that_timed_out_the_next_groups_are_smaller_and_grow_back(store: Store) -> None:
+    batch: Batcher[int, int] = Batcher(store.flush, max_group=4)
+    store.faults = [QueryCanceled("too long")]
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            await asyncio.gather(*(batch.submit(n) for n in range(0, 12, 2)), return_exceptions=True)
+    assert [len(group) for group in store.groups] == [4, 2, 4, 2]

@@ -11,16 +11,18 @@ import pytest
 from prometheus_client import REGISTRY
 from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
+from structlog.testing import capture_logs
 
 from engine.errors import OutriderError
 from engine.model import JobState, Reason, first_id_of, uuid7
-from engine.moves import Ending, finish
+from engine.moves import Ending, claim, finish
 from engine.storage.connections import open_pool
+from engine.tables.outbox import Lane
 from engine.tables.progress import Progress, report
 from ops.waiting import until
 from relay.maintenance.loop import Maintenance
-from relay.maintenance.tasks import BATCH
-from tests.support.database import Conn, fetchone, started, worker
+from relay.maintenance.tasks import BATCH, PeriodicTask
+from tests.support.database import Conn, fetchone, make_too_slow, started, worker
 from tests.support.worker_harness import WorkerHarness
 
 Maintained = Callable[..., Maintenance]
@@ -46,7 +48,7 @@ async def maintained(harness: WorkerHarness) -> AsyncIterator[Maintained]:
 
 async def once(maintenance: Maintenance, name: str, conn: Conn) -> int:
     [task] = [each for each in maintenance.tasks if each.name == name]
-    return await task.work(conn)
+    return await task.work(conn, BATCH)
 
 
 async def many(conn: Conn, count: int) -> None:
@@ -255,3 +257,85 @@ async def test_two_maintainers_promote_each_job_once(harness: WorkerHarness) -> 
     async with harness.maintenance(), harness.maintenance():
         await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'ready')")
     assert await fetchone(harness.conn, "SELECT count(DISTINCT position) FROM outbox") == (500,)
+
+
+@pytest.mark.parametrize(
+    "fault", [lambda: TypeError("a bug"), asyncio.CancelledError], ids=["bug", "cancelled below"]
+)
+@pytest.mark.parametrize("name", ["promote", "sample", "prune_keys"])
+async def test_a_task_that_fails_unexpectedly_stops_no_other_and_is_run_again(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[], BaseException]
+) -> None:
+    """The same input would end the task in every relay, and nothing would be promoted any more."""
+    monkeypatch.setattr("relay.maintenance.loop.SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("relay.maintenance.loop.prune_tasks", lambda _days: [])
+    monkeypatch.setattr("relay.maintenance.loop.vacuum_tasks", list)
+    runs = {"promote": 0, "sample": 0, "prune_keys": 0}
+
+    async def fails_twice(*_args: object) -> int:
+        runs[name] += 1
+        if runs[name] < 3:
+            raise fault()
+        return 0
+
+    await many(harness.conn, 1)
+    maintenance = Maintenance(harness.url, harness.pool, lease_seconds=60, on_ready=lambda: None)
+    if name == "promote":
+        real = maintenance._promote
+        monkeypatch.setattr(maintenance, "_promote", lambda: fails_twice() if runs[name] < 2 else real())
+    elif name == "sample":
+        monkeypatch.setattr(maintenance.sampler, "sample", fails_twice)
+    else:
+        maintenance.tasks = [PeriodicTask(name, 0.01, fails_twice)]
+    stop = asyncio.Event()
+    with capture_logs() as lines:
+        task = asyncio.create_task(maintenance.run(stop))
+        await harness.row("SELECT 1 FROM outbox WHERE status = 'ready'")
+        await until(lambda: [line for line in lines if line["event"] == "maintenance.recovered"])
+        stop.set()
+        await task
+    [failed] = [line for line in lines if line["event"] == "maintenance.failed"]
+    assert (failed["task"], failed["log_level"]) == (name, "error")
+    assert isinstance(failed["exc_info"], type(fault()))
+
+
+async def test_an_error_of_the_database_is_logged_without_a_traceback(harness: WorkerHarness) -> None:
+    await harness.conn.execute("ALTER TABLE idempotency_keys RENAME TO elsewhere")
+    with capture_logs() as lines:
+        async with harness.maintenance(lease=60):
+            await until(lambda: [line for line in lines if line["event"] == "maintenance.failed"])
+    [failed] = [line for line in lines if line["event"] == "maintenance.failed"]
+    assert (failed["task"], failed["log_level"], "exc_info" in failed) == ("prune_keys", "warning", False)
+
+
+async def test_a_database_too_slow_for_a_whole_batch_promotes_smaller_ones(harness: WorkerHarness) -> None:
+    """A batch that hits its deadline is rolled back: with a fixed size nothing would ever move."""
+    await many(harness.conn, 300)
+    await make_too_slow(harness.conn, "UPDATE ON outbox", 60)
+    maintenance = Maintenance(harness.url, harness.pool, lease_seconds=60, on_ready=lambda: None)
+    stop = asyncio.Event()
+    task = asyncio.create_task(maintenance.run(stop))
+    try:
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'ready')")
+        assert maintenance._promotes.rows < 300
+    finally:
+        stop.set()
+        await task
+
+
+async def test_a_database_too_slow_for_a_whole_batch_lapses_smaller_ones(harness: WorkerHarness) -> None:
+    """The attempts of one worker lapse together, so the size is a number of workers."""
+    for _ in range(150):
+        await harness.enqueue()
+    for _ in range(10):
+        assert len(await claim(harness.conn, await worker(harness.conn), [Lane("p", 2)], 15)) == 15
+    await harness.conn.execute("DELETE FROM workers")
+    await make_too_slow(harness.conn, "UPDATE ON outbox", 60)
+    maintenance = Maintenance(harness.url, harness.pool, lease_seconds=0.1, on_ready=lambda: None)
+    stop = asyncio.Event()
+    task = asyncio.create_task(maintenance.run(stop))
+    try:
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'ready')")
+    finally:
+        stop.set()
+        await task

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from contextlib import AsyncExitStack
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID
 
 import grpc
@@ -14,14 +14,14 @@ import pytest
 from psycopg import sql
 from structlog.testing import capture_logs
 
-from engine.moves import claim_published
+from engine.moves import claim_published, publish
 from engine.moves.enqueue import enqueue
 from ops.harness.postgres import Databases
 from ops.harness.pubsub_fake import Delay, Fail, LoseReply
 from ops.waiting import until
 from relay.provision.apply import open_clients
 from tests.relay.relay_harness import JOBS, RESULTS, RelayHarness, logged, metric
-from tests.support.database import fetchone, new, worker
+from tests.support.database import fetchone, make_too_slow, new, worker
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 SEVER: LiteralString = (
@@ -227,3 +227,60 @@ async def test_every_committed_row_is_published_and_nothing_of_a_rolled_back_tra
         await until(lambda: relay_harness.aged_out())
     reported = {json.loads(message.data)["job_id"] for message in relay_harness.fake.published(JOBS)}
     assert reported | set(relay_harness.sent(RESULTS)) == wanted
+
+
+async def test_a_message_that_cannot_be_encoded_costs_its_neighbours_and_the_other_topics_nothing(
+    relay_harness: RelayHarness,
+) -> None:
+    """A bug or a row that SQL wrote: it is logged with its traceback, and tried again when its reservation ends."""
+    ids = await relay_harness.write_events(*[b"x"] * 100)
+    odd = "UPDATE outbox_events SET attributes = attributes || '{\"count\": 7}' WHERE attributes ->> 'message_id' = %s"
+    await relay_harness.conn.execute(odd, [ids[31]])
+    jobs = await relay_harness.queue(10)
+    with capture_logs() as lines:
+        async with relay_harness.relay() as relay:
+            await until(lambda: len(relay_harness.sent(RESULTS)) == 99)
+            await until(lambda: len(relay_harness.sent(JOBS)) == 10)
+            await until(lambda: logged(lines, "loop.failed"))
+            mended = "UPDATE outbox_events SET attributes = attributes - 'count'"
+            await relay_harness.conn.execute(mended)
+            await relay_harness.age()
+            await relay_harness.all_left()
+            await relay.relay.ready()
+    assert sorted(relay_harness.sent(RESULTS)) == sorted(ids)
+    assert sorted(relay_harness.jobs_sent()) == sorted(jobs)
+    [failed] = logged(lines, "loop.failed")
+    assert (failed["loop"], isinstance(failed["exc_info"], TypeError)) == ("publish", True)
+    assert logged(lines, "event.quarantined") == []
+
+
+async def test_a_fault_that_nobody_expected_stops_no_topic(
+    relay_harness: RelayHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, faults = publish.reserve, [TypeError("a bug"), ValueError("another")]
+
+    async def reserve(*args: Any, **options: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return await real(*args, **options)
+
+    monkeypatch.setattr(publish, "reserve", reserve)
+    before = metric("loop_faults_total", loop="publish")
+    ids, events = await relay_harness.queue(10), await relay_harness.write_events(b"a")
+    async with relay_harness.relay() as relay:
+        await relay_harness.all_left()
+        assert await relay.stopped() == 0
+    assert sorted(relay_harness.jobs_sent()) == sorted(ids)
+    assert relay_harness.sent(RESULTS) == events
+    assert metric("loop_faults_total", loop="publish") - before == 2
+
+
+async def test_a_database_too_slow_for_a_whole_request_publishes_smaller_ones(
+    relay_harness: RelayHarness,
+) -> None:
+    ids = await relay_harness.queue(300)
+    await make_too_slow(relay_harness.conn, "UPDATE ON outbox", 60)
+    async with relay_harness.relay() as relay:
+        await relay_harness.all_left()
+    assert set(relay_harness.jobs_sent()) == set(ids)
+    assert max(relay.publisher.requests) < 300

@@ -128,6 +128,18 @@ async def test_an_unreachable_issuers_keys_are_used_for_a_day_and_no_longer() ->
     assert await kids(jwks, "old") == ["old"]
 
 
+async def test_whatever_an_issuer_answers_its_last_keys_are_kept() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    assert await kids(jwks, "old") == ["old"]
+    answers: list[bytes | Exception] = [b"[" * 100_000, b'{"keys": 7}', RecursionError(), TypeError("a bug")]
+    for answer in answers:
+        issuer.body = answer
+        issuer.now += keys.UNKNOWN_SECONDS
+        assert await kids(jwks, "new") == []
+        assert await kids(jwks, "old") == ["old"]
+
+
 async def test_without_any_set_a_fetch_is_tried_each_second_at_most() -> None:
     issuer = Issuer(OLD)
     issuer.body = OSError("unreachable")
