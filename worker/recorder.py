@@ -170,7 +170,7 @@ class Recorder:
     async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
         """Write one group, and try again until the write is acknowledged or the lease is lost.
 
-        A write that takes too long is tried again in smaller portions. If the lease is lost after a try, one question
+        A write that timed out is tried again in smaller portions. If the lease is lost after a try, one question
         remains: which rows has that try written? The question is repeated until the database answers, because until
         then nothing else can be written either.
         """

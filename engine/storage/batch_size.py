@@ -11,11 +11,12 @@ from psycopg.errors import QueryCanceled
 
 QUICK: Final = 0.1
 SLOW: Final = 0.5
-"""Shares of the deadline. A batch that is doubled after a quick run stays far below the deadline."""
+"""Shares of the deadline. A batch that is doubled after a quick run stays far below the deadline. A failure counts as
+a time-out only if it came late."""
 
 
 class BatchSize:
-    """Halved when a run takes too long or is cut off by its deadline, doubled when one is quick, up to `most` rows.
+    """Halved when a run is cut off by its deadline, doubled when one is quick, up to `most` rows.
 
     A statement that hits its deadline is rolled back: with a fixed size a slow database would do nothing for ever.
     `seconds` is the deadline of one run. A time-out of the server's counts as one, however soon it came.
@@ -40,10 +41,7 @@ class BatchSize:
             if self._share(began) >= SLOW:
                 self._halve()
             raise
-        share = self._share(began)
-        if share >= SLOW:
-            self._halve()
-        elif share < QUICK:
+        if self._share(began) < QUICK:
             self.rows = min(2 * self.rows, self._most)
 
     def _share(self, began: float) -> float:

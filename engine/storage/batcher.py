@@ -40,7 +40,7 @@ class Batcher(Generic[T, R]):
     one of BISECTED, the group is halved until the faulty item stands alone. After a deadlock or a lost connection the
     same group is sent again, up to `tries` times, so `flush` must be safe to repeat. The weights that `weigh` returns
     bound a group and the waiting items, beside their counts. Whatever `flush` raises, every waiter gets an answer.
-    After a call that took too long the next groups are smaller for a while.
+    After a time-out the next groups are smaller for a while.
     """
 
     def __init__(

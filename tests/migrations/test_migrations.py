@@ -138,6 +138,23 @@ def test_a_process_killed_between_applying_and_marking_leaves_the_next_one_a_cle
     assert names(empty_database_url) == ["first", "second"]
 
 
+def test_a_version_that_cannot_be_marked_is_not_applied_either(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "0001.first", "CREATE TABLE first ()")
+    migrations.up(empty_database_url, directory=tmp_path)
+    write(tmp_path, "0002.second", "CREATE TABLE second ()")
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("ALTER TABLE _migration_checksum ADD CHECK (migration_id <> '0002.second')")
+        with pytest.raises(SchemaMismatch, match=r"apply of 0002\.second failed"):
+            migrations.up(empty_database_url, directory=tmp_path)
+        assert names(empty_database_url) == ["first"]
+        states = [one.state for one in migrations.status(empty_database_url, directory=tmp_path)]
+        assert states == ["applied", "pending"]
+        conn.execute("ALTER TABLE _migration_checksum DROP CONSTRAINT _migration_checksum_migration_id_check")
+    assert migrations.up(empty_database_url, directory=tmp_path) == ["0002.second"]
+
+
 def test_of_two_at_once_one_applies_and_the_other_finds_nothing_left(empty_database_url: str) -> None:
     with ThreadPoolExecutor(max_workers=4) as pool:
         runs = list(pool.map(migrations.up, [empty_database_url] * 4))

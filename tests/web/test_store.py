@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -379,3 +379,17 @@ async def test_a_bug_in_one_look_is_logged_and_the_next_look_wakes_its_watch(
     assert [(line["event"], line["loop"], str(line["exc_info"])) for line in lines] == [
         ("loop.failed", "watch", "a bug")
     ] * 2
+
+
+async def test_workers_are_woken_once_the_jobs_are_committed(database_url: str) -> None:
+    woken: list[tuple[set[str], int]] = []
+
+    def wake(presets: Collection[str] = ()) -> None:
+        with psycopg.connect(database_url) as conn:
+            row = conn.execute("SELECT count(*) FROM jobs").fetchone()
+        assert row is not None
+        woken.append((set(presets), row[0]))
+
+    async with store.open_store(database_url, wake) as opened:
+        await opened.submit(Submission((new(preset="p"), new(preset="q"))))
+    assert woken == [({"p", "q"}, 2)]

@@ -311,3 +311,35 @@ async def test_a_time_in_any_zone_is_stored_as_that_moment(conn: Conn) -> None:
     due = datetime.now(timezone(timedelta(hours=20, minutes=23))) + timedelta(days=1)
     await enqueue(conn, new(run_at=due))
     assert await fetchone(conn, "SELECT run_at FROM outbox") == (due,)
+
+
+async def test_a_key_is_kept_with_its_jobs_or_not_at_all(conn: Conn) -> None:
+    await conn.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    with pytest.raises(psycopg.errors.RaiseException):
+        await enqueue_group(conn, [one(KEY)])
+    assert await fetchone(conn, "SELECT count(*) FROM idempotency_keys") == (0,)
+    await conn.execute("DROP TRIGGER refuse ON outbox")
+    [accepted] = await enqueue_group(conn, [one(KEY)])
+    assert isinstance(accepted, Accepted)
+    assert accepted.replayed is False
+
+
+async def test_a_key_is_kept_for_24_hours_to_the_end(conn: Conn) -> None:
+    [first] = await enqueue_group(conn, [one(KEY)])
+    (left,) = await fetchone(conn, "SELECT expires_at - clock_timestamp() FROM idempotency_keys")
+    assert timedelta(hours=23, minutes=55) < left <= timedelta(hours=24)
+    await conn.execute("UPDATE idempotency_keys SET expires_at = clock_timestamp() + interval '30 s'")
+    [again] = await enqueue_group(conn, [one(KEY)])
+    assert isinstance(first, Accepted)
+    assert again == Accepted(first.job_ids, replayed=True)
+
+
+async def test_a_delay_counts_from_the_databases_now_in_a_group_too(conn: Conn) -> None:
+    async with conn.transaction():
+        await enqueue(conn, new(delay_seconds=90.5))
+        await enqueue_group(conn, [one(delay_seconds=90.5)])
+        exact = "SELECT array_agg(DISTINCT run_at - now()) FROM jobs"
+        assert await fetchone(conn, exact) == ([timedelta(seconds=90.5)],)

@@ -12,7 +12,7 @@ from engine.process.autoscale import advice, needed, rounded
 from engine.queries.queue_stats import OTHER, QUEUES, Queue, QueueStats, queue_stats
 from tests.conftest import Connect
 from tests.engine.test_statements import buffers, fill
-from tests.support.database import Conn, fetchone, new, worker
+from tests.support.database import Conn, fetchone, new, started, worker
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -165,3 +165,9 @@ async def test_a_job_that_is_due_later_is_no_backlog(conn: Conn) -> None:
     seen = (await queue_stats(conn)).queues["p"]
     assert (seen.jobs, seen.due, seen.age_seconds) == ({"waiting": 1}, 0, 0.0)
     assert await fetchone(conn, "SELECT count(*) FROM outbox") == (1,)
+
+
+async def test_a_running_job_is_no_backlog(conn: Conn) -> None:
+    await started(conn, await worker(conn))
+    seen = (await queue_stats(conn)).queues["p"]
+    assert (seen.leased, seen.due, seen.age_seconds) == (1, 0, 0.0)

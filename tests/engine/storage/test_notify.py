@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from engine.storage.connections import with_options
 from engine.storage.notify import CANCEL, READY, Notifier, listen
-from tests.support.database import Conn
+from tests.support.database import Conn, blocked
 
 WAIT_SECONDS = 10.0
 Hint = tuple[str, str]
@@ -93,3 +94,21 @@ async def test_a_hint_names_the_presets_unless_it_is_for_all(database_url: str) 
             for presets in notified:
                 notifier.notify(presets)
             assert await hint(queue) == (READY, named)
+
+
+async def test_a_hint_that_comes_while_another_one_is_sent_is_sent_too(database_url: str, conn: Conn) -> None:
+    await conn.execute(
+        "CREATE FUNCTION public.pg_notify(channel text, payload text) RETURNS void LANGUAGE sql AS"
+        " $$ SELECT pg_advisory_xact_lock(7); SELECT pg_catalog.pg_notify(channel, payload) $$"
+    )
+    await conn.execute("SELECT pg_advisory_lock(7)")
+    queue: asyncio.Queue[Hint] = asyncio.Queue()
+    notifier = Notifier(with_options(database_url, "-c search_path=public,pg_catalog"))
+    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
+        await hint(queue)
+        notifier.notify({"first"})
+        async with asyncio.timeout(WAIT_SECONDS):
+            await blocked(conn)
+        notifier.notify({"second"})
+        await conn.execute("SELECT pg_advisory_unlock(7)")
+        assert [await hint(queue), await hint(queue)] == [(READY, "first"), (READY, "second")]

@@ -339,3 +339,12 @@ async def test_a_database_too_slow_for_a_whole_batch_lapses_smaller_ones(harness
     finally:
         stop.set()
         await task
+
+
+async def test_an_idempotency_key_is_kept_to_its_last_minute(
+    harness: WorkerHarness, maintained: Maintained
+) -> None:
+    await harness.conn.execute(
+        "INSERT INTO idempotency_keys VALUES ('ann', 'run', 'k', 'x', '[]', now() + interval '1 minute')"
+    )
+    assert await once(maintained(), "prune_keys", harness.conn) == 0

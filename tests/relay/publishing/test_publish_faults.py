@@ -284,3 +284,21 @@ async def test_a_database_too_slow_for_a_whole_request_publishes_smaller_ones(
         await relay_harness.all_left()
     assert set(relay_harness.jobs_sent()) == set(ids)
     assert max(relay.publisher.requests) < 300
+
+
+async def test_a_mark_that_fails_is_tried_again_before_the_rows_could_be_published_twice(
+    relay_harness: RelayHarness,
+) -> None:
+    await relay_harness.conn.execute(
+        "CREATE SEQUENCE tries;"
+        "CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF nextval('tries') = 1 THEN RAISE 'once'; END IF; RETURN NULL; END $$;"
+        "CREATE TRIGGER fail_once AFTER UPDATE OF published_at ON outbox EXECUTE FUNCTION fail_once()"
+    )
+    ids = await relay_harness.queue(20)
+    with capture_logs() as lines:
+        async with relay_harness.relay():
+            await relay_harness.all_left()
+    assert await fetchone(relay_harness.conn, "SELECT last_value FROM tries") == (2,)
+    assert sorted(relay_harness.jobs_sent()) == sorted(ids)
+    assert logged(lines, "outbox.not_marked") == []

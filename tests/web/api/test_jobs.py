@@ -366,3 +366,90 @@ async def test_a_job_from_sql_is_a_job_like_any_other(ann: Any, conn: Conn) -> N
     ).fetchone()
     assert row is not None
     assert (await get(ann, row[0]))["content"] == JOB["content"]
+
+
+async def test_only_an_operator_may_name_an_owner(web_harness: WebHarness, ann: Any, bob: Any) -> None:
+    """Nor does a scope that only looks like the operator's help."""
+    job_id = await submit(ann)
+    nearly = await web_harness.client(
+        "bob", scope="jobs:read jobs:write jobs:admin-read xjobs:admin JOBS:ADMIN"
+    )
+    for client in (ann, bob, nearly):
+        async with client.get("/pipeline/jobs", params={"owner": "ann"}) as response:
+            assert response.status == 403
+            assert 'scope="jobs:admin"' in response.headers["WWW-Authenticate"]
+    async with nearly.get(f"/pipeline/job/{job_id}") as response:
+        assert response.status == 404
+
+
+async def test_pages_of_finished_jobs_are_in_the_order_of_their_ids_whatever_ended_first(
+    web_harness: WebHarness, ann: Any, manual_worker: ManualWorker
+) -> None:
+    """The cursor names an id: in any other order pages would skip jobs or repeat them."""
+    ids = [await submit(ann) for _ in range(4)]
+    attempts = [await manual_worker.claim() for _ in ids]
+    for n in (2, 0, 3, 1):
+        await manual_worker.finish(attempts[n])
+    newest_first = [[job_id] for job_id in reversed(ids)]
+    assert await pages(ann, status="completed", limit=1) == newest_first
+    operator = await web_harness.client("op", scope="jobs:admin")
+    assert await pages(operator, owner="ann", status="completed", limit=1) == newest_first
+
+
+async def test_the_link_to_the_next_page_keeps_every_filter(
+    web_harness: WebHarness, ann: Any, manual_worker: ManualWorker
+) -> None:
+    echoes: list[str] = []
+    for _ in range(3):
+        echoes.insert(0, await submit(ann))
+        await submit(ann, preset="typed", metadata={"format": "plain"})
+    operator = await web_harness.client("op", scope="jobs:admin")
+    assert await pages(ann, preset="echo", limit=1) == [[job_id] for job_id in echoes]
+    assert await pages(operator, owner="ann", preset="echo", limit=2) == [echoes[:2], echoes[2:]]
+    await manual_worker.claim()
+    assert await pages(ann, status="pending", preset="echo", limit=1) == [[job_id] for job_id in echoes[:2]]
+
+
+async def test_a_wait_goes_on_when_the_job_starts(
+    web_harness: WebHarness, ann: Any, manual_worker: ManualWorker
+) -> None:
+    job_id = await submit(ann)
+    watcher = web_harness.store.watcher
+
+    def waits_for(version: int) -> bool:
+        return answer.done() or {watch.seen for watch in watcher._watches} == {(version, 0)}
+
+    async with asyncio.timeout(10):
+        answer = asyncio.create_task(get_with(ann, job_id, Prefer="wait=9"))
+        await until(lambda: waits_for(0))
+        attempt = await manual_worker.claim()
+        await until(lambda: waits_for(1))
+        assert not answer.done()
+        await manual_worker.finish(attempt)
+        _, body = await answer
+    assert body["status"] == "completed"
+
+
+async def test_changes_do_not_make_a_wait_longer(ann: Any, manual_worker: ManualWorker) -> None:
+    job_id = await submit(ann)
+    attempt = await manual_worker.claim()
+    async with asyncio.timeout(6):
+        answer = asyncio.create_task(get_with(ann, job_id, Prefer="wait=1"))
+        changes = 0
+        while not answer.done():
+            changes += 1
+            await manual_worker.progress(attempt, changes, 0.5, "still at it")
+        _, body = await answer
+    assert body["status"] == "processing"
+
+
+async def test_a_redriven_job_wakes_the_workers(
+    web_harness: WebHarness, ann: Any, manual_worker: ManualWorker
+) -> None:
+    woken: list[tuple[Any, ...]] = []
+    web_harness.store.notify = lambda *presets: woken.append(presets)
+    job_id = await submit(ann)
+    await manual_worker.fail(await manual_worker.claim())
+    woken.clear()
+    assert await move(ann, job_id, "retry") == (202, "pending")
+    assert woken == [()]

@@ -251,3 +251,27 @@ async def test_keys_that_race_through_two_processes_make_one_job_each(
     assert {len(bodies) for bodies in ids.values()} == {1}
     assert sum(answer[3] is None for answer in answers) == len(keys)
     assert await count(conn, "jobs") == len(keys)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"content": "other"},
+        {"preset": "typed", "metadata": {"format": "plain"}},
+        {"metadata": {"x": 1}},
+        {"priority": 3},
+        {"delay_seconds": 1},
+        {"max_attempts": 1},
+        {"timeout_seconds": 9},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+@pytest.mark.parametrize("route", ["run", "batch"])
+async def test_bodies_that_differ_in_one_member_are_two_bodies(
+    ann: Any, conn: Conn, route: str, changes: Any
+) -> None:
+    bodies = [JOB, JOB | changes]
+    first, other = bodies if route == "run" else [{"jobs": [body]} for body in bodies]
+    assert (await post(ann, "k1", first, route))[0] == 202
+    assert (await post(ann, "k1", other, route))[0] == 422
+    assert await count(conn, "jobs") == 1

@@ -140,6 +140,15 @@ async def test_whatever_an_issuer_answers_its_last_keys_are_kept() -> None:
         assert await kids(jwks, "old") == ["old"]
 
 
+async def test_a_key_without_an_id_answers_for_no_id_that_a_token_names() -> None:
+    nameless = ECKey.generate_key("P-256", private=True).as_dict(private=False)
+    nameless.pop("kid", None)
+    jwks = Issuer(nameless, OLD).jwks()
+    assert await kids(jwks, "new") == []
+    assert await kids(jwks, "old") == ["old"]
+    assert await kids(jwks, None) == [None, "old"]
+
+
 async def test_without_any_set_a_fetch_is_tried_each_second_at_most() -> None:
     issuer = Issuer(OLD)
     issuer.body = OSError("unreachable")

@@ -226,3 +226,34 @@ async def test_a_public_key_is_no_shared_secret(database_url: str, tmp_path: Any
         ):
             async with client.get(PRESETS, headers={"Authorization": f"Bearer {good}"}) as response:
                 assert response.status == 200, await response.text()
+
+
+@pytest.mark.parametrize(("later", "good"), [(38, True), (42, False)])
+async def test_a_remembered_token_lives_no_longer_than_its_expiry_and_the_leeway(
+    monkeypatch: pytest.MonkeyPatch, later: float, good: bool
+) -> None:
+    """It is remembered for a minute, and this one ends before."""
+    auth = Authenticator(Secret(SECRET), settings())
+    header = [f"Bearer {token(ttl=10)}"]
+    assert (await auth.caller(header)).owner == "ann"
+    now = time.time() + later
+    monkeypatch.setattr(time, "time", lambda: now)
+    if good:
+        assert (await auth.caller(header)).owner == "ann"
+    else:
+        with pytest.raises(Refused, match="expired"):
+            await auth.caller(header)
+
+
+@pytest.mark.parametrize(("said", "status"), [(None, 200), ("RS256", 200), ("PS256", 401), ("RS512", 401)])
+async def test_a_key_verifies_only_the_algorithm_that_it_names(
+    database_url: str, tmp_path: Any, said: str | None, status: int
+) -> None:
+    document = tmp_path / "jwks.json"
+    public = RSA.as_dict(private=False) | {"kid": "r"} | ({"alg": said} if said else {})
+    document.write_bytes(orjson.dumps({"keys": [public]}))
+    async with served(database_url, jwks_file=document) as web_harness:
+        client = await web_harness.client(None)
+        headers = {"Authorization": f"Bearer {token(key=RSA, alg='RS256', header={'kid': 'r'})}"}
+        async with client.get(PRESETS, headers=headers) as response:
+            assert response.status == status
