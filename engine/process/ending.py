@@ -20,14 +20,14 @@ EXIT_SECONDS: Final = 3.0
 CHILD_SECONDS: Final = 0.5
 """How long a child that is left after that may take to end at a SIGTERM."""
 LAST_WORDS_SECONDS: Final = 1.0
-"""How long the last log line may take after that, for example if nobody reads it."""
+"""How long that and the last log line may take together, for example if nobody reads the log."""
 MULTIPROCESSING: Final = "multiprocessing"
 FORK_SECONDS: Final = 0.5
 NOTE_SECONDS: Final = 0.02
 
 
 class Ending:
-    """Ends this process with an exit code, at the latest EXIT_SECONDS after `begin`.
+    """Ends this process with an exit code, at the latest EXIT_SECONDS and LAST_WORDS_SECONDS after `begin`.
 
     The interpreter's own end has no bound: it waits for threads of ThreadPoolExecutor, for children of
     multiprocessing that ignore SIGTERM, and for exit handlers.
@@ -64,13 +64,16 @@ class Ending:
         time.sleep(EXIT_SECONDS)
         try:
             left = [thread.name for thread in threading.enumerate() if not thread.daemon]
-            children = [child.pid for child in _children()]
-            _stop(_children(), CHILD_SECONDS)
+            children = _children()
             # If the log is what blocks the process.
             threading.Timer(LAST_WORDS_SECONDS, leave, [self._code]).start()
             structlog.get_logger().warning(
-                "process.abandoned", seconds=EXIT_SECONDS, threads=left, children=children
+                "process.abandoned",
+                seconds=EXIT_SECONDS,
+                threads=left,
+                children=[child.pid for child in children],
             )
+            _stop(children, CHILD_SECONDS)
         finally:
             leave(self._code)
 

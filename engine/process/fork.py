@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, NoReturn
 
-from engine.pubsub import descriptors as pubsub
 from engine.storage import open_connections
 from engine.telemetry import instruments, logs
 
@@ -55,6 +54,7 @@ def _leave(error: BaseException | None) -> NoReturn:
 
 
 def _begin() -> None:
+    # Without a bound only at the end of the process, which waits for no thread that forks.
     _gate.acquire()
     # A signal that reached the child before its handlers are reset would be ours.
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -72,8 +72,11 @@ def _become_child() -> None:
         if loop is not None:  # the child of a child has nothing left to give up
             _give_up_signals()
             asyncio._set_running_loop(None)
-            loop._ready = _Over()
-            _blank({*_watched(loop), *open_connections.descriptors(), *pubsub.descriptors()})
+            # gRPC closes its own connections in a child.
+            _blank(open_connections.descriptors())
+            if not loop.is_closed():
+                loop._ready = _Over()
+                _blank(set(_watched(loop)))
             _give_up_locks()
     finally:
         _end()

@@ -264,3 +264,42 @@ def inside():
     return found
 """)
     assert printed == "answer [] False"
+
+
+async def test_a_forked_child_holds_no_connection_to_the_broker() -> None:
+    body = """
+        import os, signal
+        from engine.pubsub.client import open_publisher
+        from ops.harness.pubsub_fake import FakePubSub
+
+        def held(pid):
+            "The TCP connections of the process."
+            links = [f"/proc/{pid}/fd/{number}" for number in range(256)]
+            found = [os.readlink(link) for link in links if os.path.islink(link)]
+            return [link for link in found if link.startswith("socket:") and link[8:-1] in tcp()]
+
+        def tcp():
+            return [line.split()[9] for name in ("tcp", "tcp6") for line in open(f"/proc/net/{name}")]
+
+        async def main(settings, stop):
+            # A server in the same process keeps gRPC so busy that some of its own handlers of a fork do nothing.
+            async with FakePubSub() as fake:
+                os.environ["PUBSUB_EMULATOR_HOST"] = fake.host
+                async with open_publisher() as publisher:
+                    await publisher.transport.grpc_channel.channel_ready()
+                    begun, begin = os.pipe()
+                    child = os.fork()
+                    if not child:
+                        os.write(begin, b"x")
+                        time.sleep(60)
+                    os.read(begun, 1)
+                    print(held(child), len(held("self")) > 0, flush=True)
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                    await publisher.transport.grpc_channel.channel_ready()
+            return 7
+    """
+    async with started(body) as child, asyncio.timeout(WAIT_SECONDS):
+        printed, logged = await child.communicate()
+    assert child.returncode == 7, logged.decode()
+    assert printed.decode().strip() == "[] True"

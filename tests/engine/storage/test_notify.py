@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from engine.storage.connections import with_options
 from engine.storage.notify import CANCEL, READY, Notifier, listen
 from tests.support.database import Conn, blocked
 
@@ -103,7 +103,7 @@ async def test_a_hint_that_comes_while_another_one_is_sent_is_sent_too(database_
     )
     await conn.execute("SELECT pg_advisory_lock(7)")
     queue: asyncio.Queue[Hint] = asyncio.Queue()
-    notifier = Notifier(with_options(database_url, "-c search_path=public,pg_catalog"))
+    notifier = Notifier(make_conninfo(database_url, options="-c search_path=public,pg_catalog"))
     async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
         await hint(queue)
         notifier.notify({"first"})

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.process.ending import CHILD_SECONDS, EXIT_SECONDS, LAST_WORDS_SECONDS
+from engine.process.ending import EXIT_SECONDS, LAST_WORDS_SECONDS
 from engine.settings import Settings, load
 from ops.harness.process import ROOT
 from web.__main__ import NOTICE_SECONDS
@@ -48,8 +48,7 @@ def accepted(environ: Mapping[str, str]) -> Settings:
 
 def stop_seconds(settings: Settings, *, before: float = 0) -> float:
     """How long a process may take to end by itself, `before` being what comes ahead of its SIGTERM."""
-    ending = EXIT_SECONDS + CHILD_SECONDS + LAST_WORDS_SECONDS
-    return before + NOTICE_SECONDS + settings.drain_seconds + ending
+    return before + NOTICE_SECONDS + settings.drain_seconds + EXIT_SECONDS + LAST_WORDS_SECONDS
 
 
 def interpolated(text: str, variables: Mapping[str, str]) -> str:

@@ -82,11 +82,11 @@ def forked(folder: Path, name: str) -> None:
 def orphaning(job: Any, run: Any) -> Completed:
     """As `slow_effects`, with a child forked in the thread, and another one inside the transaction."""
     folder = started(job, run)
-    forked(folder, "child-of-thread")
+    forked(folder, f"child-of-thread-{run.attempt}")
 
     async def write(conn: Any) -> None:
         await conn.execute("INSERT INTO ledger VALUES (%s, %s)", [job.id, run.attempt])
-        forked(folder, "child-of-loop")
+        forked(folder, f"child-of-loop-{run.attempt}")
         await go(folder, run)
 
     return Completed(run.attempt, write)
