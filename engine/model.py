@@ -94,7 +94,6 @@ _OUTCOMES = frozenset(Reason) - {
     Reason.REDRIVEN,
 }
 
-
 _last_tick = 0
 
 

@@ -18,7 +18,7 @@ from engine.storage.connections import open_pool
 from engine.storage.notify import Notifier
 from migrations.readiness import open_checks
 from relay.maintenance.loop import Maintenance
-from worker.consumer import open_consumer
+from worker.opening import open_consumer
 from worker.source import PostgresSource
 
 log = structlog.get_logger()

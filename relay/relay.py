@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final
 
 from engine.errors import DatabaseUnavailable
@@ -48,13 +47,13 @@ class Relay:
         """Publish until `stop`, then finish the requests in flight. Returns 0."""
         async with asyncio.TaskGroup() as group:
             beside = [
-                group.create_task(keep_running("listen", partial(listen, self._url, self._on_hint))),
-                group.create_task(keep_running("report", partial(report_forever, self._url, self._statuses))),
+                group.create_task(keep_running("listen", listen, self._url, self._on_hint)),
+                group.create_task(keep_running("report", report_forever, self._url, self._statuses)),
             ]
             try:
                 async with asyncio.TaskGroup() as loops:
                     for loop in self._loops.values():
-                        loops.create_task(keep_running("publish", partial(loop.run, stop)))
+                        loops.create_task(keep_running("publish", loop.run, stop))
             finally:
                 for task in beside:
                     task.cancel()

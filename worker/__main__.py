@@ -13,7 +13,7 @@ from engine.process.admin import accepting, admin_server
 from engine.process.run import calm_the_collector, run
 from engine.settings import Settings
 from migrations.readiness import open_checks
-from worker.consumer import open_consumer
+from worker.opening import open_consumer
 from worker.source import PostgresSource, Source
 
 log = structlog.get_logger()

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, suppress
 from typing import Final
 
 import structlog
@@ -20,8 +19,7 @@ from engine.model import Attempt, Cancelled, Outcome, Reason, Released
 from engine.pipeline import Pipeline
 from engine.process.loops import keep_running, note_fault
 from engine.process.run import process_name
-from engine.settings import Settings
-from engine.storage.connections import Pool, open_pool
+from engine.storage.connections import Pool
 from engine.storage.faults import by_blame, told
 from engine.storage.notify import CANCEL, listen
 from engine.tables.workers import Leased, Registration
@@ -41,8 +39,6 @@ from worker.suspects import SuspectClaims
 MIN_IDLE_SECONDS: Final = 0.05
 MAX_IDLE_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.2
-MAX_EFFECTS: Final = 10
-"""Effects that a process commits at the same time. Further effects wait for a connection."""
 
 LOST: Final = Released(Reason.LEASE_LOST)
 
@@ -113,11 +109,9 @@ class Consumer:
             self._lease.start()
             async with asyncio.TaskGroup() as group:
                 loops = [
-                    group.create_task(keep_running("listen", partial(listen, self._url, self._on_hint))),
-                    group.create_task(keep_running("source", partial(self._source.run, self._wake.set))),
-                    group.create_task(
-                        keep_running("progress", partial(report_forever, self._pool, self._slots.held))
-                    ),
+                    group.create_task(keep_running("listen", listen, self._url, self._on_hint)),
+                    group.create_task(keep_running("source", self._source.run, self._wake.set)),
+                    group.create_task(keep_running("progress", report_forever, self._pool, self._slots.held)),
                     group.create_task(keep_running("watch", self._watch)),
                     group.create_task(self._wake_at(stop)),
                 ]
@@ -286,26 +280,3 @@ class Consumer:
                 while self._slots.held:
                     self._wake.clear()
                     await self._wake.wait()
-
-
-@asynccontextmanager
-async def open_consumer(
-    settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline]
-) -> AsyncIterator[Consumer]:
-    """The consumer of a process, with its pools. Effects have a pool of their own: they may hold connections long."""
-    slots = settings.worker_concurrency
-    async with (
-        open_pool(url, name="worker", size=2) as pool,
-        open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), reset_on_return=True) as effects,
-    ):
-        yield Consumer(
-            url,
-            pool,
-            effects,
-            source,
-            registry,
-            slots=slots,
-            lease_seconds=settings.lease_seconds,
-            drain_seconds=settings.drain_seconds,
-            publish_results=settings.publish_results,
-        )

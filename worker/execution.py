@@ -21,8 +21,8 @@ from engine.model import Attempt, Job, JobError, Outcome, Retry, Snoozed, Unread
 from engine.pipeline import Pipeline
 from engine.process.fork import end_if_child
 from engine.telemetry import tracing
-from engine.telemetry.spans import Span
 from worker import threads
+from worker.attempt_run import AttemptRun
 from worker.interpreter import ThreadClock
 from worker.outcome import DeadlinePassed, after, describe, interpret, leaves
 
@@ -265,27 +265,6 @@ class Execution:
     def _named(self) -> dict[str, Any]:
         job = self.attempt.job
         return {"job_id": job.id, "preset": job.preset, "attempt": self.number}
-
-
-class AttemptRun:
-    """The `Run` that a pipeline gets: the part of an execution that is for authors."""
-
-    __slots__ = ("_execution", "attempt")
-
-    def __init__(self, execution: Execution) -> None:
-        self.attempt = execution.number
-        self._execution = execution
-
-    @property
-    def cancelled(self) -> threading.Event:
-        return self._execution.cancelled
-
-    def progress(self, fraction: float, message: str = "") -> None:
-        self._execution.progress(fraction, message)
-
-    def step(self, name: str) -> Span:
-        """A child of the attempt's span, which is the current span on the event loop and in the thread."""
-        return tracing.step(name)
 
 
 def _settle(returned: asyncio.Future[Ended], outcome: Ended) -> None:

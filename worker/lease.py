@@ -7,7 +7,6 @@ its attempts run elsewhere by then.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Final
 import psycopg
 import structlog
 
+from engine.process.ending import leave
 from engine.storage.connections import connect_sync
 from engine.storage.faults import by_blame, told
 from engine.tables import workers
@@ -145,10 +145,10 @@ class Lease:
         if self._silent >= 2 * self.seconds:
             try:
                 # The timer ends the process if the log is what blocks it.
-                threading.Timer(LAST_WORDS_SECONDS, os._exit, [1]).start()
+                threading.Timer(LAST_WORDS_SECONDS, leave, [1]).start()
                 log.error("process.stalled", seconds=2 * self.seconds, running=list(self._running()))
             finally:
-                os._exit(1)
+                leave(1)
         return self._silent
 
     def _connected(self) -> psycopg.Connection[Any]:
@@ -189,7 +189,8 @@ class Lease:
             leased = workers.leased(conn, worker_id)
         except psycopg.Error as error:
             if not told(self._unread, error):
-                by_blame(log, error)("attempts.unread")
+                log_at = by_blame(log, error)
+                log_at("attempts.unread")
             self._unread = error
             return None
         self._unread = None

@@ -74,7 +74,8 @@ class Releaser:
                 released = await release(conn, worker_id, rows, publish_results=self._publish_results)
         except (DatabaseUnavailable, Error) as error:
             # Not tried again: see the class.
-            by_blame(log, error)("attempts.not_released", rows=len(rows))
+            log_at = by_blame(log, error)
+            log_at("attempts.not_released", rows=len(rows))
             return
         self._report(Reason.UNKNOWN, [(presets[job_id], state) for (job_id, _), state in released.items()])
 
@@ -87,7 +88,8 @@ class Releaser:
                 except (DatabaseUnavailable, Error) as error:
                     # Tried again, here and at the next heartbeat.
                     if not tries_left:
-                        by_blame(log, error)("attempts.not_released", worker=worker_id)
+                        log_at = by_blame(log, error)
+                        log_at("attempts.not_released", worker=worker_id)
                     await asyncio.sleep(PAUSE_SECONDS)
                     continue
                 self._report(Reason.LEASE_LOST, taken.jobs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, get_args
+from typing import Final, Literal, ParamSpec, get_args
 
 import structlog
 
@@ -16,21 +16,25 @@ PAUSE_SECONDS: Final = 1.0
 
 Name = Literal["notify", "listen", "report", "publish", "claim", "watch", "progress", "source"]
 
+P = ParamSpec("P")
+
 log = structlog.get_logger()
 
 for each in get_args(Name):
     LOOP_FAULTS.labels(each)
 
 
-async def keep_running(name: Name, loop: Callable[[], Awaitable[None]]) -> None:
-    """Run `loop` until it returns or this call is cancelled. After an exception `loop` is run again, with a pause.
+async def keep_running(
+    name: Name, loop: Callable[P, Awaitable[None]], *args: P.args, **kwargs: P.kwargs
+) -> None:
+    """Run `loop` with the arguments until it returns or this call is cancelled. After an exception it is run again.
 
     A loop that raised would end its process and everything that runs there, and an input that makes it raise would
     do the same in every process. So the fault is logged with its traceback and counted, and the others never notice.
     """
     while True:
         try:
-            return await loop()
+            return await loop(*args, **kwargs)
         except BaseException as error:
             if not survivable(error):
                 raise

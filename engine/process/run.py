@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import structlog
 
-from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatch
+from engine.errors import ConfigurationError, OutriderError
 from engine.process import fork
 from engine.process.ending import Ending, leave
 from engine.settings import Settings, load
@@ -67,7 +67,7 @@ def _report(role: str, error: BaseException) -> int:
     match error:
         case ConfigurationError(problems=problems):
             code = USAGE
-        case DatabaseUnavailable() | SchemaMismatch():
+        case OutriderError():
             problems, code = (str(error),), FAILED
         case SystemExit(code=int(code)):
             return code

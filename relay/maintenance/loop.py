@@ -22,6 +22,7 @@ from engine.process.run import pause
 from engine.storage.batch_size import BatchSize
 from engine.storage.connections import Connection, PinnedConnection, Pool, borrow
 from engine.storage.deadline import STATEMENT_SECONDS
+from engine.tables.relay_status import RelayStatus
 from engine.telemetry.metrics import (
     ATTEMPTS,
     DEAD_LETTERS,
@@ -92,7 +93,9 @@ class Maintenance:
     async def run(self, stop: asyncio.Event) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                reporting = group.create_task(keep_running("report", self._report))
+                reporting = group.create_task(
+                    keep_running("report", report_forever, self._url, self._statuses)
+                )
                 async with asyncio.TaskGroup() as tasks:
                     for name, period, size, work in self._loops():
                         tasks.create_task(self._every(stop, name, period, size, work))
@@ -100,8 +103,8 @@ class Maintenance:
         finally:
             await self.aclose()
 
-    async def _report(self) -> None:
-        await report_forever(self._url, lambda: [self._health.status])
+    def _statuses(self) -> list[RelayStatus]:
+        return [self._health.status]
 
     async def aclose(self) -> None:
         await self._promoting.aclose()

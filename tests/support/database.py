@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +14,7 @@ from engine.model import Attempt, Job, NewJob
 from engine.moves import claim, lapse
 from engine.moves.enqueue import enqueue
 from engine.moves.lapse import Lapsed, look
+from engine.storage import statements
 from engine.tables.outbox import Lane
 
 LANES = [Lane("p", priority) for priority in (1, 2, 3, 4)]
@@ -43,7 +46,9 @@ async def started(conn: Conn, worker_id: int, **changes: Any) -> Attempt:
 
 async def lapse_dead(conn: Conn, **options: Any) -> list[Lapsed]:
     """Lapse every worker whose row is gone or has expired, as maintenance does once it has seen that for a lease."""
-    (now,) = await fetchone(conn, "SELECT clock_timestamp()")
+    row = await statements.fetchone(conn, "SELECT clock_timestamp()")
+    assert row is not None
+    [now] = row
     seen = await look(conn, 0)
     dead = [each for each in seen if each.expires_at is None or each.expires_at <= now]
     return await lapse(conn, dead, **options)
@@ -93,6 +98,19 @@ async def counters(conn: Conn, job: Job | UUID) -> tuple[int, int, int]:
         conn, "SELECT attempt, errors, crashes FROM job_status WHERE job_id = %s", job_id
     )
     return attempt, errors, crashes
+
+
+@asynccontextmanager
+async def unsorted(conn: Conn) -> AsyncIterator[None]:
+    """Plans without indexes: an order that a statement does not ask for is not there by the grace of one."""
+    kinds = ("indexscan", "indexonlyscan", "bitmapscan")
+    for kind in kinds:
+        await conn.execute(f"SET enable_{kind} = off".encode())
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            await conn.execute(f"RESET enable_{kind}".encode())
 
 
 async def blocked(conn: Conn) -> None:

@@ -112,6 +112,7 @@ async def served(
             store=store,
             checks=health.checks({**database, "connections": store.ready}, draining),
             draining=draining,
+            publish_results=wanted.publish_results,
         )
         port = await stack.enter_async_context(serving(create_app(api), "127.0.0.1", 0, drain_seconds=5))
         clients = await stack.enter_async_context(AsyncExitStack())

@@ -38,6 +38,11 @@ def attempts(preset: str, outcome: str) -> float:
     return REGISTRY.get_sample_value("outrider_attempts_total", labels) or 0.0
 
 
+def dropped(preset: str) -> float:
+    """How many outcomes of `preset` this process has dropped: their attempts were no longer its own."""
+    return REGISTRY.get_sample_value("outrider_outcomes_dropped_total", {"preset": preset}) or 0.0
+
+
 def preset(name: str = "p", **options: Any) -> Callable[[Any], Pipeline]:
     """A pipeline that retries at once."""
     return pipeline(name, **({"backoff": 0.0, "max_attempts": 3} | options))

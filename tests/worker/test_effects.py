@@ -10,10 +10,12 @@ import pytest
 from psycopg.rows import dict_row
 
 from engine.model import Completed, Failed, JobState
+from engine.moves import claim
 from engine.storage.connections import open_pool
-from tests.support.database import Conn, counters, fetchone
+from engine.tables.outbox import Lane
+from tests.support.database import Conn, counters, fetchone, worker
 from tests.support.wire_proxy import Moment, wire_proxy
-from tests.support.worker_harness import WorkerHarness, attempts, preset
+from tests.support.worker_harness import WorkerHarness, attempts, dropped, preset
 
 
 async def ledger(conn: Conn) -> None:
@@ -92,7 +94,7 @@ async def test_effects_whose_connection_is_cut_at_commit_happen_once(
             [job] = await harness.ended(job_id := await harness.enqueue(name))
     assert (job.state, proxy.cuts) == (JobState.COMPLETED, 1)
     assert calls == (1 if moment == "after its commit" else 2)
-    assert attempts(name, "lost") == 0
+    assert dropped(name) == 0
     assert await fetchone(harness.conn, "SELECT count(*) FROM ledger") == (1,)
     assert await counters(harness.conn, job_id) == (1, 0, 0)
 
@@ -274,3 +276,32 @@ async def test_effects_of_a_lost_attempt_are_never_run(harness: WorkerHarness) -
         assert job.error
         assert (job.state, job.error["message"]) == (JobState.FAILED, "the second attempt")
     assert not ran
+
+
+async def test_nothing_takes_an_attempt_while_its_effects_run(harness: WorkerHarness) -> None:
+    """Its worker's row is gone, and a lapse takes the jobs of other dead workers."""
+    await ledger(harness.conn)
+    begun, free = asyncio.Event(), asyncio.Event()
+
+    @preset()
+    async def answer(job: Any, run: Any) -> Completed:
+        async def effects(conn: Conn) -> None:
+            begun.set()
+            await free.wait()
+            await conn.execute("INSERT INTO ledger VALUES (%s, %s)", [job.id, str(run.attempt)])
+
+        return Completed(None, effects)
+
+    job_id = await harness.enqueue()
+    async with asyncio.timeout(30), harness.worker(answer, lease=60), harness.maintenance():
+        await begun.wait()
+        dead = await worker(harness.conn)
+        other = await harness.enqueue("elsewhere")
+        assert await claim(harness.conn, dead, [Lane("elsewhere", 2)], 1)
+        await harness.conn.execute("DELETE FROM workers")
+        await harness.row("SELECT 1 FROM outbox WHERE job_id = %s AND status = 'ready'", other)
+        free.set()
+        [job] = await harness.ended(job_id)
+    assert job.state is JobState.COMPLETED
+    assert await counters(harness.conn, job_id) == (1, 0, 0)
+    assert await fetchone(harness.conn, "SELECT count(*), min(note) FROM ledger") == (1, "1")

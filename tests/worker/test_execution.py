@@ -24,7 +24,8 @@ from engine.model import (
 from engine.pipeline import Pipeline
 from tests.worker.test_outcome import Mute, attempt, made
 from worker import threads
-from worker.execution import MAX_PROGRESS_MESSAGE, AttemptRun, Execution
+from worker.attempt_run import AttemptRun
+from worker.execution import MAX_PROGRESS_MESSAGE, Execution
 from worker.outcome import describe, label
 
 WAIT_SECONDS = 10.0
@@ -82,6 +83,12 @@ def raising(error: BaseException, kind: str) -> Pipeline:
 
 
 KINDS = ["async", "plain"]
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(None, 300.0), (7.0, 7.0), (900.0, 900.0)])
+async def test_a_job_s_own_time_out_replaces_that_of_its_preset(own: float | None, seconds: float) -> None:
+    execution = Watched(made(timeout=300.0), timeout_seconds=own).execution
+    assert execution.deadline == execution.started + seconds
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,8 +14,10 @@ import pytest
 from engine.tables.workers import Leased, Registration
 from engine.telemetry.throughput import Throughput
 from ops.waiting import until
-from tests.support.database import Conn, fetchone
+from tests.support.clock import set_clock
+from tests.support.database import Conn, blocked, fetchone
 from tests.support.wire_proxy import wire_proxy
+from worker import lease
 from worker.lease import MIN_GAP_SECONDS, Lease
 
 SECONDS = 0.6
@@ -101,6 +103,25 @@ async def test_a_lease_that_was_not_renewed_is_not_held_though_its_row_is_there(
         beats = len(heard.beats)
         await heard.beaten(beats + 1)
         assert heard.lease.worker_id is not None  # nobody took the row meanwhile
+
+
+async def test_a_lease_counts_from_the_sending_of_its_heartbeat(
+    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row expires a lease after the heartbeat at the latest, however long the answer takes."""
+    clock = set_clock(monkeypatch, lease)
+    async with asyncio.timeout(30), held(database_url, seconds=60) as heard:
+        await heard.beaten(1)
+        async with conn.transaction():
+            await conn.execute("SELECT 1 FROM workers FOR UPDATE")
+            heard.lease.beat_now()
+            await blocked(conn)
+            clock.now += 40
+        await heard.beaten(2)
+        clock.now += 19
+        assert heard.lease.worker_id is not None
+        clock.now += 1
+        assert heard.lease.worker_id is None
 
 
 async def test_a_beat_may_be_had_at_once(database_url: str) -> None:

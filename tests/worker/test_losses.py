@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -13,10 +14,12 @@ import pytest
 from engine.errors import DatabaseUnavailable
 from engine.model import Attempt, Completed, JobState
 from engine.moves import claim
+from engine.storage.notify import READY
 from ops.waiting import WAIT_SECONDS, until
 from tests.support.database import LANES, counters, fetchone, trail
 from tests.support.wire_proxy import wire_proxy
 from tests.support.worker_harness import WorkerHarness, known, preset
+from worker import consumer
 from worker.source import PostgresSource
 
 
@@ -170,7 +173,7 @@ async def test_what_is_still_being_claimed_is_not_taken_for_lost(harness: Worker
 
     source = SlowSource(harness.url, ("p",))
     job_id = await harness.enqueue()
-    async with harness.worker(work, lease=0.3, source=source):
+    async with harness.worker(work, lease=0.6, source=source):
         (expires,) = await harness.row("SELECT expires_at FROM workers, outbox WHERE status = 'leased'")
         for _ in range(4):
             (expires,) = await harness.row("SELECT expires_at FROM workers WHERE expires_at > %s", expires)
@@ -194,6 +197,40 @@ async def test_a_claim_that_fails_is_tried_again(harness: WorkerHarness) -> None
     job_id = await harness.enqueue()
     async with harness.worker(work, source=Failing(harness.url, ("p",))):
         [job] = await harness.ended(job_id)
+    assert job.state is JobState.COMPLETED
+
+
+async def test_a_hint_that_comes_while_a_claim_runs_is_followed_by_another_claim(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumer, "MIN_IDLE_SECONDS", 3600.0)
+    monkeypatch.setattr(consumer, "MAX_IDLE_SECONDS", 3600.0)
+    ids: list[UUID] = []
+
+    class Hinted(PostgresSource):
+        """The job is ready, and its hint has come, when an empty claim returns."""
+
+        async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+            found = await super().claim(worker_id, limit)
+            if asked.is_set() and not ids:
+                ids.append(await harness.enqueue())
+                worker.consumer._on_hint(READY, "p")
+            return found
+
+    @preset()
+    async def work(_job: Any, _run: Any) -> None: ...
+
+    asked = asyncio.Event()
+    async with harness.worker(work, lease=60, source=Hinted(harness.url, ("p",))) as worker:
+        # The listener and the first heartbeat wake the worker, too. They come before.
+        await harness.row(
+            "SELECT 1 FROM pg_stat_activity, workers WHERE datname = current_database()"
+            " AND application_name = 'outrider listener' AND state = 'idle' AND starts_with(query, 'LISTEN')"
+        )
+        asked.set()
+        worker.consumer._on_hint(READY, "p")
+        await until(lambda: known(bool(ids)))
+        [job] = await harness.ended(*ids)
     assert job.state is JobState.COMPLETED
 
 

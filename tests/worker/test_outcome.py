@@ -237,6 +237,11 @@ def test_an_error_beyond_the_budget_fails_the_job(
     assert isinstance(outcome, Retry if again else Failed)
 
 
+def test_crashes_leave_the_budget_of_errors_alone() -> None:
+    outcome = within_budget(attempt(errors=1, crashes=2), made(max_attempts=3), Retry(None, "e"), RNG)
+    assert isinstance(outcome, Retry)
+
+
 @pytest.mark.parametrize(
     "outcome", [Completed(1), Failed("e"), Snoozed(3), Released(Reason.UNKNOWN), Cancelled(), Unreadable("e")]
 )

@@ -13,7 +13,7 @@ from engine.model import Cancelled, Completed, Failed, JobState, Reason, Release
 from ops.waiting import until
 from tests.support.database import counters, fetchone, make_too_slow, trail
 from tests.support.wire_proxy import Moment, wire_proxy
-from tests.support.worker_harness import WorkerHarness, attempts, known, preset
+from tests.support.worker_harness import WorkerHarness, attempts, dropped, known, preset
 from worker import recorder
 from worker.effects import EffectsCommit
 from worker.outcome import substitutes
@@ -96,7 +96,7 @@ async def test_a_connection_cut_at_a_write_records_it_once_and_counts_nothing_lo
     assert proxy.cuts == 1
     assert job.state is JobState.COMPLETED
     assert await counters(harness.conn, job_id) == ((1, 0, 0) if end == "result" else (2, 1, 0))
-    assert attempts(name, "lost") == 0
+    assert dropped(name) == 0
 
 
 @pytest.mark.parametrize("effects", [False, True])
@@ -168,7 +168,7 @@ async def test_a_write_that_is_refused_is_held_until_it_is_allowed(harness: Work
         )
         await harness.conn.execute("ALTER TABLE elsewhere RENAME TO job_results")
         [job] = await harness.ended(job_id)
-    assert (job.state, attempts("held", "lost")) == (JobState.COMPLETED, 0)
+    assert (job.state, dropped("held")) == (JobState.COMPLETED, 0)
     assert await counters(harness.conn, job_id) == (1, 0, 0)
 
 
@@ -194,7 +194,7 @@ async def test_an_outcome_that_postgresql_refuses_fails_its_job_and_its_group_is
         free.set()
         states = [job.state for job in await harness.ended(*ids)]
     assert states == [JobState.COMPLETED, JobState.FAILED, JobState.COMPLETED]
-    assert attempts("mixed", "lost") == 0
+    assert dropped("mixed") == 0
 
 
 async def test_an_error_whose_text_postgresql_refuses_is_tried_again_all_the_same(
@@ -238,6 +238,42 @@ async def test_a_retry_that_its_owner_cancelled_meanwhile_is_counted_as_cancelle
         await until(lambda: known(attempts("unwanted", "cancelled") == 1))
     assert job.state is JobState.CANCELLED
     assert [reason for *_, reason in await trail(harness.conn, job_id)][-1] == "cancelled"
+
+
+@pytest.mark.parametrize("publish_results", [False, True])
+async def test_with_pubsub_each_result_that_a_worker_writes_is_to_be_published(
+    harness: WorkerHarness, publish_results: bool
+) -> None:
+    free = asyncio.Event()
+
+    async def nothing(_conn: Any) -> None: ...
+
+    endings = {
+        "completed": ("done", ["results"]),
+        "with effects": (Completed("done", nothing), ["results"]),
+        "failed": (Failed("no"), ["dead-letters", "results"]),
+        "unwanted": (Retry(60, "later"), ["results"]),
+    }
+
+    @preset()
+    async def answer(job: Any, _run: Any) -> Any:
+        await free.wait()
+        return endings[job.content][0]
+
+    ids = {await harness.enqueue(content=name): name for name in endings}
+    async with harness.worker(answer, publish_results=publish_results):
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'leased')")
+        await harness.conn.execute(
+            "UPDATE outbox SET cancel_requested = true"
+            " WHERE job_id = (SELECT id FROM jobs WHERE content = 'unwanted')"
+        )
+        free.set()
+        await harness.ended(*ids)
+    events = await harness.conn.execute(
+        "SELECT (attributes ->> 'job_id')::uuid, array_agg(topic ORDER BY topic) FROM outbox_events GROUP BY 1"
+    )
+    published = {ids[job_id]: topics for job_id, topics in await events.fetchall()}
+    assert published == ({name: topics for name, (_, topics) in endings.items()} if publish_results else {})
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,15 @@ from psycopg.errors import CheckViolation
 from engine.model import Attempt, Reason
 from engine.moves import Release, release
 from engine.moves.enqueue import enqueue
+from engine.storage import scan_cursor, throttle
 from engine.storage.connections import PinnedConnection
+from engine.storage.throttle import COST
 from ops.waiting import until
 from tests.conftest import Connect
+from tests.support.clock import set_clock
 from tests.support.database import Conn, new, worker
-from worker.source import FallbackScan, PostgresSource
+from worker import source as source_module
+from worker.source import MAX_SCAN_SECONDS, FallbackScan, PostgresSource
 
 PRESETS = ("p", "q", "r")
 
@@ -172,4 +176,29 @@ async def test_stranded_jobs_are_looked_for_again_at_once_while_looks_come_back_
     await conn.execute(aged)
     assert await stranded.claim(worker_id, 10) == [], "the last one was not full"
     await until(lambda: stranded.claim(worker_id, 10))
+    await link.aclose()
+
+
+async def test_a_look_for_stranded_jobs_that_waited_for_a_lock_puts_the_next_off_for_what_it_can_have_cost(
+    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = set_clock(monkeypatch, source_module)
+    for module in (throttle, scan_cursor):
+        monkeypatch.setattr(module, "time", clock)
+    waits = [3600.0]
+
+    class Held(FallbackScan):
+        async def _published(self, worker_id: int, limit: int) -> list[Attempt]:
+            clock.now += waits.pop() if waits else 0.0
+            return await super()._published(worker_id, limit)
+
+    link = PinnedConnection(database_url, name="claim")
+    stranded, worker_id = Held(link, PRESETS), await worker(conn)
+    assert await stranded.claim(worker_id, 10) == []
+    await enqueue(conn, new())
+    await conn.execute("UPDATE outbox SET ready_at = ready_at - interval '6 s'")
+    clock.now += COST * MAX_SCAN_SECONDS - 0.125
+    assert await stranded.claim(worker_id, 10) == []
+    clock.now += 0.125
+    assert len(await stranded.claim(worker_id, 10)) == 1
     await link.aclose()

@@ -42,8 +42,9 @@ def _run(role: str, tied: bool) -> None:
     from importlib import import_module
 
     from engine.process.run import run
+    from engine.settings import load
 
-    run(role, import_module(f"{role}.__main__").main)
+    run(role, import_module(f"{role}.__main__").main, load())
 
 
 def _tie() -> None:

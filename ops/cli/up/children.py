@@ -112,7 +112,11 @@ async def keep(kept: Kept, stop: asyncio.Event) -> None:
         if stop.is_set():
             return
         backoff.started()
-        await unless(stop, kept.start())
+        try:
+            await unless(stop, kept.start())
+        except OSError as error:
+            # Out of processes or memory, perhaps. The others go on; this one has ended still, so it is tried again.
+            log.warning("child.not_started", role=kept.role, error=str(error))
 
 
 async def keep_server(server: Server, stop: asyncio.Event) -> int:

@@ -56,9 +56,10 @@ def up(
     Print the address, a token and a request to paste. Ctrl-C stops everything; a second Ctrl-C stops at once.
     """
     from engine.process.run import run
+    from engine.settings import load
 
     if not pubsub:
-        run("up", _main)
+        run("up", _main, load())
     from ops.cli.up.broker import Broker, pubsub_settings
 
     settings = pubsub_settings()

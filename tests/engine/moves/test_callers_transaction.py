@@ -49,7 +49,7 @@ OWN = "SET LOCAL lock_timeout = '7s'; SET LOCAL statement_timeout = '77s'; SET L
 async def session(conn: Conn) -> dict[str, Any]:
     """Every setting, as it holds in the transaction."""
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute("SELECT name, setting FROM pg_settings")
+        await cursor.execute("SELECT name, setting FROM pg_settings WHERE name NOT LIKE 'plpgsql.%'")
         return {row["name"]: row["setting"] for row in await cursor.fetchall()}
 
 

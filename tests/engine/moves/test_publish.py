@@ -9,12 +9,12 @@ import pytest
 
 from engine.errors import LeaseLost
 from engine.model import Job, Reason
-from engine.moves import Release, cancel, claim, claim_named, claim_published, publish, release
+from engine.moves import Release, cancel, claim, claim_named, claim_published, publish, redrive, release
 from engine.moves.enqueue import enqueue
 from engine.pubsub.messages import WakeUp
 from engine.tables.outbox import ready_presets
 from tests.conftest import Connect
-from tests.support.database import LANES, Conn, blocked, fetchone, new, started, worker
+from tests.support.database import LANES, Conn, blocked, fetchone, new, started, unsorted, worker
 
 
 async def queued(conn: Conn, **asked: object) -> Job:
@@ -47,6 +47,25 @@ async def test_the_urgent_are_handed_over_first(conn: Conn) -> None:
     assert sorted(each.priority for each in await reserved(conn, limit=2)) == [1, 2]
 
 
+async def test_a_lane_is_handed_over_in_the_order_of_its_positions(conn: Conn) -> None:
+    ids = [(await queued(conn)).id for _ in range(4)]
+    await conn.execute("UPDATE outbox SET position = 1000 - position")
+    async with unsorted(conn):
+        order = [(await reserved(conn, limit=1))[0].job_id for _ in ids]
+    assert order == ids[::-1]
+
+
+async def test_a_job_that_is_locked_keeps_no_other_from_being_handed_over(
+    conn: Conn, connect: Connect
+) -> None:
+    holder = await connect()
+    locked, free = await queued(conn), await queued(conn)
+    async with asyncio.timeout(10), holder.transaction():
+        await holder.execute("SELECT FROM outbox WHERE job_id = %s FOR UPDATE", [locked.id])
+        assert [each.job_id for each in await reserved(conn)] == [free.id]
+    assert [each.job_id for each in await reserved(conn)] == [locked.id]
+
+
 async def test_what_a_dead_relay_had_reserved_leaves_again(conn: Conn) -> None:
     job = await queued(conn)
     [first] = await reserved(conn, seconds=0)
@@ -76,6 +95,20 @@ async def test_a_claim_that_comes_before_the_mark_wins(conn: Conn) -> None:
     await release(conn, me, [Release(*attempt.key, Reason.SHUTDOWN)])
     assert await publish.published(conn, [wake_up]) == 0
     assert await standing(conn, job.id) == "ready"
+
+
+async def test_a_mark_of_an_earlier_turn_is_not_one_of_the_next(conn: Conn) -> None:
+    """A job that was cancelled and redriven is on another turn, although no attempt has begun meanwhile."""
+    job = await queued(conn)
+    [old] = await reserved(conn)
+    await cancel(conn, job.id, None)
+    await redrive(conn, job.id, None)
+    assert await publish.published(conn, [old]) == 0
+    [new_turn] = await reserved(conn)
+    await publish.release(conn, [old])
+    assert await reserved(conn) == []
+    assert (new_turn.job_id, new_turn.attempt) == (old.job_id, old.attempt)
+    assert await publish.published(conn, [new_turn]) == 1
 
 
 async def test_a_claim_by_id_waits_for_the_mark(conn: Conn, connect: Connect) -> None:

@@ -11,12 +11,17 @@ from prometheus_client import REGISTRY
 
 from engine.errors import DatabaseUnavailable
 from engine.moves.enqueue import enqueue
+from engine.process import autoscale
 from engine.process.admin import admin_server
 from engine.process.autoscale import Autoscale
+from engine.queries.queue_stats import QueueStats, queue_stats
 from engine.settings import load
+from engine.storage import throttle
 from engine.storage.connections import open_pool
+from engine.storage.throttle import COST
 from engine.telemetry.metrics import RUN_SECONDS
 from ops.waiting import until
+from tests.support.clock import set_clock
 from tests.support.database import Conn, new, worker
 
 
@@ -61,6 +66,30 @@ async def test_however_often_it_is_asked_the_database_is_looked_at_once(
         answers += [await get(port, "/autoscale") for _ in range(5)]
     assert {status for status, _ in answers} == {200}
     assert await looks() == before + 1
+
+
+async def test_a_look_that_waited_for_a_lock_puts_the_next_off_for_what_it_can_have_cost(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = set_clock(monkeypatch, autoscale)
+    monkeypatch.setattr(throttle, "time", clock)
+    waits = [3600.0]
+
+    async def slow(conn: Conn) -> QueueStats:
+        clock.now += waits.pop() if waits else 0.0
+        return await queue_stats(conn)
+
+    monkeypatch.setattr(autoscale, "queue_stats", slow)
+    asked = Autoscale(load({}, database_url=database_url))
+    before = await looks()
+    await asked.answer()
+    clock.now += COST * autoscale.MAX_LOOK_SECONDS - 0.125
+    await asked.answer()
+    assert await looks() == before + 1
+    clock.now += 0.125
+    await asked.answer()
+    assert await looks() == before + 2
+    await asked.aclose()
 
 
 async def test_the_last_answer_is_good_for_a_minute_and_then_there_is_none(

@@ -86,6 +86,9 @@ PLANTED = {
             INSERT INTO job_state_records (job_id, seq, from_state, to_state, attempt)
             VALUES (%(leased)s, 2, 'PROCESSING', 'PENDING', 1),
                    (%(leased)s, 3, 'PENDING', 'PROCESSING', 1)""",
+        "an attempt number that is left out": """
+            WITH changed AS (UPDATE outbox SET attempt = 2 WHERE job_id = %(leased)s)
+            UPDATE job_state_records SET attempt = 2 WHERE job_id = %(leased)s AND seq = 1""",
     },
     "I7": {
         "more errors than allowed": "UPDATE job_results SET errors = 4 WHERE job_id = %(failed)s",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -127,6 +128,15 @@ async def test_cancel_and_retry_move_the_job_and_refuse_what_its_state_forbids(
     attempt = await started(conn, await worker(conn))
     asked = await outrider("jobs", "cancel", attempt.job.id, "--json")
     assert asked.json == {"job_id": str(attempt.job.id), "status": "processing"}
+
+
+async def test_a_cancellation_is_published_as_every_result_is(
+    conn: Conn, outrider: Outrider, settings: Callable[..., None]
+) -> None:
+    settings(transport="pubsub", pubsub_project="test")
+    job = (await enqueue(conn, new())).id
+    assert (await outrider("jobs", "cancel", job)).out == "cancelled\n"
+    assert await fetchone(conn, "SELECT array_agg(topic) FROM outbox_events") == (["results"],)
 
 
 async def test_explain_gives_summary_facts_and_estimate(conn: Conn, outrider: Outrider) -> None:

@@ -15,7 +15,6 @@ from engine.moves import claim, claim_suspects
 from engine.tables.progress import Progress, report
 from ops.waiting import until
 from relay.maintenance.loop import Maintenance
-from tests.conftest import Connect
 from tests.support.database import LANES, Conn, counters, fetchone, started, worker
 from tests.support.worker_harness import WorkerHarness
 
@@ -97,21 +96,19 @@ async def test_a_dead_lease_stands_no_longer_though_the_clock_has_gone_back(
 
 
 async def test_a_lapse_that_fails_costs_no_worker_its_row_and_begins_the_wait_anew(
-    harness: WorkerHarness, maintained: Maintained, connect: Connect
+    harness: WorkerHarness, maintained: Maintained
 ) -> None:
-    other = await connect()
     await started(harness.conn, await worker(harness.conn))
     await expired(harness.conn)
-    await harness.conn.execute("ALTER ROLE outrider SET lock_timeout = '100ms'")
     maintenance = maintained(1.0)
-    try:
-        async with other.transaction():
-            assert await maintenance._lapse() == 0
-            await other.execute("LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE")
-            with pytest.raises(errors.LockNotAvailable):
-                await looks_until_a_lapse(maintenance)
-    finally:
-        await harness.conn.execute("ALTER ROLE outrider RESET lock_timeout")
+    await harness.conn.execute(
+        "CREATE FUNCTION locked() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE lock_not_available; END $$;"
+        "CREATE TRIGGER locked BEFORE UPDATE ON outbox EXECUTE FUNCTION locked()"
+    )
+    with pytest.raises(errors.LockNotAvailable):
+        await looks_until_a_lapse(maintenance)
+    await harness.conn.execute("DROP TRIGGER locked ON outbox")
     assert await fetchone(harness.conn, "SELECT count(*) FROM workers") == (1,)
     assert await looks_until_a_lapse(maintenance) >= 1.0
 

@@ -299,15 +299,6 @@ async def test_a_task_that_fails_unexpectedly_stops_no_other_and_is_run_again(
     assert isinstance(failed["exc_info"], type(fault()))
 
 
-async def test_an_error_of_the_database_is_logged_without_a_traceback(harness: WorkerHarness) -> None:
-    await harness.conn.execute("ALTER TABLE idempotency_keys RENAME TO elsewhere")
-    with capture_logs() as lines:
-        async with harness.maintenance(lease=60):
-            await until(lambda: [line for line in lines if line["event"] == "maintenance.failed"])
-    [failed] = [line for line in lines if line["event"] == "maintenance.failed"]
-    assert (failed["task"], failed["log_level"], "exc_info" in failed) == ("prune_keys", "warning", False)
-
-
 async def test_a_database_too_slow_for_a_whole_batch_promotes_smaller_ones(harness: WorkerHarness) -> None:
     """A batch that hits its deadline is rolled back: with a fixed size nothing would ever move."""
     await many(harness.conn, 300)

@@ -14,7 +14,7 @@ from yarl import URL
 
 from engine.model import JobState
 from ops.waiting import until
-from tests.support.web_harness import JOB, ManualWorker, WebHarness, get, submit
+from tests.support.web_harness import JOB, WAIT, ManualWorker, WebHarness, get, served, submit
 
 Conn = AsyncConnection[Any]
 
@@ -273,6 +273,19 @@ async def test_cancelling_a_running_job_asks_its_attempt_to_stop(
     assert await move(ann, job_id, "cancel") == (200, "cancelled")
 
 
+@pytest.mark.parametrize(
+    "transport", [{}, {"transport": "pubsub", "pubsub_project": "test"}], ids=["postgres", "pubsub"]
+)
+async def test_a_cancellation_is_published_as_every_result_is(
+    database_url: str, conn: Conn, transport: dict[str, Any]
+) -> None:
+    async with served(database_url, **transport) as harness:
+        ann = await harness.client("ann")
+        assert await move(ann, await submit(ann), "cancel") == (200, "cancelled")
+    row = await (await conn.execute("SELECT array_agg(topic) FROM outbox_events")).fetchone()
+    assert row == ((["results"] if transport else None),)
+
+
 async def test_a_finished_job_cannot_be_cancelled_and_only_a_failed_or_cancelled_one_retried(
     ann: Any, manual_worker: ManualWorker
 ) -> None:
@@ -285,6 +298,17 @@ async def test_a_finished_job_cannot_be_cancelled_and_only_a_failed_or_cancelled
     assert (await get(ann, failed))["status"] == "pending"
     assert await move(ann, pending, "cancel") == (200, "cancelled")
     assert await move(ann, pending, "retry") == (202, "pending")
+
+
+async def test_a_job_that_runs_again_wakes_the_workers_of_its_preset(
+    web_harness: WebHarness, ann: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await submit(ann)
+    await move(ann, job_id, "cancel")
+    told: list[set[str]] = []
+    monkeypatch.setattr(web_harness.store, "notify", told.append)
+    assert await move(ann, job_id, "retry") == (202, "pending")
+    assert told == [{JOB["preset"]}]
 
 
 async def test_explain_says_why(ann: Any) -> None:
@@ -419,27 +443,33 @@ async def test_a_wait_goes_on_when_the_job_starts(
     def waits_for(version: int) -> bool:
         return answer.done() or {watch.seen for watch in watcher._watches} == {(version, 0)}
 
-    async with asyncio.timeout(10):
-        answer = asyncio.create_task(get_with(ann, job_id, Prefer="wait=9"))
+    answer = asyncio.create_task(get_with(ann, job_id, Prefer="wait=20"))
+    try:
         await until(lambda: waits_for(0))
         attempt = await manual_worker.claim()
         await until(lambda: waits_for(1))
         assert not answer.done()
         await manual_worker.finish(attempt)
-        _, body = await answer
+        async with asyncio.timeout(WAIT):
+            _, body = await answer
+    finally:
+        answer.cancel()
     assert body["status"] == "completed"
 
 
 async def test_changes_do_not_make_a_wait_longer(ann: Any, manual_worker: ManualWorker) -> None:
     job_id = await submit(ann)
     attempt = await manual_worker.claim()
-    async with asyncio.timeout(6):
-        answer = asyncio.create_task(get_with(ann, job_id, Prefer="wait=1"))
-        changes = 0
-        while not answer.done():
-            changes += 1
-            await manual_worker.progress(attempt, changes, 0.5, "still at it")
-        _, body = await answer
+    answer = asyncio.create_task(get_with(ann, job_id, Prefer="wait=1"))
+    try:
+        async with asyncio.timeout(6):
+            changes = 0
+            while not answer.done():
+                changes += 1
+                await manual_worker.progress(attempt, changes, 0.5, "still at it")
+            _, body = await answer
+    finally:
+        answer.cancel()
     assert body["status"] == "processing"
 
 
@@ -452,4 +482,4 @@ async def test_a_redriven_job_wakes_the_workers(
     await manual_worker.fail(await manual_worker.claim())
     woken.clear()
     assert await move(ann, job_id, "retry") == (202, "pending")
-    assert woken == [()]
+    assert woken == [({"echo"},)]

@@ -1,0 +1,33 @@
+"""The `Run` that a pipeline gets: the part of an execution that is for authors."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from engine.telemetry import tracing
+from engine.telemetry.spans import Span
+
+if TYPE_CHECKING:
+    from worker.execution import Execution
+
+
+class AttemptRun:
+    """The `Run` that a pipeline gets: the part of an execution that is for authors."""
+
+    __slots__ = ("_execution", "attempt")
+
+    def __init__(self, execution: Execution) -> None:
+        self.attempt = execution.number
+        self._execution = execution
+
+    @property
+    def cancelled(self) -> threading.Event:
+        return self._execution.cancelled
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        self._execution.progress(fraction, message)
+
+    def step(self, name: str) -> Span:
+        """A child of the attempt's span, which is the current span on the event loop and in the thread."""
+        return tracing.step(name)

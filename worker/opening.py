@@ -1,0 +1,39 @@
+"""Opens the consumer of a process, with the pools that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from engine.pipeline import Pipeline
+from engine.settings import Settings
+from engine.storage.connections import open_pool
+from worker.consumer import Consumer
+from worker.source import Source
+
+MAX_EFFECTS: Final = 10
+"""Effects that a process commits at the same time. Further effects wait for a connection."""
+
+
+@asynccontextmanager
+async def open_consumer(
+    settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline]
+) -> AsyncIterator[Consumer]:
+    """The consumer of a process, with its pools. Effects have a pool of their own: they may hold connections long."""
+    slots = settings.worker_concurrency
+    async with (
+        open_pool(url, name="worker", size=2) as pool,
+        open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), reset_on_return=True) as effects,
+    ):
+        yield Consumer(
+            url,
+            pool,
+            effects,
+            source,
+            registry,
+            slots=slots,
+            lease_seconds=settings.lease_seconds,
+            drain_seconds=settings.drain_seconds,
+            publish_results=settings.publish_results,
+        )
