@@ -40,7 +40,10 @@ class Run(Protocol):
         """
 
     def step(self, name: str) -> AbstractContextManager[object]:
-        """`with run.step("draft"):` makes the block a span of the job's trace, if traces are exported."""
+        """`with run.step("draft"):` makes the block a span of the job's trace, if traces are exported.
+
+        If the attempt kills its worker, the job's error names the step that began last.
+        """
 
 
 Function = Callable[[Job, Run], Any]

@@ -30,4 +30,5 @@ class AttemptRun:
 
     def step(self, name: str) -> Span:
         """A child of the attempt's span, which is the current span on the event loop and in the thread."""
+        self._execution.began_step(name)
         return tracing.step(name)

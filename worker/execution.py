@@ -65,7 +65,8 @@ class Execution:
         self.span = tracing.attempt(attempt)
         self.progress_n = 0
         self.reported_n = 0
-        self.latest: tuple[float, str] = (0.0, "")
+        self.latest: tuple[float | None, str] = (None, "")
+        self.latest_step: str | None = None
         self._progress_refused = False
         """Whether a report was refused. Only the first one of an attempt is logged: a loop may send thousands."""
         self.task: asyncio.Task[None] | None = None
@@ -90,7 +91,7 @@ class Execution:
         """Remember the latest progress. The worker writes it at most once a second."""
         try:
             share = float(fraction)
-            text = str(message)[:MAX_PROGRESS_MESSAGE].replace("\0", "").encode(errors="replace").decode()
+            text = _storable(message)
         except Exception as error:  # noqa: BLE001 - a pipeline must not fail for how it reports its progress
             if not self._progress_refused:
                 self._progress_refused = True
@@ -99,6 +100,12 @@ class Execution:
             return
         self.latest = (min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0, text)
         self.progress_n += 1
+
+    def began_step(self, name: str) -> None:
+        """Remember the step that began last: if the attempt kills its worker, the job's error names the step."""
+        with suppress(Exception):  # the span refuses the name, too, and the pipeline goes on
+            self.latest_step = _storable(name)
+            self.progress_n += 1
 
     async def run(self) -> Outcome:
         """Run the pipeline and return the outcome. Metadata that do not fit the model are Unreadable.
@@ -265,6 +272,10 @@ class Execution:
     def _named(self) -> dict[str, Any]:
         job = self.attempt.job
         return {"job_id": job.id, "preset": job.preset, "attempt": self.number}
+
+
+def _storable(text: object) -> str:
+    return str(text)[:MAX_PROGRESS_MESSAGE].replace("\0", "").encode(errors="replace").decode()
 
 
 def _settle(returned: asyncio.Future[Ended], outcome: Ended) -> None:

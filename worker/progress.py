@@ -27,7 +27,7 @@ async def report_forever(pool: Pool, held: Mapping[tuple[UUID, int], Execution])
     while True:
         await asyncio.sleep(REPORT_SECONDS)
         news = [
-            (execution, Progress(*key, execution.progress_n, *execution.latest))
+            (execution, Progress(*key, execution.progress_n, *execution.latest, execution.latest_step))
             for key, execution in held.items()
             if execution.progress_n > execution.reported_n
         ]

@@ -69,10 +69,11 @@ WITH dead AS MATERIALIZED (
                               || CASE WHEN d.charged = 1 THEN 'this attempt ran alone on it'
                                       WHEN d.whole THEN 'it ran ' || d.held || ' attempts'
                                       ELSE 'it ran this attempt and perhaps others' END
+                              || coalesce('; the last step that it began: ' || p.step, '')
                               || coalesce('; the last progress of this one: '
                                           || round(p.fraction * 100) || ' percent ' || p.message, '')) AS error,
            'WorkerLost' AS fingerprint, clock_timestamp() AS finished_at, d.id AS worker_id, d.charged,
-           p.message AS progress
+           coalesce(nullif(p.message, ''), p.step) AS progress
     FROM (SELECT id, whole, held, (whole AND held = 1)::integer AS charged FROM dead) d
     JOIN outbox q ON q.status = 'leased' AND q.worker_id = d.id
     LEFT JOIN job_progress p ON p.job_id = q.job_id AND p.attempt = q.attempt
@@ -96,7 +97,8 @@ class Lapsed(NamedTuple):
     """An attempt whose worker is gone, and the state that its job went to.
 
     `worker` is the worker's id, followed by its name unless another process has deleted the worker's row. `charged`
-    says whether a crash was counted. `progress` is the last message that the attempt reported, if any.
+    says whether a crash was counted. `progress` is the last message that the attempt reported, or else the
+    last step that it began, if any.
     """
 
     job_id: UUID

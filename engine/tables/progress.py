@@ -12,26 +12,31 @@ from engine.storage.literals import array
 from engine.storage.statements import timed
 
 REPORT: LiteralString = """
-INSERT INTO job_progress AS known (job_id, attempt, n, fraction, message)
-SELECT id, attempt, n, fraction, message
-FROM unnest(%s::uuid[], %s::integer[], %s::integer[], %s::double precision[], %s::text[])
-     AS x(id, attempt, n, fraction, message)
+INSERT INTO job_progress AS known (job_id, attempt, n, fraction, message, step)
+SELECT id, attempt, n, fraction, message, step
+FROM unnest(%s::uuid[], %s::integer[], %s::integer[], %s::double precision[], %s::text[], %s::text[])
+     AS x(id, attempt, n, fraction, message, step)
 ORDER BY id
 ON CONFLICT (job_id) DO UPDATE
 SET attempt = excluded.attempt, n = excluded.n, fraction = excluded.fraction, message = excluded.message,
+    step = excluded.step,
     updated_at = clock_timestamp()
 WHERE (known.attempt, known.n) < (excluded.attempt, excluded.n)
 """
 
 
 class Progress(NamedTuple):
-    """One progress report. `n` counts the reports of an attempt; `fraction` is 0..1."""
+    """One progress report. `n` counts the reports of an attempt; `fraction` is 0..1, or None if only steps began.
+
+    `step` is the step that began last.
+    """
 
     job_id: UUID
     attempt: int
     n: int
-    fraction: float
+    fraction: float | None
     message: str
+    step: str | None = None
 
 
 @timed("write progress")

@@ -210,6 +210,22 @@ async def test_progress_is_shown_while_its_attempt_runs(harness: WorkerHarness) 
     assert (await harness.view(job_id)).fraction is None
 
 
+async def test_the_step_that_began_last_is_written_and_is_no_progress(harness: WorkerHarness) -> None:
+    free = asyncio.Event()
+
+    @preset()
+    async def work(_job: Any, run: Any) -> None:
+        with run.step("outline"), run.step("draft\0"):
+            await free.wait()
+
+    job_id = await harness.enqueue()
+    async with harness.worker(work):
+        assert await harness.row("SELECT step, fraction FROM job_progress") == ("draft", None)
+        assert (await harness.view(job_id)).fraction is None
+        free.set()
+        await harness.ended(job_id)
+
+
 async def test_progress_that_could_not_be_written_is_shown_later(harness: WorkerHarness) -> None:
     free = asyncio.Event()
 

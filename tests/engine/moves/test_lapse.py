@@ -116,7 +116,7 @@ async def test_the_last_crash_alone_fails_the_job_and_says_what_is_known(conn: C
         me = await worker(conn)
         claimed = await claim(conn, me, LANES, 1) if crash == 1 else await claim_suspects(conn, me, ["p"], 3)
         assert [each.number for each in claimed] == [crash]
-        await report(conn, [Progress(job.id, crash, 1, 0.25, "parsing page 3")])
+        await report(conn, [Progress(job.id, crash, 1, 0.25, "parsing page 3", "parse")])
         await expire(conn, me)
         [lapsed] = await lapse_dead(conn)
         assert lapsed.state is (JobState.FAILED if crash == MAX_CRASHES else JobState.PENDING)
@@ -127,7 +127,7 @@ async def test_the_last_crash_alone_fails_the_job_and_says_what_is_known(conn: C
         "type": "WorkerLost",
         "attempt": MAX_CRASHES,
         "message": f"worker {me} stopped without an answer while this attempt ran alone on it; "
-        "the last progress of this one: 25 percent parsing page 3",
+        "the last step that it began: parse; the last progress of this one: 25 percent parsing page 3",
     }
 
 
@@ -288,3 +288,21 @@ async def test_a_clock_that_jumps_ahead_stops_claims_until_the_next_heartbeat_on
     assert await claim(conn, me, LANES, 1) == []
     await conn.execute("UPDATE workers SET expires_at = clock_timestamp() + %s", [minute])
     assert len(await claim(conn, me, LANES, 1)) == 1
+
+
+async def test_a_job_that_began_a_step_and_reported_no_progress_is_named_with_the_step(conn: Conn) -> None:
+    me = await worker(conn)
+    attempt = await started(conn, me)
+    await report(conn, [Progress(*attempt.key, 1, None, "", "draft")])
+    [view] = await jobs.read(conn, [(attempt.job.id, None)])
+    assert view is not None
+    assert (view.fraction, view.progress_n) == (None, 1)
+    await expire(conn, me)
+    [lapsed] = await lapse_dead(conn)
+    assert lapsed.progress == "draft"
+    [view] = await jobs.read(conn, [(attempt.job.id, None)])
+    assert view is not None
+    assert view.error is not None
+    assert view.error["message"].endswith(
+        "while this attempt ran alone on it; the last step that it began: draft"
+    )
