@@ -19,7 +19,7 @@ from yoyo import read_migrations
 
 from engine.errors import SchemaMismatch
 from migrations import rights
-from migrations.backend import Backend, checksum, connection, session
+from migrations.backend import Backend, checksum, connection, refuse_pooler, session
 
 SQL = Path(__file__).with_name("sql")
 WAIT_SECONDS = 60.0
@@ -35,7 +35,7 @@ INVALID_INDEXES: LiteralString = """
 SELECT n.nspname, c.relname FROM pg_index i
 JOIN pg_class c ON c.oid = i.indexrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT i.indisvalid AND n.nspname = current_schema()"""
+WHERE NOT i.indisvalid AND n.nspname = current_schema() AND strpos(%s, c.relname) > 0"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ def up(url: str, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -
 
     Raises SchemaMismatch when a file fails, DatabaseUnavailable without a connection or without the lock.
     """
+    refuse_pooler(url)
     if all(each.state != "pending" for each in status(url, directory=directory)):
         # A role without the right to create tables may ask, too.
         return []
@@ -70,6 +71,7 @@ def up(url: str, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -
 
 def down(url: str, count: int = 1, *, directory: Path = SQL, wait_seconds: float = WAIT_SECONDS) -> list[str]:
     """Roll back the latest `count` versions and return their ids. Raises the errors of `up`."""
+    refuse_pooler(url)
     with session(url, wait_seconds) as backend:
         known = _read(directory)
         if unknown := {id_ for id_, *_ in backend.connection.execute(APPLIED)} - known.keys:
@@ -123,7 +125,7 @@ def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback
                 conn.execute(script)
                 backend.record(migration, operation)
         else:
-            _drop_invalid_indexes(conn)
+            _drop_invalid_indexes(conn, script.decode())
             conn.execute(script)
             with conn.transaction():
                 backend.record(migration, operation)
@@ -137,9 +139,9 @@ def _run(backend: Backend, migration: Any, operation: Literal["apply", "rollback
         ) from error
 
 
-def _drop_invalid_indexes(conn: psycopg.Connection[Any]) -> None:
-    """Drop the indexes of failed CREATE INDEX CONCURRENTLY statements: IF NOT EXISTS would take them for valid."""
-    for name in conn.execute(INVALID_INDEXES).fetchall():
+def _drop_invalid_indexes(conn: psycopg.Connection[Any], script: str) -> None:
+    """Drop what an earlier, failed run of `script` has left: IF NOT EXISTS would take such an index for valid."""
+    for name in conn.execute(INVALID_INDEXES, [script]).fetchall():
         conn.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(*name)))
 
 

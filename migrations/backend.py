@@ -98,9 +98,6 @@ def session(url: str, wait_seconds: float) -> Iterator[Backend]:
     and DatabaseUnavailable when the server does not answer, or when another session holds the lock for `wait_seconds`.
     """
     with connection(url) as conn:
-        # Behind a transaction pooler the lock would be another session's.
-        with connection(url) as second:
-            refuse_pooler_sync(conn, second)
         deadline = time.monotonic() + wait_seconds
         # Polled, because a session blocked in pg_advisory_lock keeps a snapshot. The CREATE INDEX CONCURRENTLY of the
         # session that holds the lock would wait for that snapshot: a deadlock. A dead session releases the lock.
@@ -111,6 +108,12 @@ def session(url: str, wait_seconds: float) -> Iterator[Backend]:
         _create_schema(conn)
         with explained(conn):
             yield Backend(conn)
+
+
+def refuse_pooler(url: str) -> None:
+    """Raise UnfitDatabase behind a transaction pooler: there the migration lock would be another session's."""
+    with connection(url) as first, connection(url) as second:
+        refuse_pooler_sync(first, second)
 
 
 @contextmanager

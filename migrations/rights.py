@@ -29,7 +29,7 @@ NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
     "worker": {
         "_yoyo_migration": "SELECT",
         "jobs": "SELECT",
-        "outbox": "SELECT, INSERT, UPDATE, DELETE",
+        "outbox": "SELECT, UPDATE, DELETE",
         "outbox_events": "SELECT, INSERT",
         "job_results": "SELECT, INSERT",
         "job_state_records": "SELECT, INSERT",
@@ -40,7 +40,7 @@ NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
     "relay": {
         "_yoyo_migration": "SELECT",
         "jobs": "SELECT, DELETE",
-        "outbox": "SELECT, INSERT, UPDATE, DELETE",
+        "outbox": "SELECT, UPDATE, DELETE",
         "outbox_events": "SELECT, INSERT, UPDATE, DELETE",
         "outbox_position": "USAGE",
         "job_results": "SELECT, INSERT, UPDATE, DELETE",

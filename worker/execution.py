@@ -206,7 +206,9 @@ class Execution:
                 outcome = self._raised(error)
         finally:
             self._unwinding = None
-        self._call_hook()
+        # The hook of a plain function has been called in its thread.
+        if self.pipeline.is_async:
+            self._call_hook()
         return outcome
 
     async def _in_thread(self, job: Job) -> Ended:
@@ -235,18 +237,17 @@ class Execution:
 
     def _call(self, job: Job) -> Ended:
         """Call a plain function, in its thread."""
+        ended: Ended
         try:
             output = self.pipeline.function(job, AttemptRun(self))
             end_if_child()
-            if isawaitable(output):
-                # Behind a decorator the function may be async: then the event loop awaits what it returned.
-                return output
-            outcome = interpret(output)
+            # Behind a decorator the function may be async: then the event loop awaits what it returned.
+            ended = output if isawaitable(output) else interpret(output)
         except BaseException as error:  # noqa: BLE001 - an author's code may raise anything; only this job fails
             end_if_child(error)
-            outcome = self._raised(error)
+            ended = self._raised(error)
         self._call_hook()
-        return outcome
+        return ended
 
     def _call_hook(self) -> None:
         """Call the author's `after_attempt`. Its error changes nothing, because the function's outcome is known."""

@@ -131,8 +131,10 @@ class Recorder:
     async def _within_patience(self, execution: Execution, outcome: Unreadable) -> Outcome:
         try:
             run = await self._runs.put(execution.attempt.job.id)
-        except (DatabaseUnavailable, Error):
+        except (DatabaseUnavailable, Error) as error:
             # The job waits for the shortest time. Its next unreadable attempt asks again.
+            log_at = by_blame(log, error)
+            log_at("patience.not_read", job_id=execution.attempt.job.id)
             return outcome
         return within_patience(outcome, run.attempts, run.seconds)
 

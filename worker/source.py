@@ -38,6 +38,9 @@ class Source(Protocol):
     async def ready(self) -> None:
         """A readiness check: raises while the source can deliver nothing."""
 
+    async def hold(self) -> None:
+        """Leave what is at hand to other workers, because no claim follows for a while."""
+
     async def drain(self) -> None:
         """Stop the background work: no claim follows."""
 
@@ -73,6 +76,8 @@ class PostgresSource:
     async def run(self, wake: Callable[[], None]) -> None: ...
 
     async def ready(self) -> None: ...
+
+    async def hold(self) -> None: ...
 
     async def drain(self) -> None: ...
 

@@ -240,6 +240,11 @@ class PubSubSource:
         self._stream.close()
         self._room.set()
 
+    async def hold(self) -> None:
+        # Nothing is read until the next claim, so a silent stream is no sign of a stall.
+        self._wanted, self._heard = 0, time.monotonic()
+        await self._release()
+
     async def drain(self) -> None:
         """Close the stream and release the messages at hand: other workers get them before their ack deadline."""
         self._closing.set()

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from psycopg import DataError, Error, IntegrityError
+
 from engine.errors import DatabaseUnavailable
 from engine.storage.connections import Connection, PinnedConnection
 from engine.storage.deadline import STATEMENT_SECONDS
@@ -28,7 +30,10 @@ class CheckedConnection:
             try:
                 async with self._conn.use(seconds) as conn:
                     yield conn
-            except DatabaseUnavailable as error:
+            except (DataError, IntegrityError):
+                # A value is at fault: the next use may succeed.
+                raise
+            except (DatabaseUnavailable, Error) as error:
                 self._failure = str(error)
                 raise
             self._failure = None

@@ -71,5 +71,14 @@ def by_blame(log: Any, error: BaseException) -> Callable[..., None]:
 
 
 def told(before: BaseException | None, error: BaseException) -> bool:
-    """Whether a loop that has told of the error `before`, and has failed ever since, need not tell of `error`."""
-    return before is not None and blame(before) is blame(error)
+    """Whether a loop that has told of the error `before`, and has failed ever since, need not tell of `error`.
+
+    An outage is told of once, however its errors vary. Faults of our own are told of one by one.
+    """
+    if before is None or blame(before) is not blame(error):
+        return False
+    same = (type(before), getattr(before, "sqlstate", None)) == (
+        type(error),
+        getattr(error, "sqlstate", None),
+    )
+    return same or blame(error) is Blame.SERVER

@@ -15,6 +15,7 @@ from psycopg import Error
 
 from engine.errors import DatabaseUnavailable
 from engine.storage.connections import PinnedConnection, connect
+from engine.storage.faults import by_blame, told
 
 DEBOUNCE_SECONDS: Final = 0.002
 RECONNECT_SECONDS: Final = 1.0
@@ -63,6 +64,7 @@ class Notifier:
 
     async def run(self) -> None:
         """Send until cancelled."""
+        failed: Exception | None = None
         try:
             while True:
                 await self._poked.wait()
@@ -70,8 +72,13 @@ class Notifier:
                 try:
                     async with self._conn.use() as conn:
                         await conn.execute(NOTIFY, [self._payload()])
-                except (DatabaseUnavailable, Error):
+                    failed = None
+                except (DatabaseUnavailable, Error) as error:
                     # The hint is lost. The workers find the rows by polling.
+                    if not told(failed, error):
+                        log_at = by_blame(log, error)
+                        log_at("hint.lost")
+                    failed = error
                     await asyncio.sleep(RECONNECT_SECONDS)
                 await asyncio.sleep(DEBOUNCE_SECONDS)
         finally:
@@ -83,13 +90,18 @@ async def listen(url: str, heard: Callable[[str, str], None]) -> None:
 
     `heard` is also called with READY after every connect, because hints may have been missed.
     """
+    lost: Exception | None = None
     while True:
         try:
             async with await connect(url, name="listener") as conn:
                 await conn.execute("LISTEN outrider_ready; LISTEN outrider_cancel")
                 heard(READY, "")
+                lost = None
                 async for hint in conn.notifies():
                     heard(hint.channel, hint.payload)
         except (DatabaseUnavailable, Error) as error:
-            log.debug("listener.lost", error=str(error))
+            if not told(lost, error):
+                log_at = by_blame(log, error)
+                log_at("listener.lost")
+            lost = error
         await asyncio.sleep(RECONNECT_SECONDS)

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from engine.cancellation import survivable
+from engine.errors import OutriderError
 from engine.model import JobState
 from engine.moves import lapse, promote
 from engine.moves.lapse import Lapsed, look
@@ -42,6 +43,8 @@ PROMOTE_SECONDS: Final = 0.2
 SAMPLE_SECONDS: Final = 5.0
 SHOWN: Final = 10
 """How many jobs of dead workers a log line names."""
+MAX_LATE: Final = 20
+"""After so many late looks without a lease of others the task counts as failing. Jobs of dead workers wait then."""
 WORKERS: Final = 50
 """How many dead workers one lapse takes at most. The attempts of one worker lapse together, as they count together."""
 
@@ -176,6 +179,10 @@ class Maintenance:
             # What keeps a relay from looking or lapsing may keep workers from their heartbeats.
             self._observed.forget()
             raise
+        if self._observed.late > MAX_LATE:
+            raise OutriderError(
+                f"dead workers cannot be told: the last {self._observed.late} looks were late"
+            )
         if lapsed:
             _count_and_log(lapsed)
         if any(each.state is JobState.PENDING for each in lapsed):

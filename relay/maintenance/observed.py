@@ -28,6 +28,10 @@ class Observed:
         self._known: dict[int, tuple[Sighting, float]] = {}
         """Each worker as it was seen first in its present state, and when that look had ended."""
         self._looked = float("-inf")
+        self._begun = float("inf")
+        """When the present unbroken looks began."""
+        self.late = 0
+        """Late looks since the last time when the looks were unbroken for a lease: nobody could be judged meanwhile."""
 
     @property
     def period(self) -> float:
@@ -42,12 +46,15 @@ class Observed:
         After a late or slow look a worker's time begins anew, because its heartbeats may have been held up, too.
         """
         since_last, self._looked = ended - self._looked, ended
+        unbroken = since_last <= max(self._lease_seconds / BEATS_PER_LEASE, MIN_BREAK_SECONDS)
+        self._begun = min(self._begun, ended) if unbroken else ended
+        self.late = 0 if began - self._begun >= self._lease_seconds else self.late + (not unbroken)
         known, self._known = self._known, {}
         dead = []
         for now in seen:
             first, since = known.get(now.worker_id, (now, ended))
-            unbroken = since_last <= max(first.lease_seconds / BEATS_PER_LEASE, MIN_BREAK_SECONDS)
-            if not unbroken or first.expires_at != now.expires_at:
+            in_time = since_last <= max(first.lease_seconds / BEATS_PER_LEASE, MIN_BREAK_SECONDS)
+            if not in_time or first.expires_at != now.expires_at:
                 first, since = now, ended
             self._known[now.worker_id] = first, since
             if began - since >= first.lease_seconds:
@@ -57,3 +64,5 @@ class Observed:
     def forget(self) -> None:
         """Begin anew, after a look that failed or a new connection."""
         self._known.clear()
+        self._begun = float("inf")
+        self.late = 0

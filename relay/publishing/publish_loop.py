@@ -180,10 +180,19 @@ class PublishLoop(Generic[ItemT]):
             await self._source.sent(items)
 
     async def _publish_halves(self, items: Sequence[ItemT], faults: list[Exception]) -> None:
-        """Find the bad message by halving: the broker refuses a whole request for one message."""
+        """Find the bad message by halving: the broker refuses a whole request for one message.
+
+        Raises the database's error after both halves have been tried.
+        """
         middle = len(items) // 2
-        await self._publish(items[:middle], faults)
-        await self._publish(items[middle:], faults)
+        failed: DatabaseUnavailable | Error | None = None
+        for half in (items[:middle], items[middle:]):
+            try:
+                await self._publish(half, faults)
+            except (DatabaseUnavailable, Error) as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _answered(self) -> None:
         seconds = self._breaker.open_seconds

@@ -348,3 +348,16 @@ async def test_check_asks_for_this_codes_schema_and_lets_it_run_ahead(
     async with await AsyncConnection.connect(empty_database_url, autocommit=True) as bare:
         with pytest.raises(SchemaMismatch, match="no schema yet"):
             await migrations.check(bare)
+
+
+def test_a_version_that_builds_an_index_leaves_other_applications_broken_indexes_alone(
+    empty_database_url: str,
+) -> None:
+    migrations.up(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as conn:
+        conn.execute("CREATE TABLE orders (id integer); INSERT INTO orders VALUES (1), (1)")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            conn.execute("CREATE UNIQUE INDEX CONCURRENTLY orders_once ON orders (id)")
+        migrations.down(empty_database_url, 4)
+        migrations.up(empty_database_url)
+        assert conn.execute("SELECT count(*) FROM pg_class WHERE relname = 'orders_once'").fetchone() == (1,)

@@ -49,6 +49,12 @@ class Heard:
         await until(look)
 
 
+@pytest.fixture(autouse=True)
+def never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may stall the event loop for two of these short leases, which would end the tests' process."""
+    monkeypatch.setattr(os, "_exit", lambda _code: None)
+
+
 @asynccontextmanager
 async def held(url: str, seconds: float = SECONDS, tick: float = SECONDS / 10) -> AsyncIterator[Heard]:
     heard = Heard(url, seconds)

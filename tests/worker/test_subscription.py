@@ -291,6 +291,19 @@ async def test_a_drain_gives_back_what_is_at_hand_and_closes_its_stream_without_
     ) == (4,)
 
 
+async def test_a_worker_that_will_claim_nothing_for_a_while_leaves_what_is_at_hand_to_others(
+    subscription_harness: SubscriptionHarness,
+) -> None:
+    _, work = ledger()
+    async with subscription_harness.worker(work, lease=60) as worker:
+        await subscription_harness.harness.row("DELETE FROM workers RETURNING id")
+        await subscription_harness.published(2)
+        await until(lambda: len(source_of(worker)._at_hand) == 2)
+        await source_of(worker).hold()
+        await until(lambda: len(subscription_harness.fake.nacked(SUB)) == 2)
+        assert not source_of(worker)._at_hand
+
+
 @pytest.mark.parametrize("fault", ["gone", "mute"])
 async def test_a_drain_is_bounded_when_the_broker_does_not_answer(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch, fault: str

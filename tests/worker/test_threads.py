@@ -132,6 +132,18 @@ async def test_the_hook_is_called_after_each_attempt_in_its_thread(function: Any
     assert called == [own if in_thread else threading.current_thread().name]
 
 
+def wrapping(job: Any, run: Any) -> Any:
+    """As a plain decorator round an async function does."""
+    return on_the_loop(job, run)
+
+
+async def test_the_hook_of_a_plain_function_that_returns_an_awaitable_is_called_once_in_its_thread() -> None:
+    called: list[str] = []
+    watched = Watched(hooked(wrapping, lambda: called.append(threading.current_thread().name)))
+    assert await output(watched) == "done"
+    assert called == [f"attempt {watched.execution.attempt.job.id}"]
+
+
 @pytest.mark.parametrize("function", [plain, on_the_loop])
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 async def test_an_error_of_the_hook_is_logged_and_changes_nothing(

@@ -74,3 +74,6 @@ def test_a_failure_that_lasts_is_told_once_until_something_else_is_at_fault() ->
     assert not told(None, outage)
     assert told(outage, DatabaseUnavailable("still away"))
     assert not told(outage, bug)
+    assert told(bug, errors.UndefinedColumn())
+    assert not told(bug, errors.InsufficientPrivilege())
+    assert not told(bug, ZeroDivisionError())

@@ -114,3 +114,14 @@ def test_the_shortest_lease_in_sight_sets_the_pace() -> None:
     assert observed.period == 5
     assert Observed(3600).period == MAX_PERIOD_SECONDS
     assert Observed(0.01).period == MIN_PERIOD_SECONDS
+
+
+def test_late_looks_are_counted_until_others_fill_a_lease() -> None:
+    observed = Observed(LEASE)
+    for n in range(1, 30):
+        observed.look(n * 10.0, n * 10.0, [])
+        observed.look(n * 10.0 + 1, n * 10.0 + 1, [])
+        assert observed.late == n
+    for at in range(int(LEASE) + 1):
+        observed.look(300.0 + at, 300.0 + at, [])
+    assert observed.late == 0
