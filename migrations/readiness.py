@@ -35,8 +35,14 @@ async def open_checks(url: str, process: str) -> AsyncIterator[Mapping[str, Chec
 
     def on_connection(look: Look) -> Check:
         async def checked() -> None:
-            async with busy, conn.use(CHECK_SECONDS) as each:
-                await look(each)
+            async with busy:
+                try:
+                    async with conn.use(CHECK_SECONDS) as each:
+                        await look(each)
+                except DatabaseUnavailable:
+                    # A session keeps the defaults that it began with: the next look needs a new one.
+                    await conn.aclose()
+                    raise
 
         return checked
 

@@ -15,7 +15,9 @@ from psycopg.pq import TransactionStatus
 from engine.errors import DatabaseUnavailable, LeaseLost, PermanentError
 from engine.model import Completed
 from engine.moves import recorded
+from engine.process import fork
 from engine.storage import session
+from engine.storage.adapters import lend_adapters, regain_adapters
 from engine.storage.connections import Connection, Pool, borrow
 from engine.storage.deadline import transient
 from engine.storage.faults import by_blame
@@ -159,9 +161,13 @@ async def _lent(conn: Connection, transaction: str, seconds: float) -> AsyncIter
     then, and another attempt would write it again.
     """
     await conn.execute(f"{LEND}{round(seconds * 1000)}".encode())
+    lend_adapters(conn)
     try:
         yield
+        # A child that effects forked must not go on with our connection.
+        fork.end_if_child()
     finally:
+        regain_adapters(conn)
         if conn.info.transaction_status is TransactionStatus.IDLE:
             raise PermanentError(ENDED)
     conn.cursor_factory = AsyncCursor

@@ -256,7 +256,9 @@ class Execution:
             return
         try:
             hook()
+            end_if_child()
         except BaseException as error:
+            end_if_child(error)
             # As in `_raised`.
             with suppress(BaseException):
                 log.warning("hook.raised", **self._named, exc_info=error)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
 
 from engine.storage import open_connections
@@ -26,15 +27,16 @@ _gate: Final = threading.Lock()
 
 _loop: Any = None
 _handler: object = None
+_sockets: Sequence[socket.socket] = ()
 _in_child = False
 
 
-def protect(loop: asyncio.AbstractEventLoop) -> None:
-    """Make each child that is forked from now on give up what is ours. Call it once `loop` handles SIGTERM."""
-    global _loop, _handler
+def protect(loop: asyncio.AbstractEventLoop, sockets: Sequence[socket.socket] = ()) -> None:
+    """Make each child forked from now on give up what is ours, and `sockets`. Call it once SIGTERM is heeded."""
+    global _loop, _handler, _sockets
     if _loop is None:
         os.register_at_fork(before=_begin, after_in_parent=_end, after_in_child=_become_child)
-    _loop, _handler = loop, signal.getsignal(signal.SIGTERM)
+    _loop, _handler, _sockets = loop, signal.getsignal(signal.SIGTERM), sockets
 
 
 def end_if_child(error: BaseException | None = None) -> None:
@@ -74,6 +76,7 @@ def _become_child() -> None:
             asyncio._set_running_loop(None)
             # gRPC closes its own connections in a child.
             _blank(open_connections.descriptors())
+            _blank(each.fileno() for each in _sockets)
             if not loop.is_closed():
                 loop._ready = _Over()
                 _blank(set(_watched(loop)))

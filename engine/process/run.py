@@ -8,15 +8,17 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import structlog
 
 from engine.errors import ConfigurationError, OutriderError
 from engine.process import fork
-from engine.process.ending import Ending, leave
+from engine.process.ending import LAST_WORDS_SECONDS, Ending, leave
 from engine.settings import Settings, load
 from engine.telemetry import logs, tracing
 
@@ -93,27 +95,60 @@ async def _ended(role: str, main: Main, settings: Settings, ending: Ending) -> i
 async def _signalled(main: Main, settings: Settings) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    asked: list[int] = []
 
-    def asked(number: signal.Signals) -> None:
-        log = structlog.get_logger()
-        if stop.is_set():
-            log.warning("process.aborted", signal=number.name)
-            leave(128 + number)
-        log.info("process.stopping", signal=number.name)
+    def begin(name: str) -> None:
+        structlog.get_logger().info("process.stopping", signal=name)
         stop.set()
 
-    def hung_up() -> None:
-        # A shell repeats the terminal's SIGHUP, so a second one does not mean "at once".
-        if not stop.is_set():
-            asked(signal.SIGHUP)
+    def heed(number: int) -> None:
+        if not asked:
+            asked.append(number)
+            with suppress(RuntimeError):  # the loop has closed, so the process ends already
+                loop.call_soon_threadsafe(begin, signal.Signals(number).name)
+        elif (
+            number != signal.SIGHUP
+        ):  # a shell repeats the terminal's SIGHUP: a second one does not mean "at once"
+            _abort(signal.Signals(number))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number)
+    fork.protect(loop, _heed_signals(heed))
+    return await main(settings, stop)
+
+
+def _heed_signals(heed: Callable[[int], None]) -> tuple[socket.socket, socket.socket]:
+    """Call `heed` in a thread of its own for each signal that asks the process to stop. Returns the sockets of that.
+
+    A handler runs in the main thread, on the event loop or between two steps of Python. An author's code may block
+    both, and a second signal must end that, too.
+    """
+    numbers = [signal.SIGTERM, signal.SIGINT]
     # Under nohup the process outlives its terminal.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        loop.add_signal_handler(signal.SIGHUP, hung_up)
-    fork.protect(loop)
-    return await main(settings, stop)
+        numbers.append(signal.SIGHUP)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def read() -> None:
+        while came := reader.recv(1):
+            if came[0] in numbers:
+                heed(came[0])
+
+    threading.Thread(target=read, name="signals", daemon=True).start()
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, _heeded)
+    return reader, writer
+
+
+def _heeded(_number: int, _frame: object) -> None:
+    """A signal needs a handler to be written to the wake-up descriptor."""
+
+
+def _abort(number: signal.Signals) -> None:
+    """End this process now, even if nobody reads the log."""
+    threading.Timer(LAST_WORDS_SECONDS, leave, [128 + number]).start()
+    structlog.get_logger().warning("process.aborted", signal=number.name)
+    leave(128 + number)
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:

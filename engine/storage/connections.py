@@ -17,6 +17,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from engine.errors import DatabaseUnavailable
 from engine.storage import session
+from engine.storage.adapters import OURS, regain_adapters
 from engine.storage.deadline import STATEMENT_SECONDS, deadline, sever
 from engine.storage.open_connections import own
 from engine.telemetry.metrics import POOL_CONNECTIONS
@@ -207,7 +208,7 @@ def _figure(pool: Pool, name: str) -> float:
 
 
 def _named(name: str) -> dict[str, Any]:
-    return {"autocommit": True, "application_name": f"outrider {name}", **LINK}
+    return {"autocommit": True, "application_name": f"outrider {name}", "context": OURS, **LINK}
 
 
 async def _set_up(conn: Connection, more: Mapping[str, str] | None = None) -> None:
@@ -221,6 +222,7 @@ async def _discard(conn: Connection) -> None:
     conn.row_factory = tuple_row
     conn.cursor_factory = AsyncCursor
     conn.prepare_threshold = None
+    regain_adapters(conn)
     await conn.set_autocommit(True)
     await conn.execute("DISCARD ALL")
     await _set_up(conn)

@@ -67,6 +67,11 @@ CASE WHEN version() ~* 'linux|darwin|bsd' THEN set_config('client_connection_che
 CASE WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('transaction_timeout', '0', false) END
 """
 
+# Where the path does not name pg_temp, it comes first: a temporary table that effects make would hide one of ours.
+_TEMPORARY_LAST: LiteralString = """
+set_config('search_path', CASE WHEN current_setting('search_path') LIKE '%pg_temp%' THEN current_setting('search_path')
+    ELSE concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp') END, false)"""
+
 # Takes the session back from an author. What the author deferred happens first, under the author's settings.
 REGAIN: LiteralString = "SET CONSTRAINTS ALL IMMEDIATE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
 
@@ -124,10 +129,11 @@ def refuse_pooler_sync(first: Connection[Any], second: Connection[Any]) -> int:
 def _statement(more: Mapping[str, str]) -> bytes:
     """Text of ASCII alone: the session's encoding is not ours yet."""
     settings = {**SESSION, **more}
-    if (name := schema_of_environment()) is not None:
-        # Without pg_temp at the end, a temporary table would hide one of ours.
-        settings["search_path"] = f'"{name}", pg_temp'
     sets = [f"set_config('{key}', '{value}', false)" for key, value in settings.items()]
+    if (name := schema_of_environment()) is not None:
+        sets.append(f"""set_config('search_path', '"{name}", pg_temp', false)""")
+    else:
+        sets.append(_TEMPORARY_LAST)
     return f"SELECT {_FOUND}, {', '.join(sets)}, {_BY_SERVER}".encode("ascii")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from psycopg import AsyncRawCursor, sql
 from psycopg.rows import dict_row
+from psycopg.types.string import StrDumper, TextLoader
 
 from engine.model import Completed, JobState
 from engine.storage.connections import open_pool
@@ -31,7 +32,18 @@ STATES = {
     "constraints": "SET CONSTRAINTS ALL DEFERRED",
     "a listener": "LISTEN mine",
     "factories": "SELECT 1",
+    "adapters": "SELECT 1",
+    "temporary tables": "CREATE TEMP TABLE outbox (LIKE public.outbox) ON COMMIT DROP;"
+    "CREATE TEMP TABLE job_results (LIKE public.job_results) ON COMMIT DROP;"
+    "CREATE TEMP TABLE jobs (x int) ON COMMIT DROP",
 }
+
+
+class Wrong(StrDumper):
+    """As if an author's class had a representation of its own."""
+
+    def dump(self, obj: Any) -> bytes:  # noqa: ARG002 - the signature is psycopg's
+        return b"wrong"
 
 
 @pytest.fixture
@@ -56,6 +68,9 @@ async def test_whatever_effects_leave_set_the_result_is_written(
             if state == "factories":
                 conn.row_factory = dict_row
                 conn.cursor_factory = AsyncRawCursor
+            if state == "adapters":
+                conn.adapters.register_dumper(str, Wrong)
+                conn.adapters.register_loader("timestamptz", TextLoader)
 
         return Completed("grüße, 世界", effects)
 

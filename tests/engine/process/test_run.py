@@ -114,6 +114,22 @@ async def test_a_second_signal_ends_it_at_once() -> None:
     assert "process.aborted" in said
 
 
+async def test_a_second_signal_ends_a_process_whose_loop_an_author_blocks() -> None:
+    async with started(
+        """
+        async def main(settings, stop):
+            print("ready", flush=True)
+            time.sleep(3600)
+        """
+    ) as child:
+        assert await line(child) == "ready"
+        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGINT)
+        code, said = await ended(child)
+    assert code in {128 + signal.SIGTERM, 128 + signal.SIGINT}
+    assert "process.aborted" in said
+
+
 POOL = "a pool of processes at work"
 NEVER_ENDS = {
     "a task that swallows its cancellation": """

@@ -159,7 +159,7 @@ async def test_without_it_the_path_that_the_connection_was_given_holds_on_every_
     else:
         await alter(conn, "search_path", "mine")
     async with way(url) as show:
-        assert await show("SHOW search_path") == ("mine",)
+        assert await show("SHOW search_path") == ("mine, pg_temp",)
 
 
 @pytest.mark.parametrize("name", ["Upper", "pg_own", "a-b", "a" * 64, "1a"])
