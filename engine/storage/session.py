@@ -68,8 +68,10 @@ CASE WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('
 """
 
 # Where the path does not name pg_temp, it comes first: a temporary table that effects make would hide one of ours.
+# Alone it would become the schema that a role without any other creates its tables in.
 _TEMPORARY_LAST: LiteralString = """
-set_config('search_path', CASE WHEN current_setting('search_path') LIKE '%pg_temp%' THEN current_setting('search_path')
+set_config('search_path', CASE
+    WHEN current_setting('search_path') LIKE '%pg_temp%' OR current_schema() IS NULL THEN current_setting('search_path')
     ELSE concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp') END, false)"""
 
 # Takes the session back from an author. What the author deferred happens first, under the author's settings.

@@ -144,6 +144,7 @@ async def test_without_it_the_path_that_the_connection_was_given_holds_on_every_
     way: Callable[[str], Opened],
     given: str,
 ) -> None:
+    await conn.execute("CREATE SCHEMA mine")
     url = database_url
     options = "-c search_path=mine"
     if given == "service":
