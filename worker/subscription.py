@@ -14,7 +14,6 @@ from uuid import UUID
 import grpc
 import structlog
 from google.pubsub_v1.services.subscriber import SubscriberAsyncClient
-from google.pubsub_v1.types import AcknowledgeRequest, ModifyAckDeadlineRequest
 from psycopg import Error
 
 from engine.errors import BrokerUnavailable, DatabaseUnavailable, LeaseLost
@@ -22,22 +21,17 @@ from engine.model import Attempt
 from engine.moves import claim_named
 from engine.process.run import pause
 from engine.pubsub.breaker import Breaker
-from engine.pubsub.client import Fault, code, details, fault, names, open_subscriber, routed
+from engine.pubsub.client import Fault, code, details, fault, names, open_subscriber
 from engine.pubsub.messages import Undecodable, job_id_of, undecodable
 from engine.settings import Settings
-from engine.storage.batcher import Batcher
 from engine.storage.connections import PinnedConnection
 from engine.storage.faults import by_blame, told
 from engine.tables import events
-from engine.telemetry.metrics import MESSAGES, STREAM_STALLS, UNACKNOWLEDGED
+from engine.telemetry.metrics import MESSAGES, STREAM_STALLS
+from worker.acknowledgements import Acknowledgements
 from worker.source import FallbackScan
 from worker.stream import CLOSE_SECONDS, Received, Stream
 
-CALL_SECONDS: Final = 5.0
-ACK_PAUSES: Final = (0.1, 1.0, 0.0)
-"""Seconds to wait after each failed try to acknowledge."""
-MAX_IDS: Final = 1000
-"""Ack ids in one request: an ack id has up to 200 bytes, and a request up to 512 KiB."""
 SILENT_SECONDS: Final = 10.0
 """A stream has stalled when it delivers nothing for this long while published jobs grow old."""
 MAX_STALLS: Final = 3
@@ -46,12 +40,7 @@ LOST_SECONDS: Final = 30.0
 ESTABLISHED_SECONDS: Final = 1.0
 DATABASE_PAUSE_SECONDS: Final = 1.0
 
-CLAIMED, LATE, UNDECODABLE, RELEASED = (
-    MESSAGES.labels(action) for action in ("claimed", "late", "undecodable", "released")
-)
-
-RawAcknowledge: Final = AcknowledgeRequest.pb()
-RawModify: Final = ModifyAckDeadlineRequest.pb()
+CLAIMED, LATE, UNDECODABLE = (MESSAGES.labels(action) for action in ("claimed", "late", "undecodable"))
 
 log = structlog.get_logger()
 
@@ -82,14 +71,13 @@ class PubSubSource:
         self._conn = PinnedConnection(url, name="claim")
         self._burying = PinnedConnection(url, name="dead-letters")
         self._fallback = FallbackScan(self._conn, presets)
-        # No caller waits for an acknowledgement, because PostgreSQL owns the job already.
-        self._acks: Batcher[str, None] = Batcher(self._acknowledge, max_group=MAX_IDS)
+        self._closing = asyncio.Event()
+        self._acks = Acknowledgements(client.transport, subscription, self._closing)
         self._breaker = Breaker()
         self._at_hand: deque[Delivery] = deque()
         self._wanted = slots
         self._room = asyncio.Event()
         self._stream: Stream | None = None
-        self._closing = asyncio.Event()
         self._ended = asyncio.Event()
         self._heard = time.monotonic()
         self._stalls = 0
@@ -255,40 +243,12 @@ class PubSubSource:
             async with asyncio.timeout(CLOSE_SECONDS + 1):
                 await self._ended.wait()
         await self._release()
-        # Messages that stay unacknowledged are delivered again, and are late then.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CALL_SECONDS):
-                await self._acks.drain()
+        await self._acks.drain()
 
     async def _release(self) -> None:
         ids = [delivery.ack_id for delivery in self._at_hand]
         self._at_hand.clear()
-        while ids:
-            batch, ids = ids[:MAX_IDS], ids[MAX_IDS:]
-            request = RawModify(subscription=self._subscription, ack_ids=batch, ack_deadline_seconds=0)
-            try:
-                await self._transport.modify_ack_deadline(
-                    request, timeout=CALL_SECONDS, metadata=routed(self._subscription, "subscription")
-                )
-            except grpc.RpcError:
-                # The broker delivers the messages again at their ack deadline.
-                return
-            RELEASED.inc(len(batch))
-
-    async def _acknowledge(self, ids: Sequence[str]) -> list[None]:
-        """Acknowledge, with retries: an unacknowledged message takes room in the stream until its ack deadline."""
-        request = RawAcknowledge(subscription=self._subscription, ack_ids=ids)
-        for seconds in ACK_PAUSES:
-            try:
-                await self._transport.acknowledge(
-                    request, timeout=CALL_SECONDS, metadata=routed(self._subscription, "subscription")
-                )
-            except grpc.RpcError:
-                await pause(self._closing, seconds)
-            else:
-                return [None] * len(ids)
-        UNACKNOWLEDGED.inc(len(ids))
-        return [None] * len(ids)
+        await self._acks.release(ids)
 
     async def aclose(self) -> None:
         await self._conn.aclose()

@@ -61,6 +61,7 @@ class Ending:
 
     def _limit(self) -> None:
         self._begun.wait()
+        # Nothing can be waited for: if all ends in time, so does this thread with the process.
         time.sleep(EXIT_SECONDS)
         try:
             left = [thread.name for thread in threading.enumerate() if not thread.daemon]
@@ -83,7 +84,7 @@ def leave(code: int) -> NoReturn:
     try:
         if MULTIPROCESSING in sys.modules:
             fork.stop_forking(FORK_SECONDS)
-            # A thread that has just forked may not have noted its child yet.
+            # A thread that has just forked may not have noted its child yet, and says nothing when it has.
             time.sleep(NOTE_SECONDS)
         for child in _children():
             with suppress(Exception):  # it has ended meanwhile

@@ -37,7 +37,8 @@ class BatchSize:
             self._halve()
             raise
         except Exception:
-            # Also a connection that was severed at the deadline. A failure that came sooner is of another kind.
+            # Any error, because a severed connection fails in many ways; it goes on to the caller. A failure that came
+            # sooner than the deadline is of another kind.
             if self._share(began) >= SLOW:
                 self._halve()
             raise

@@ -98,6 +98,7 @@ async def reload(scene: Scene, seconds: float) -> None:
                 zone = sql.Literal(("UTC", "CET")[turn % 2])
                 await conn.execute(sql.SQL("ALTER SYSTEM SET timezone = {}").format(zone))
                 await conn.execute("SELECT pg_reload_conf()")
+                # The pace of the scenario: several reloads in each lease.
                 await asyncio.sleep(1)
 
 

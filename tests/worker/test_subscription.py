@@ -95,7 +95,7 @@ async def test_an_acknowledgement_that_failed_is_sent_again(
 async def test_a_message_that_cannot_be_acknowledged_comes_again_and_is_late(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.subscription.ACK_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("worker.acknowledgements.ACK_PAUSES", (0.01, 0.01))
     before, refused, (ran, work) = messages(), counted("messages_unacknowledged"), ledger()
     subscription_harness.fake.inject(Fail(method="Acknowledge", times=2))
     wake_ups = await subscription_harness.published()
@@ -308,7 +308,7 @@ async def test_a_worker_that_will_claim_nothing_for_a_while_leaves_what_is_at_ha
 async def test_a_drain_is_bounded_when_the_broker_does_not_answer(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    for name in ("subscription.CALL_SECONDS", "subscription.CLOSE_SECONDS", "stream.CLOSE_SECONDS"):
+    for name in ("acknowledgements.CALL_SECONDS", "subscription.CLOSE_SECONDS", "stream.CLOSE_SECONDS"):
         monkeypatch.setattr(f"worker.{name}", 0.2)
     if fault == "mute":
         subscription_harness.fake.inject(Delay(method="StreamingPull", seconds=60, times=1))

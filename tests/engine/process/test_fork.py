@@ -67,7 +67,7 @@ os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
 def inside():
     child = os.fork()
     if not child:
-        time.sleep(60)
+        time.sleep(60)  # for the signal, which must end it long before
     return exit_code(child)
 """,
     "the child of a child": """
