@@ -14,6 +14,7 @@ import pytest
 from engine.errors import DatabaseUnavailable
 from engine.model import Attempt, Completed, JobState
 from engine.moves import claim
+from engine.pipeline import Pipeline
 from engine.storage.notify import READY
 from ops.waiting import WAIT_SECONDS, until
 from tests.support.database import LANES, counters, fetchone, trail
@@ -21,6 +22,18 @@ from tests.support.wire_proxy import wire_proxy
 from tests.support.worker_harness import WorkerHarness, known, preset
 from worker import consumer
 from worker.source import PostgresSource
+
+
+def held_at_first() -> Pipeline:
+    """Its first attempt never ends by itself; a later one returns its number."""
+
+    @preset()
+    async def work(_job: Any, run: Any) -> int:
+        if run.attempt == 1:
+            await asyncio.Event().wait()
+        return int(run.attempt)
+
+    return work
 
 
 async def test_a_lost_worker_row_stops_its_attempts_drops_their_outcomes_and_brings_a_new_id(
@@ -70,13 +83,7 @@ async def test_jobs_whose_claim_had_no_reply_are_released_after_two_beats_and_ru
 async def test_a_lease_that_runs_out_while_the_database_is_away_is_charged_to_no_job(
     harness: WorkerHarness,
 ) -> None:
-    free = asyncio.Event()
-
-    @preset()
-    async def work(_job: Any, run: Any) -> int:
-        if run.attempt == 1:
-            await free.wait()
-        return int(run.attempt)
+    work = held_at_first()
 
     job_id = await harness.enqueue()
     async with harness.worker(work, lease=0.6) as worker:
@@ -92,13 +99,7 @@ async def test_a_lease_that_runs_out_while_the_database_is_away_is_charged_to_no
 
 async def test_a_claim_whose_reply_was_lost_with_the_lease_is_taken_back_too(harness: WorkerHarness) -> None:
     """It is leased under the old id and was never held, so no heartbeat under the new id shows it."""
-    free = asyncio.Event()
-
-    @preset()
-    async def work(_job: Any, run: Any) -> int:
-        if run.attempt == 1:
-            await free.wait()
-        return int(run.attempt)
+    work = held_at_first()
 
     held = await harness.enqueue()
     async with harness.worker(work, lease=0.9) as worker:
