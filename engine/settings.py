@@ -66,6 +66,9 @@ class Settings(BaseModel):
     http_port: Port = 8080
     admin_host: str = "127.0.0.1"
     admin_port: Port | None = None
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    max_connections_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    head_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
     pubsub_project: Annotated[str, Field(pattern=PROJECT)] | None = None
     pubsub_jobs_topic: TopicName = "pipeline-jobs"
     pubsub_results_topic: TopicName = "pipeline-results"

@@ -11,6 +11,8 @@ import structlog
 
 from engine.pipeline import load_pipelines
 from engine.process.admin import admin_server
+from engine.process.admission import Limits
+from engine.process.descriptors import fitting
 from engine.process.run import DONE, calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.notify import Notifier, WakeHint
@@ -56,8 +58,13 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
             publish_results=settings.publish_results,
         )
         admin_port = await enter(admin_server(settings, "web", api.checks))
+        limits = Limits(settings.max_connections, settings.max_connections_per_address, settings.head_seconds)
         served = serving(
-            create_app(api), settings.http_host, settings.http_port, drain_seconds=settings.drain_seconds
+            create_app(api),
+            settings.http_host,
+            settings.http_port,
+            drain_seconds=settings.drain_seconds,
+            limits=fitting(limits),
         )
         port = await enter(served)
         calm_the_collector(fully=True)

@@ -56,9 +56,5 @@ async def _unknown(_request: web.Request) -> web.StreamResponse:
     raise Refused(HTTPStatus.NOT_FOUND, "There is no resource at this path.")
 
 
-async def _expected(request: web.Request) -> None:
-    """Answer `Expect: 100-continue`. Other expectations are ignored, not refused (RFC 9110 §10.1.1)."""
-    if request.headers["Expect"].lower() == "100-continue" and request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # Otherwise aiohttp believes that the final status line is sent.
-        request.writer.output_size = 0
+async def _expected(_request: web.Request) -> None:
+    """Leave `Expect: 100-continue` to the reading of the body, which a refused request's is never asked for."""

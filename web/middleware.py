@@ -10,7 +10,7 @@ from typing import Final
 
 import psycopg
 import structlog
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.typedefs import Middleware
 
 from engine.telemetry import traceparent, tracing
@@ -25,6 +25,8 @@ from web.wire import parsing
 REQUEST_ID: Final = "X-Request-Id"
 KEPT: Final = web.RequestKey("request_id", str)
 SPAN: Final = web.RequestKey("span", Span)
+CLIENT_LEFT: Final = 499
+"""The status, which nobody receives, of a request whose client has left. It is nginx's, and no fault of ours."""
 UNKNOWN_ROUTE: Final = "unknown"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
@@ -50,14 +52,12 @@ def boundary(api: Api) -> Middleware:
     @web.middleware
     async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        request[KEPT] = request_id = parsing.request_id(request) or new_request_id()
+        request[KEPT] = parsing.request_id(request) or new_request_id()
         HTTP_IN_FLIGHT.inc()
         try:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001 - only an answer may pass the boundary
-            refused = problems.refusal(error)
-            _log_error(error, refused, request)
-            response = problems.render(refused, instance=request.path, request_id=request_id)
+            response = _refusing(request, error)
         finally:
             HTTP_IN_FLIGHT.dec()
         if api.draining.is_set() and not response.prepared:
@@ -74,6 +74,22 @@ def boundary(api: Api) -> Middleware:
         return response
 
     return surround
+
+
+def _refusing(request: web.Request, error: Exception) -> web.Response:
+    """The answer to a failed request. The error is held by no frame of its traceback: that would keep the body."""
+    if left(request, error):
+        return web.Response(status=CLIENT_LEFT, reason="Client Closed Request")
+    refused = problems.refusal(error)
+    _log_error(error, refused, request)
+    instance = problems.reference(request.rel_url.raw_path)
+    return problems.render(refused, instance=instance, request_id=request[KEPT])
+
+
+def left(request: web.Request, error: Exception) -> bool:
+    """Whether `error` only says that the client has left. One of ours stays one, such as a lost database."""
+    transport = request.transport
+    return isinstance(error, ClientConnectionResetError) and (transport is None or transport.is_closing())
 
 
 def _log_error(error: Exception, refused: Refused, request: web.Request) -> None:

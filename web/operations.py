@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from pydantic import BaseModel
 
 from engine.pipeline import Registry
@@ -66,15 +66,21 @@ class Call:
         """Wait until the job differs from `view`. False after `seconds`, at a stop, or when the client has left."""
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
-        while not watch.closed and not self._gone() and (left := until - clock()) > 0:
+        while not watch.closed and not self.gone and (left := until - clock()) > 0:
             if await watch.wait((view.version, view.progress_n), min(left, PATIENCE_SECONDS)):
                 return True
         return False
 
-    def _gone(self) -> bool:
-        # aiohttp does not cancel a handler whose client has left.
+    @property
+    def gone(self) -> bool:
+        """Whether the client has left: aiohttp does not cancel its handler."""
         transport = self.request.transport
         return transport is None or transport.is_closing()
+
+    def require_client(self) -> None:
+        """Raise ClientConnectionResetError, as writing to the client would, if the client has left."""
+        if self.gone:
+            raise ClientConnectionResetError("the client has left")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +148,7 @@ class Operation:
                 given["job_id"] = parsing.job_id(request)
             if body_model is None:
                 return await function(Call(request, api, caller), **given)
-            call = Call(request, api, caller, await parsing.body(request, self.max_body))
+            call = Call(request, api, caller, await parsing.body(request, self.max_body, api.offload))
             body = await call.offload(parsing.parsed, body_model, call.document)
             return await function(call, body=body, **given)
 

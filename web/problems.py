@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NotRequired
+from urllib.parse import quote
 
 import orjson
 import psycopg
@@ -28,6 +30,9 @@ from engine.text import MAX_PROBLEMS
 
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = "1"
+PATH: Final = "/%:@!$&'()*+,;=~"
+"""What a path may hold beside letters, digits and `-._` (RFC 3986 §3.3)."""
+STRAY_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 MAX_TEXT: Final = 300
 """Most characters of a pointer or detail: both may quote names of any length that the client has invented."""
 
@@ -95,6 +100,13 @@ STATUS_OF_SQL: Final[Mapping[Blame, tuple[HTTPStatus, str]]] = {
     Blame.VALUE: (HTTPStatus.UNPROCESSABLE_ENTITY, "The request contains a value that cannot be stored."),
     Blame.CODE: FAILED,
 }
+
+
+def reference(target: str) -> str:
+    """The raw path of a request as a URI reference (RFC 3986 §4.2), which a `//` at its start must not make a host."""
+    # What came as bytes outside of UTF-8 is percent-encoded as it came.
+    encoded = quote(STRAY_PERCENT.sub("%25", target).encode(errors="surrogateescape"), safe=PATH)
+    return f"/.{encoded}" if encoded.startswith("//") else encoded
 
 
 def refusal(error: Exception) -> Refused:

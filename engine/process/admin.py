@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 from prometheus_client.aiohttp import make_aiohttp_handler
 
 from engine import version
 from engine.errors import ConfigurationError, DatabaseUnavailable, OutriderError
+from engine.process.admission import Limits
 from engine.process.autoscale import Autoscale
+from engine.process.listener import listening
 from engine.settings import Settings
 from engine.telemetry.metrics import BUILD, CONFIG, LOOP_LAG_SECONDS
 
@@ -23,6 +25,9 @@ CHECK_SECONDS = 3.0
 LAG_SECONDS = 0.25
 ALIKE = ("worker_concurrency", "lease_seconds", "drain_seconds", "retention_days", "log_level")
 RETRY_SECONDS = "1"
+MAX_CONNECTIONS = 100
+"""Of the admin server: probes and a few that read the metrics."""
+DRAIN_SECONDS = 5.0
 
 
 async def verdict(checks: Checks) -> tuple[bool, dict[str, str]]:
@@ -82,20 +87,21 @@ async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIt
             web.get("/autoscale", scaled),
         ]
     )
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
     lag = asyncio.create_task(_observe_lag())
     try:
         port = PORTS[role] if settings.admin_port is None else settings.admin_port
-        site = web.TCPSite(runner, settings.admin_host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigurationError([f"OUTRIDER_ADMIN_PORT: {error.strerror or error}"]) from error
-        yield runner.addresses[0][1]
+        limits = Limits(MAX_CONNECTIONS, MAX_CONNECTIONS, settings.head_seconds)
+        async with AsyncExitStack() as stack:
+            listener = listening(
+                app, settings.admin_host, port, server="admin", limits=limits, drain_seconds=DRAIN_SECONDS
+            )
+            try:
+                bound = await stack.enter_async_context(listener)
+            except OSError as error:
+                raise ConfigurationError([f"OUTRIDER_ADMIN_PORT: {error.strerror or error}"]) from error
+            yield bound
     finally:
         lag.cancel()
-        await runner.cleanup()
         await autoscale.aclose()
 
 

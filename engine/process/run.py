@@ -17,7 +17,7 @@ from typing import NoReturn
 import structlog
 
 from engine.errors import ConfigurationError, OutriderError
-from engine.process import fork
+from engine.process import descriptors, fork
 from engine.process.ending import LAST_WORDS_SECONDS, Ending, leave
 from engine.settings import Settings, load
 from engine.telemetry import logs, tracing
@@ -39,6 +39,7 @@ def run(role: str, main: Main, settings: Settings | None = None) -> NoReturn:
     try:
         settings = settings or load()
         logs.configure(settings, role)
+        descriptors.raise_limit()
         with tracing.exporting(role):
             code = asyncio.run(_ended(role, main, settings, ending))
     except BaseException as error:  # noqa: BLE001 - whatever it is, this process ends

@@ -27,6 +27,14 @@ HTTP_ANSWERS = instruments.Counter(
     "outrider_http_answers", "Answers by class of status, 2xx to 5xx, without probes", ["class"]
 )
 HTTP_IN_FLIGHT = Gauge("outrider_http_requests_in_flight", "Requests being answered")
+HTTP_CONNECTIONS = Gauge(
+    "outrider_http_connections", "Open connections of a server: api or admin", ["server"]
+)
+CONNECTIONS_CLOSED = Counter(
+    "outrider_http_connections_closed",
+    "Connections closed by bounds, by reason: refused for want of room, replaced by a newcomer, late with a whole head",
+    ["server", "reason"],
+)
 SSE_CONNECTIONS = Gauge("outrider_sse_connections", "Open event streams")
 WAITING = Gauge(
     "outrider_http_waiting",

@@ -149,6 +149,18 @@ HEALTH = Row(
             alerts=["OutriderAvailabilityBurnsFast", "OutriderSubmitBurnsFast"],
         ),
         graph(
+            "Connections",
+            "Open connections to the API, by process.",
+            {"{{instance}}": total("outrider_http_connections", "instance", 'server="api"')},
+        ),
+        graph(
+            "Connections closed by bounds",
+            "A second, by reason. Replaced: a newcomer took the place of a silent or idle one. Refused: no place could "
+            "be given up. Late: no whole request head came in time.",
+            {"{{server}}, {{reason}}": rate("outrider_http_connections_closed_total", "server, reason")},
+            unit=PER_SECOND,
+        ),
+        graph(
             "Event loop lag, 99 of 100",
             "How late timers run, by process. Late timers mean that the process is overloaded: start more processes.",
             {"{{instance}}": quantile(0.99, "outrider_event_loop_lag_seconds", "instance")},

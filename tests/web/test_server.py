@@ -72,9 +72,32 @@ NOT_HTTP = {
     "negative length": head(-1),
     "a length that is no number": head(None, "Content-Length: five"),
     "NUL in a header": b"GET / HTTP/1.1\r\nHost: x\r\nA: \x00\r\n\r\n",
-    "a header over 16 KiB": b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 20_000 + b"\r\n\r\n",
-    "a target over 8 KiB": b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
 }
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"
+TOO_LONG = {
+    "a header over 16 KiB": (HEAD + b"A: " + b"x" * 20_000 + b"\r\n\r\n", 431, "16384 bytes"),
+    "a name over 16 KiB": (HEAD + b"A" * 20_000 + b": x\r\n\r\n", 431, "16384 bytes"),
+    "a header that never ends": (HEAD + b"A: " + b"x" * 600_000, 431, "16384 bytes"),
+    "129 headers": (HEAD + b"A: x\r\n" * 128 + b"\r\n", 431, "128 header fields"),
+    "headers that never end": (HEAD + b"A: x\r\n" * 100_000, 431, "128 header fields"),
+    "a target over 8 KiB": (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "8190 bytes"),
+    "a query over 8 KiB": (b"GET /?" + b"x" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "8190 bytes"),
+    "a target that never ends": (b"GET /" + b"x" * 600_000, 414, "8190 bytes"),
+}
+
+
+@pytest.mark.parametrize(("raw", "status", "said"), TOO_LONG.values(), ids=TOO_LONG.keys())
+async def test_414_for_a_long_target_and_431_for_long_or_many_headers(
+    shared_harness: WebHarness, raw: bytes, status: int, said: str
+) -> None:
+    async with wire(shared_harness) as (reader, writer):
+        writer.write(raw)
+        found, _, body = await answer(reader)
+        assert await reader.read() == b"", "the connection is closed"
+    assert (found, orjson.loads(body)["status"]) == (status, status)
+    assert said in orjson.loads(body)["detail"]
 
 
 @pytest.mark.parametrize("raw", NOT_HTTP.values(), ids=NOT_HTTP.keys())
@@ -125,7 +148,8 @@ async def test_a_broken_compressed_body_is_the_client_s_fault_and_not_logged(
     async with wire(shared_harness) as (reader, writer):
         writer.write(head(len(broken), f"Content-Encoding: {coding}") + broken)
         assert (await answer(reader))[0] == 400
-        assert await reader.read() == b"", "the connection is closed"
+        writer.write(head() + BODY)
+        assert (await answer(reader))[0] == 202, "the connection goes on"
     assert not caplog.records
 
 

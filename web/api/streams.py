@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp_sse import EventSourceResponse
 
 from engine.queries import audit
@@ -23,6 +24,8 @@ from web.wire import responses
 log = structlog.get_logger()
 
 PING_SECONDS: Final = 15.0
+RETRY_MILLISECONDS: Final = (1000, 3000)
+"""When a client reconnects: not all of them at the same moment."""
 PAGE: Final = 200
 """Transitions read at once. A stream keeps a page in memory for as long as its client takes to read it."""
 
@@ -51,8 +54,13 @@ async def events(call: Call, job_id: UUID) -> web.StreamResponse:
         if view.state.terminal and view.version == seen:
             return web.Response(status=HTTPStatus.NO_CONTENT)
         response = EventSourceResponse(ping_interval=PING_SECONDS)
+        if call.request.version < HttpVersion11:
+            # Without chunks only the end of the connection ends the stream.
+            response.headers["Connection"] = "close"
+            response.force_close()
         if call.request.method == "HEAD":
             return web.Response(headers=response.headers)
+        call.require_client()
         await response.prepare(call.request)
         async with response:
             with SSE_CONNECTIONS.track_inprogress():
@@ -72,6 +80,8 @@ class _Stream:
 
     async def run(self, view: JobView) -> None:
         try:
+            pause = random.randint(*RETRY_MILLISECONDS)  # noqa: S311 - no secret depends on it
+            await self._response.write(b"retry: %d\r\n\r\n" % pause)
             while not await self._send_news(view):
                 if not await self._call.changed(self._watch, view):
                     return

@@ -10,23 +10,32 @@ from typing import Final, TypeVar
 from urllib.parse import parse_qsl
 from uuid import UUID
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, ValidationError
 
 from engine.errors import InvalidJob, JobNotFound, Problem
 from engine.text import MAX_DEPTH, UNSTORABLE, json_faults
+from web.offload import Offload
 from web.problems import Refused
+from web.wire import inflate
+from web.wire.inflate import too_large
 from web.wire.request_models import faults
 
 READ_SECONDS: Final = 10.0
 """How long a body may take to arrive. aiohttp itself would wait for ever."""
-CODINGS: Final = ("gzip", "deflate", "identity")
 JSON: Final = "application/json"
 MAX_WAIT_SECONDS: Final = 30
 
 CANONICAL_ID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+VALUE: Final = r"[!#$%&'*+.^_`|~A-Za-z0-9-]++"
+QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
+PARAMETER: Final = re.compile(
+    rf"[ \t]*+;[ \t]*+(?:([A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{{0,126}}+)=({VALUE}|{QUOTED}))?"
+)
+"""A parameter of a media type: a name as RFC 6838 §4.2 has it, without the star of RFC 8187; or nothing after a `;`."""
+MEDIA: Final = re.compile(rf"application/json(?:{PARAMETER.pattern})*+[ \t]*", re.IGNORECASE)
 ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 CONTEXT: Final = web.RequestKey("context", str)
 JOB: Final = web.RequestKey("job", str)
@@ -36,20 +45,27 @@ WAIT: Final = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.IGNORECAS
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def body(request: web.Request, limit: int) -> bytes:
-    """The body, decompressed but not parsed, of at most `limit` bytes. Raises Refused (400, 408, 413, 415)."""
+async def body(request: web.Request, limit: int, offload: Offload) -> bytes:
+    """The inflated but not parsed body, of at most `limit` bytes. Raises Refused (400, 408, 413, 415), Overloaded."""
     _check_media(request)
+    coding = inflate.coding(request.headers.getall("Content-Encoding", ()))
+    raw = await _raw(request, limit)
+    return raw if coding is None else await inflate.inflated(raw, coding, limit, offload)
+
+
+async def _raw(request: web.Request, limit: int) -> bytes:
     content = request.content
     # The usual case: the body arrived with the head, and needs no timer.
     if content.is_eof():
         document = content.read_nowait(-1)
         if len(document) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return document
     if (request.content_length or 0) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     try:
         async with asyncio.timeout(READ_SECONDS):
+            await _ask_for_it(request)
             return await _collected(request, limit)
     except TimeoutError:
         raise Refused(
@@ -57,8 +73,18 @@ async def body(request: web.Request, limit: int) -> bytes:
             f"The body did not arrive within {READ_SECONDS:g} s.",
             headers={"Connection": "close"},
         ) from None
-    except (HttpProcessingError, web.RequestPayloadError, ConnectionError) as error:
+    except OSError as error:
+        raise ClientConnectionResetError("the client has left") from error
+    except (HttpProcessingError, web.RequestPayloadError) as error:
         raise Refused(HTTPStatus.BAD_REQUEST, "The body is incomplete or wrongly encoded.") from error
+
+
+async def _ask_for_it(request: web.Request) -> None:
+    """Answer `Expect: 100-continue`, now that the body is wanted (RFC 9110 §10.1.1). Others are ignored."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # Otherwise aiohttp believes that the final status line is sent.
+        request.writer.output_size = 0
 
 
 async def _collected(request: web.Request, limit: int) -> bytes:
@@ -66,33 +92,26 @@ async def _collected(request: web.Request, limit: int) -> bytes:
     while chunk := await request.content.readany():
         document += chunk
         if len(document) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
     return bytes(document)
 
 
 def _check_media(request: web.Request) -> None:
-    if request.headers.get("Content-Type") != JSON:
-        charset = (request.charset or "utf-8").lower()
-        if (
-            request.content_type != JSON
-            or charset not in ("utf-8", "utf8")
-            or "Content-Type" not in request.headers
-        ):
-            raise Refused(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                "The body must be application/json in UTF-8.",
-                headers={"Accept-Post": JSON},
-            )
-    if request.headers.get("Content-Encoding", "identity").lower() not in CODINGS:
+    given = request.headers.get("Content-Type", "")
+    if given != JSON and not is_json(given):
         raise Refused(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-            "The body's Content-Encoding is not supported.",
-            headers={"Accept-Post": JSON, "Accept-Encoding": ", ".join(CODINGS)},
+            "The body must be application/json in UTF-8.",
+            headers={"Accept-Post": JSON},
         )
 
 
-def _too_large(limit: int) -> Refused:
-    return Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body is larger than {limit} bytes.")
+def is_json(media: str) -> bool:
+    """Whether a Content-Type is JSON in UTF-8. What is not well-formed (RFC 9110 §8.3.1, RFC 6838 §4.3) is not."""
+    if not MEDIA.fullmatch(media):
+        return False
+    charsets = (value for name, value in PARAMETER.findall(media) if name.lower() == "charset")
+    return all(value.strip('"').lower() in ("utf-8", "utf8") for value in charsets)
 
 
 def parsed(model: type[Model], document: bytes) -> Model:
