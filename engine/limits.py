@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 
@@ -58,16 +58,36 @@ class Times:
     first: datetime
     last: datetime
 
-    def __contains__(self, moment: datetime) -> bool:
-        return moment.tzinfo is not None and moment <= self.last
+    def __contains__(self, moment: object) -> bool:
+        known = _in_utc(moment) if isinstance(moment, datetime) else None
+        return known is not None and known <= self.last
 
     @property
     def fault(self) -> str:
         return f"not a time with a zone, up to the year {self.last.year}"
 
     def clamped(self, moment: datetime) -> datetime:
-        """`moment` in UTC, not before `first`. PostgreSQL accepts no zone offset beyond 15:59."""
-        return max(moment, self.first).astimezone(UTC)
+        """`moment`, which is in these times, in UTC and not before `first`.
+
+        PostgreSQL accepts no zone offset beyond 15:59.
+        """
+        return max(_in_utc(moment) or self.first, self.first)
+
+
+def _in_utc(moment: datetime) -> datetime | None:
+    """`moment` in UTC, or None without a zone. What Python's calendar cannot express is its first or last moment."""
+    try:
+        offset = moment.utcoffset()
+    except Exception:  # noqa: BLE001 - a zone may be anybody's code; one that fails is none
+        return None
+    if offset is None:
+        return None
+    try:
+        # Of a subclass's moment, too, this is a plain datetime.
+        known = datetime.combine(moment.date(), moment.time()) - offset
+    except OverflowError:
+        known = datetime.min if offset > timedelta(0) else datetime.max  # noqa: DTZ901 - UTC follows
+    return known.replace(tzinfo=UTC)
 
 
 USER_ID: Final = Range(1, 255, "characters")

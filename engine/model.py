@@ -115,6 +115,8 @@ def uuid7() -> UUID:
 class NewJob:
     """A job to be enqueued. `enqueue` checks the limits; the fields themselves accept any value.
 
+    None is absent: an optional field that is None has its default.
+
     - `user_id`: the owner, 1 to 255 characters.
     - `preset`: the name of the pipeline, `[a-z0-9][a-z0-9_.-]{0,62}`. A job of an unknown preset waits for a worker
       that runs the preset.
@@ -145,6 +147,12 @@ class NewJob:
     timeout_seconds: int | None = None
     traceparent: str | None = None
     id: UUID | None = None
+
+    def __post_init__(self) -> None:
+        if self.metadata is None:
+            object.__setattr__(self, "metadata", {})
+        if self.priority is None:
+            object.__setattr__(self, "priority", DEFAULT_PRIORITY)
 
 
 class Job(NamedTuple):

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from engine.errors import ConfigurationError
+from engine.text import decimal, digits
 
 PREFIX = "OUTRIDER_"
 MIN_SECRET_BYTES = 32
@@ -49,7 +50,9 @@ def _lower(value: Any) -> Any:
 Listed = BeforeValidator(_listed)
 TopicName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,250}$")]
 """A Pub/Sub resource name that leaves room for the subscription's `-sub` within 255 characters."""
-Port = Annotated[int, Field(ge=0, le=65_535)]
+Digits = BeforeValidator(digits)
+Decimal = BeforeValidator(decimal)
+Port = Annotated[int, Field(ge=0, le=65_535), Digits]
 
 
 class Settings(BaseModel):
@@ -80,12 +83,12 @@ class Settings(BaseModel):
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     pipelines: Annotated[tuple[str, ...], Listed] = ()
-    worker_concurrency: Annotated[int, Field(ge=1, le=1000)] = 10
-    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 30.0
-    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = 25.0
+    worker_concurrency: Annotated[int, Field(ge=1, le=1000), Digits] = 10
+    lease_seconds: Annotated[float, Field(ge=1, le=3600), Decimal] = 30.0
+    drain_seconds: Annotated[float, Field(ge=0, le=3600), Decimal] = 25.0
     log_format: Literal["json", "console"] | None = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
-    retention_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+    retention_days: Annotated[int, Field(ge=0, le=36_500), Digits] = 0
 
     @field_validator("schema_name")
     @classmethod

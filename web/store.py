@@ -10,8 +10,6 @@ from functools import partial
 from typing import Final, Protocol, TypeVar
 from uuid import UUID
 
-import orjson
-
 from engine.errors import DatabaseUnavailable, JobNotFound
 from engine.model import NewJob
 from engine.moves.enqueue import Accepted, Submission, enqueue_group
@@ -22,6 +20,7 @@ from engine.storage.checked_connection import CheckedConnection
 from engine.storage.connections import Connection, PinnedConnection, Pool, borrow, open_pool
 from engine.storage.notify import WakeHint
 from engine.telemetry.metrics import BATCH_ROWS, BATCH_SECONDS, WAITING
+from engine.text import json_bytes
 from web import metrics
 from web.lists import Lists
 from web.watcher import Watcher
@@ -178,5 +177,5 @@ def _later(new: NewJob) -> bool:
 
 def _weight(submission: Submission) -> int:
     return sum(
-        len(new.content.encode()) + len(orjson.dumps(new.metadata)) + ROW_BYTES for new in submission.jobs
+        len(new.content.encode()) + len(json_bytes(new.metadata)) + ROW_BYTES for new in submission.jobs
     )

@@ -13,6 +13,7 @@ from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
 
+import orjson
 import structlog
 from pydantic import ValidationError
 
@@ -178,7 +179,8 @@ class Execution:
             raise PermanentError(f"the stored metadata cannot be read: {self.attempt.undecodable}")
         if self.pipeline.metadata is None:
             return job
-        return job._replace(metadata=self.pipeline.metadata.model_validate(job.metadata))
+        # As JSON, as the API has checked them: a strict model reads a time or a set from JSON alone.
+        return job._replace(metadata=self.pipeline.metadata.model_validate_json(orjson.dumps(job.metadata)))
 
     async def _on_loop(self, call: Callable[[], Awaitable[Any]]) -> Outcome:
         task = self.task

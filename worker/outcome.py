@@ -35,6 +35,7 @@ from engine.model import (
 )
 from engine.moves import Ending, Release
 from engine.pipeline import Pipeline
+from engine.text import MAX_DEPTH, too_deep
 
 MAX_OUTPUT_BYTES: Final = 4 << 20
 MAX_BACKOFF_SECONDS: Final = 600.0
@@ -117,12 +118,17 @@ def describe(error: BaseException | JobError | str) -> JobError:
 
 
 def encode(output: Any) -> Encoded:
-    """JSON text of at most 4 MiB. Raises ValueError or TypeError for a value that JSON or PostgreSQL cannot hold."""
+    """JSON text of at most 4 MiB, nested at most MAX_DEPTH deep.
+
+    Raises ValueError or TypeError for any other value, and for one that JSON or PostgreSQL cannot hold.
+    """
     if isinstance(output, Encoded):
         return output
     encoded = orjson.dumps(output, option=STRICT)
     if len(encoded) > MAX_OUTPUT_BYTES:
         raise ValueError(f"{len(encoded)} bytes of JSON; the limit is {MAX_OUTPUT_BYTES}")
+    if too_deep(encoded):
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if b"null" in encoded and output is not None:
         json.dumps(output, allow_nan=False, default=str)  # orjson writes NaN as null; this raises
     if b"\\u0000" in encoded and ESCAPED_NUL.search(encoded):  # the pattern alone takes 0.2 s

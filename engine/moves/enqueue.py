@@ -23,6 +23,7 @@ from engine.settings import schema_of_environment
 from engine.storage.literals import array
 from engine.storage.statements import fetchone, timed
 from engine.tables.idempotency import KEY_HOURS, Held, IdempotencyKey, KeyName, held_answers
+from engine.text import json_bytes
 
 # Everything after the insert into `jobs` derives from the rows that were inserted. A group that is sent again after a
 # connection was lost at COMMIT therefore adds no second outbox row for a job that may have finished meanwhile.
@@ -174,7 +175,7 @@ def _asked(new: NewJob) -> dict[str, object]:
         "user_id": new.user_id,
         "preset": new.preset,
         "content": new.content,
-        "metadata": dict(new.metadata),
+        "metadata": orjson.Fragment(json_bytes(dict(new.metadata))),
         "priority": new.priority,
         "run_at": new.run_at and RUN_AT.clamped(new.run_at).isoformat(),
         "delay_seconds": None if new.delay_seconds is None else float(new.delay_seconds),
@@ -223,7 +224,7 @@ def _parameters(submissions: Sequence[Submission]) -> dict[str, object]:
         "user_id": (new.user_id for _, new, _ in jobs),
         "preset": (new.preset for _, new, _ in jobs),
         "content": (new.content for _, new, _ in jobs),
-        "metadata": (orjson.dumps(dict(new.metadata)).decode() for _, new, _ in jobs),
+        "metadata": (json_bytes(dict(new.metadata)).decode() for _, new, _ in jobs),
         "priority": (new.priority for _, new, _ in jobs),
         "max_attempts": (new.max_attempts for _, new, _ in jobs),
         "timeout_seconds": (new.timeout_seconds for _, new, _ in jobs),

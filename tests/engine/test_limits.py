@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -250,3 +251,48 @@ async def test_what_is_not_asked_for_is_no_fault(conn: Conn) -> None:
     check(new(**unset))
     await insert(conn, "max_attempts", None)
     await insert(conn, "timeout_seconds", None)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2030",
+        "20300101",
+        "tomorrow",
+        "now",
+        "2030-01-01",
+        "2030-01-01T00:00:00",
+        "2030-01-01 00:00:00+00",
+        "epoch",
+        "",
+    ],
+)
+async def test_a_time_that_the_session_would_have_to_guess_is_refused_in_json(
+    conn: Conn, written: str
+) -> None:
+    job = {"user_id": "ann", "preset": "p", "content": "text", "run_at": written}
+    with pytest.raises(CheckViolation) as refused:
+        await conn.execute("SELECT job_id FROM outrider_enqueue_many(%s::json)", [json.dumps([job])])
+    assert refused.value.diag.constraint_name == f"run_at: {RUN_AT.fault}"
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Europe/Amsterdam", "Asia/Kolkata"])
+async def test_every_time_that_postgresql_has_is_past_or_refused_by_the_same_words(
+    conn: Conn, zone: str
+) -> None:
+    await conn.execute("SELECT set_config('TimeZone', %s, false)", [zone])
+    for past in (
+        "-infinity",
+        "0001-01-01 BC",
+        "4714-11-24 00:00:00+00 BC",
+        "0001-01-01",
+        "1890-06-01",
+        "1969-12-31 00:00+00",
+    ):
+        (job_id,) = await fetchone(conn, "SELECT outrider_enqueue('ann', 'p', 'x', run_at => %s)", past)
+        stored = await fetchone(conn, "SELECT status, run_at FROM outbox WHERE job_id = %s", job_id)
+        assert stored == ("ready", RUN_AT.first)
+    for future in ("infinity", "294276-12-31 23:59:59+00", "10000-01-01", "9999-06-01"):
+        with pytest.raises(CheckViolation) as refused:
+            await conn.execute("SELECT outrider_enqueue('ann', 'p', 'x', run_at => %s)", [future])
+        assert refused.value.diag.constraint_name == f"run_at: {RUN_AT.fault}"

@@ -15,7 +15,19 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from engine.errors import Problem
-from engine.text import MAX_DEPTH, MAX_PROBLEMS, escape, json_faults, text_fault, whole
+from engine.text import (
+    MAX_DEPTH,
+    MAX_PROBLEMS,
+    decimal,
+    digits,
+    escape,
+    json_bytes,
+    json_faults,
+    stored_size,
+    text_fault,
+    too_deep,
+    whole,
+)
 from tests.support.database import Conn, fetchone
 
 
@@ -124,10 +136,12 @@ def test_every_fault_of_a_value_is_reported_in_its_order() -> None:
 def test_a_value_holds_64_levels_and_the_one_beyond_is_reported_once(
     of: Callable[[Any], Any], step: str
 ) -> None:
-    assert list(json_faults(nested(MAX_DEPTH + 1, of))) == []  # the value itself, and 64 levels in it
-    assert list(json_faults(nested(MAX_DEPTH + 2, of))) == [
-        Problem(step * (MAX_DEPTH + 1), f"nested deeper than {MAX_DEPTH}")
+    assert list(json_faults(nested(MAX_DEPTH, of))) == []
+    assert not too_deep(orjson.dumps(nested(MAX_DEPTH, of)))
+    assert list(json_faults(nested(MAX_DEPTH + 1, of))) == [
+        Problem(step * MAX_DEPTH, f"nested deeper than {MAX_DEPTH}")
     ]
+    assert too_deep(orjson.dumps(nested(MAX_DEPTH + 1, of)))
 
 
 def test_depth_that_would_exhaust_recursion_is_reported_and_what_stands_beside_it_is_still_checked() -> None:
@@ -174,3 +188,63 @@ def test_neither_text_nor_a_truth_is_a_whole_number(value: Any) -> None:
 @pytest.mark.parametrize("value", [1, 2.0, 1.5, None, [1]])
 def test_everything_else_is_left_to_the_model(value: Any) -> None:
     assert whole(value) is value
+
+
+@pytest.mark.parametrize(
+    ("value", "deep"),
+    [
+        ([[]] * 1000, False),
+        (["]" * 100, "[" * 100, '"[' * 100, "\\"] * 100, False),
+        ([{"a": [{"[": "]"}] * 100}], False),
+        (["][", nested(MAX_DEPTH, in_a_list)], True),
+        ({'"': nested(MAX_DEPTH - 1, in_an_object), "b": "]}" * 100}, False),
+        ({'"': nested(MAX_DEPTH, in_an_object), "b": "]}" * 100}, True),
+    ],
+)
+def test_brackets_side_by_side_or_in_text_are_no_depth(value: Any, deep: bool) -> None:
+    assert too_deep(orjson.dumps(value)) is deep
+
+
+@pytest.mark.parametrize("number", [1e16, 1e19, 1e20, -1e20, 1e23, 1e100, 1.5e300, 1.7976931348623157e308])
+def test_a_double_in_full_digits_is_that_double_and_its_neighbours_are_refused(number: float) -> None:
+    whole_number = int(Decimal(repr(number)))
+    assert list(json_faults({"a": whole_number})) == []
+    assert orjson.loads(json_bytes({"a": [whole_number]})) == {"a": [number]}
+    if abs(number) > 2**64:
+        assert [each.detail for each in json_faults([whole_number + 1])] == ["an integer beyond 64 bits"]
+
+
+@pytest.mark.parametrize(
+    "number", [10**309, -(10**400), 2**64 + 1, int(1e23), 1 << 20_000], ids=lambda n: f"{n.bit_length()} bits"
+)
+def test_an_integer_that_is_no_double_in_full_digits_is_refused(number: int) -> None:
+    assert [each.detail for each in json_faults([number])] == ["an integer beyond 64 bits"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {"a": "1e308", "b\\": '"1e5', "c": [1, True, None]},
+        [1e308, -1e308, 5e-324, 1e16, 1.5e-10, 1.25e17, 0.1, 1e-7],
+        {"1e20": [1e20, "\\"], "é": 2**64 - 1},
+    ],
+)
+async def test_the_size_is_that_in_the_database_but_for_its_spaces(conn: Conn, value: Any) -> None:
+    (stored,) = await fetchone(conn, "SELECT (%s::jsonb)::text", orjson.dumps(value).decode())
+    assert stored_size(orjson.dumps(value)) == len(stored.replace(": ", ":").replace(", ", ",").encode())
+
+
+@pytest.mark.parametrize(
+    "text", ["1_0", " 10", "10 ", "10\n", "+10", "1e1", "٣", "", "-", "0x10", "inf", "nan"]
+)
+def test_a_number_in_text_is_digits_alone(text: str) -> None:
+    with pytest.raises(ValueError, match="not an integer"):
+        digits(text)
+    with pytest.raises(ValueError, match="not a number"):
+        decimal(text)
+    assert digits("010") == decimal("010") == "010"
+    assert digits(5) == 5
+    assert decimal("-1.5") == "-1.5"
+    with pytest.raises(ValueError, match="not an integer"):
+        digits("10.0")

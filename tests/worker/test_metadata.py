@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
+import orjson
 import pytest
-from pydantic import field_validator
+from pydantic import ConfigDict, field_validator
 
 from engine.errors import PermanentError
 from engine.model import Completed, Failed, JobError, Outcome, Retry, Unreadable
 from engine.pipeline import Metadata, Pipeline
 from tests.worker.test_execution import Watched
 from tests.worker.test_outcome import made
-from worker.outcome import describe
+from worker.outcome import describe, encode
 
 RAISED = {13: SystemExit(), 14: ConnectionError("away"), 15: PermanentError("never")}
 
@@ -67,3 +71,32 @@ async def test_metadata_reaches_the_pipeline_as_its_model() -> None:
     outcome = await given({"speed": 7}, pipeline).run()
     assert isinstance(outcome, Completed)
     assert outcome.output.text == "7"
+
+
+class Level(StrEnum):
+    HIGH = "high"
+
+
+class Exact(Metadata):
+    """A model that coerces nothing: JSON has no times, ids, sets or tuples of its own."""
+
+    model_config = ConfigDict(strict=True)
+
+    at: datetime
+    id: UUID
+    tags: frozenset[str]
+    pair: tuple[int, float]
+    level: Level
+
+
+async def test_a_strict_model_reads_in_the_worker_what_the_api_has_accepted_as_json() -> None:
+    asked = {
+        "at": "2030-01-01T00:00:00Z",
+        "id": "0197b3c0-0000-7000-8000-000000000000",
+        "tags": ["a", "b"],
+        "pair": [1, 1e20],
+        "level": "high",
+    }
+    Exact.model_validate_json(orjson.dumps(asked))
+    pipeline = made(function=lambda job, _run: job.metadata.at.year, metadata=Exact)
+    assert await given(asked, pipeline).run() == Completed(encode(2030))

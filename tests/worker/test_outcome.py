@@ -21,6 +21,7 @@ from engine.model import (
     Job,
     JobError,
     JobState,
+    Outcome,
     Reason,
     Released,
     Retry,
@@ -311,3 +312,14 @@ def test_errors_that_differ_in_numbers_and_ids_alone_look_alike() -> None:
     assert printed(f"row 17 of {uuid7()} at 0x7f3a") == printed(f"row 4 of {uuid7()} at 0xdead")
     assert printed("row 17") != printed("column 17")
     assert printed("row 17") != printed("row 17", "F")
+
+
+@pytest.mark.parametrize(("levels", "kind"), [(64, Completed), (65, Failed), (200, Failed)])
+def test_an_output_is_nested_as_deep_as_metadata_may_be(levels: int, kind: type[Outcome]) -> None:
+    output: Any = ["[" * 100, {"wide": [[]] * 100}]
+    for _ in range(levels - 4):
+        output = [output]
+    outcome = interpret(output)
+    assert isinstance(outcome, kind)
+    if isinstance(outcome, Failed):
+        assert describe(outcome.error).message == "the outcome cannot be stored: nested deeper than 64"

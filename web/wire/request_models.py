@@ -6,11 +6,9 @@ The bounds and their texts are those of engine/limits.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any, Final
 
-import orjson
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -39,9 +37,10 @@ from engine.model import DEFAULT_PRIORITY, NewJob
 from engine.moves.validation import metadata_problems
 from engine.pipeline import Registry
 from engine.queries.audit import PAGE
-from engine.text import MAX_PROBLEMS, escape, text_fault, whole
+from engine.text import MAX_PROBLEMS, digits, escape, json_bytes, text_fault, whole
 from web.wire.paging import CURSOR, HISTORY_CURSOR
 from web.wire.responses import Status
+from web.wire.times import Moment
 
 MAX_BATCH: Final = 1000
 MAX_OFFSET: Final = 10_000
@@ -75,18 +74,12 @@ def _sized(content: str) -> str:
     return _storable(content)
 
 
-def _in_range(moment: datetime) -> datetime | None:
-    if moment not in RUN_AT:
-        raise _outside(RUN_AT)
-    # A time that is long past means "at once".
-    return moment if moment >= RUN_AT.first else None
-
-
 def _bounds(limit: Range) -> dict[str, Any]:
     """The bounds for the JSON schema; `_within` checks them."""
     return {"minimum": limit.low, "maximum": limit.high}
 
 
+Digits = BeforeValidator(digits)
 Priority = Annotated[
     int, Field(strict=False, json_schema_extra=_bounds(PRIORITY)), BeforeValidator(whole), _within(PRIORITY)
 ]
@@ -114,19 +107,19 @@ class Asked(BaseModel):
 
 
 class JobToRun(Asked):
-    """A job to run."""
+    """A job to run. Null is absent: an optional member that is null has its default."""
 
     content: Annotated[str, AfterValidator(_sized)] = Field(
         description="The pipeline's input: 1 byte to 256 KiB as UTF-8, without NUL.",
         json_schema_extra={"minLength": CONTENT.low, "pattern": "^[^\\u0000]*$"},
     )
     preset: str = Field(description="The preset whose pipeline runs the job; see /pipeline/presets.")
-    metadata: dict[str, Any] = Field(
+    metadata: dict[str, Any] | None = Field(
         default_factory=dict,
         description="Input that fits the preset's metadata schema; at most 256 KiB as JSON.",
     )
-    priority: Priority = Field(default=DEFAULT_PRIORITY, description="Jobs with priority 1 run first.")
-    run_at: Annotated[datetime, AfterValidator(_in_range)] | None = Field(
+    priority: Priority | None = Field(default=DEFAULT_PRIORITY, description="Jobs with priority 1 run first.")
+    run_at: Annotated[Moment, _within(RUN_AT)] | None = Field(
         default=None, description="The job starts no earlier than this time. Excludes delay_seconds."
     )
     delay_seconds: Delay | None = Field(
@@ -142,7 +135,7 @@ class JobToRun(Asked):
 
     @model_validator(mode="after")
     def _one_time(self) -> JobToRun:
-        if {"run_at", "delay_seconds"} <= self.model_fields_set:
+        if self.run_at is not None and self.delay_seconds is not None:
             raise PydanticCustomError("two_times", "run_at and delay_seconds exclude each other")
         return self
 
@@ -151,8 +144,8 @@ class JobToRun(Asked):
             user_id=owner,
             preset=self.preset,
             content=self.content,
-            metadata=self.metadata,
-            priority=self.priority,
+            metadata=self.metadata or {},
+            priority=DEFAULT_PRIORITY if self.priority is None else self.priority,
             run_at=self.run_at,
             delay_seconds=self.delay_seconds,
             max_attempts=self.max_attempts,
@@ -172,8 +165,8 @@ class JobsQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[int, Field(ge=1, le=100)] = 20
-    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET)] = Field(
+    limit: Annotated[int, Field(ge=1, le=100), Digits] = 20
+    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET), Digits] = Field(
         default=0, description="How many jobs to skip, from the newest or from the cursor."
     )
     cursor: Annotated[str, Field(pattern=CURSOR)] | None = Field(
@@ -194,7 +187,7 @@ class HistoryQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    limit: Annotated[int, Field(ge=1, le=PAGE)] = PAGE
+    limit: Annotated[int, Field(ge=1, le=PAGE), Digits] = PAGE
     cursor: Annotated[str, Field(pattern=HISTORY_CURSOR)] | None = Field(
         default=None, description="The `next_cursor` of the previous page."
     )
@@ -221,11 +214,12 @@ def _preset_faults(job: JobToRun, registry: Registry, where: str) -> Iterator[Pr
         yield Problem(f"{where}/preset", "not a preset of this installation; see /pipeline/presets")
     expected = pipeline.metadata if pipeline is not None else None
     where = f"{where}/metadata"
-    if job.metadata and (unstorable := metadata_problems(job.metadata, where)):
+    metadata = job.metadata or {}
+    if metadata and (unstorable := metadata_problems(metadata, where)):
         yield from unstorable
     elif expected is not None:
         try:
-            expected.model_validate_json(orjson.dumps(job.metadata))
+            expected.model_validate_json(json_bytes(metadata))
         except ValidationError as error:
             yield from faults(error, where)
         except Exception as error:  # noqa: BLE001 - an author's validator may raise anything; it is about the input

@@ -116,6 +116,8 @@ def _object(metadata: str) -> dict[str, Any]:
         parsed = jsonlib.loads(metadata)
     except ValueError as error:
         raise typer.BadParameter(f"not JSON: {error}", param_hint="--metadata") from None
+    if parsed is None:
+        return {}
     if not isinstance(parsed, dict):
         raise typer.BadParameter("not a JSON object", param_hint="--metadata")
     return parsed

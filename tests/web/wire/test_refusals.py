@@ -76,7 +76,7 @@ async def test_400_for_what_is_not_json_in_utf_8(anyone: aiohttp.ClientSession, 
     await refused(await post(anyone, raw), 400)
 
 
-DEEP = "[" * 65 + "]" * 65
+DEEP = "[" * 64 + "]" * 64
 INVALID = {
     "not an object": (b"[]", ""),
     "nothing in it": (b"{}", "/content"),
@@ -92,7 +92,10 @@ INVALID = {
     "unknown preset": (job(preset="nobody"), "/preset"),
     "NUL in preset": (job(preset="\x00"), "/preset"),
     "metadata not an object": (job(metadata=[]), "/metadata"),
-    "metadata null": (job(metadata=None), "/metadata"),
+    "content null": (job(content=None), "/content"),
+    "preset null": (job(preset=None), "/preset"),
+    "metadata null where the preset needs some": (job(preset="typed", metadata=None), "/metadata/format"),
+    "null as an unknown member": (job(colour=None), "/colour"),
     "NUL in metadata": (job(metadata={"a": ["x\x00"]}), "/metadata/a/0"),
     "NUL in a member's name": (job(metadata={"a\x00": 1}), "/metadata"),
     "surrogate in metadata": (job(metadata={"a/b": {"c~d": "\udc00"}}), "/metadata/a~1b/c~0d"),
@@ -167,10 +170,15 @@ GOOD = {
     "content of 256 KiB as UTF-8": job(content="é" * 131_072),
     "a pair of surrogates": job(content="\U0001f600"),
     "64 bits": job(metadata={"a": [2**63 - 1, -(2**63)]}),
-    "nesting of 64": job_with('"metadata": {"a": ' + "[" * 63 + "]" * 63 + "}"),
     "a zone that PostgreSQL does not know": job(run_at="7801-05-12T04:48:05.2+20:23"),
     "the last moment": job(run_at="9998-12-31T23:59:59.999999-00:00"),
-    "nulls": job(run_at=None, max_attempts=None, timeout_seconds=None),
+    "nulls": job(
+        metadata=None, priority=None, run_at=None, delay_seconds=None, max_attempts=None, timeout_seconds=None
+    ),
+    "null for a delay beside a time": job(run_at="2030-01-01T00:00:00Z", delay_seconds=None),
+    "null for a time beside a delay": job(run_at=None, delay_seconds=5),
+    "nesting of 64 at most": job_with('"metadata": {"a": ' + "[" * 63 + "]" * 63 + "}"),
+    "1e20 in full digits": job_with('"metadata": {"a": [100000000000000000000, -1e20]}'),
     "many members": job(metadata={f"m{n}": n for n in range(5000)}),
     "extreme numbers": job_with('"metadata": {"a": [1e308, -1e308, 5e-324, 0.1, 12.50]}'),
     "escapes": job_with('"metadata": {"\\\\\\"{},NULL": "\\\\x00 \\b\\t\\u2028 {} \'; --"}'),
@@ -191,7 +199,8 @@ async def test_what_only_looks_bad_is_accepted_and_comes_back_as_it_was(
         shown = json.loads(await response.read(), parse_int=float)  # jsonb writes 1e308 with all its digits
     sent = json.loads(raw, parse_int=float)
     assert shown["content"] == sent["content"]
-    assert shown["metadata"] == sent.get("metadata", {})
+    assert shown["metadata"] == (sent.get("metadata") or {})
+    assert shown["priority"] == (sent.get("priority") or 2)
 
 
 MEDIA = [

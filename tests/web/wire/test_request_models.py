@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from engine.errors import InvalidJob, Problem
 from engine.limits import (
@@ -18,12 +18,13 @@ from engine.limits import (
     TIMEOUT_SECONDS,
     Limit,
 )
+from engine.model import NewJob
 from engine.moves.validation import check as check_new
 from engine.pipeline import Pipeline, Registry
 from engine.text import MAX_PROBLEMS
 from tests.engine.test_limits import STORED, Case, inside, outside
 from web.wire.parsing import parsed
-from web.wire.request_models import Batch, JobToRun, check
+from web.wire.request_models import Batch, HistoryQuery, JobsQuery, JobToRun, check
 
 REGISTRY = Registry([Pipeline(preset="p", function=lambda _job, _run: None)])
 JOB = {"content": "text", "preset": "p"}
@@ -93,17 +94,39 @@ def test_a_batch_reports_all_that_is_wrong_with_its_first_wrong_job_and_where_th
     )
 
 
-@pytest.mark.parametrize(
-    ("written", "moment"),
-    [
-        ("2030-01-02T03:04:05+01:00", datetime(2030, 1, 2, 2, 4, 5, tzinfo=UTC)),
-        ("1970-01-01T00:00:00Z", datetime(1970, 1, 1, tzinfo=UTC)),
-        ("1969-12-31T23:59:59.999999Z", None),
-        ("0001-01-01T00:00:00+14:00", None),
-    ],
-)
-def test_a_time_before_1970_means_at_once(written: str, moment: datetime | None) -> None:
-    assert parsed(JobToRun, document(run_at=written)).run_at == moment
+@pytest.mark.parametrize("optional", sorted(JobToRun.model_fields.keys() - {"content", "preset"}))
+def test_an_optional_member_that_is_null_is_absent(optional: str) -> None:
+    absent = parsed(JobToRun, document()).new(owner="ann", traceparent=None)
+    asked = parsed(JobToRun, document(**{optional: None}))
+    check(asked, REGISTRY)
+    assert asked.new(owner="ann", traceparent=None) == absent
+    [job] = parsed(Batch, json.dumps({"jobs": [JOB | {optional: None}]}).encode()).jobs
+    assert job.new(owner="ann", traceparent=None) == absent
+    given: dict[str, Any] = JOB | {"user_id": "ann", optional: None}
+    assert NewJob(**given) == absent
+
+
+@pytest.mark.parametrize("required", ["content", "preset"])
+def test_a_required_member_that_is_null_is_refused(required: str) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        parsed(JobToRun, document(**{required: None}))
+    assert [problem.pointer for problem in refused.value.problems] == [f"/{required}"]
+
+
+def test_a_past_time_and_a_delay_exclude_each_other_as_others_do() -> None:
+    with pytest.raises(InvalidJob, match="exclude each other"):
+        parsed(JobToRun, document(run_at="1960-01-01T00:00:00Z", delay_seconds=0))
+
+
+@pytest.mark.parametrize("text", ["1_0", " 5", "5 ", "+5", "٣", "1e1", "5.0", "true", "0x5", "", "-1", "101"])
+def test_a_number_in_a_query_is_digits_alone(text: str) -> None:
+    for model in (JobsQuery, HistoryQuery):
+        assert model.model_validate_strings({"limit": "5"}).limit == 5
+        if text != "101" or model is JobsQuery:
+            with pytest.raises(ValidationError):
+                model.model_validate_strings({"limit": text})
+    with pytest.raises(ValidationError):
+        JobsQuery.model_validate_strings({"offset": text if text != "101" else "10001"})
 
 
 @pytest.mark.parametrize(
