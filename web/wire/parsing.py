@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -40,9 +41,27 @@ ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
 CONTEXT: Final = web.RequestKey("context", str)
 JOB: Final = web.RequestKey("job", str)
 """The id of the job that a request has created, for the log line."""
-WAIT: Final = re.compile(r'\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:;.*)?', re.IGNORECASE)
+WAIT: Final = re.compile(r'wait[ \t]*=[ \t]*("?)([0-9]+)\1[ \t]*(?:;.*)?', re.IGNORECASE)
+NAMED_WAIT: Final = re.compile(r"wait[ \t]*(?:[=;]|$)", re.IGNORECASE)
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class ListGrammar(NamedTuple):
+    """A header that is a list with quotes, in which a comma is no separator (RFC 9110 §5.6.1)."""
+
+    line: re.Pattern[str]
+    element: re.Pattern[str]
+
+    @classmethod
+    def of(cls, quoted: str) -> ListGrammar:
+        return cls(re.compile(f'(?:[^"]|{quoted})*+'), re.compile(f'(?:[^",]|{quoted})++'))
+
+
+TEXT_LIST: Final = ListGrammar.of(r'"(?:[^"\\]|\\.)*+"')
+"""Quoted strings have escapes (RFC 9110 §5.6.4)."""
+TAG_LIST: Final = ListGrammar.of('"[^"]*+"')
+"""In an entity tag a backslash is a character like others (RFC 9110 §8.8.3)."""
 
 
 async def body(request: web.Request, limit: int, offload: Offload) -> bytes:
@@ -198,14 +217,30 @@ def traceparent(request: web.Request) -> str | None:
 
 
 def preferred_wait(request: web.Request) -> int | None:
-    """Seconds of `Prefer: wait=N` (RFC 7240), at most 30. A preference that is not understood is ignored."""
-    for preference in ",".join(request.headers.getall("Prefer", ())).split(","):
-        if match := WAIT.fullmatch(preference):
-            return min(int(match[1]), MAX_WAIT_SECONDS)
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most 30. A preference that is not understood is ignored.
+
+    Of several `wait` the first is meant, even if it is not understood (RFC 7240 §2).
+    """
+    for preference in _elements(request.headers.getall("Prefer", ()), TEXT_LIST):
+        if NAMED_WAIT.match(preference):
+            # Nine digits are more than enough, and Python refuses to convert thousands.
+            wait = WAIT.fullmatch(preference)
+            return min(int(wait[2].lstrip("0")[:9] or "0"), MAX_WAIT_SECONDS) if wait else None
     return None
 
 
 def matches(request: web.Request, tag: str) -> bool:
     """Whether If-None-Match names `tag` (RFC 9110 §13.1.2: weak comparison)."""
-    given = ",".join(request.headers.getall("If-None-Match", ()))
-    return given.strip() == "*" or tag in ENTITY_TAG.findall(given)
+    given = _elements(request.headers.getall("If-None-Match", ()), TAG_LIST)
+    return given == ["*"] or any((found := ENTITY_TAG.fullmatch(each)) and found[1] == tag for each in given)
+
+
+def _elements(lines: Iterable[str], grammar: ListGrammar) -> list[str]:
+    """The elements of a header that is a list. A line with a quote that does not end is left out."""
+    return [
+        element
+        for line in lines
+        if grammar.line.fullmatch(line)
+        for found in grammar.element.findall(line)
+        if (element := found.strip(" \t"))
+    ]
