@@ -1,6 +1,6 @@
-"""The idempotency_keys table: the answer to each submission with a key, kept for a day.
+"""The idempotency_keys table: the answer to each submission or redrive with a key, kept for a day.
 
-The statement that enqueues the jobs also inserts the key (engine/moves/enqueue.py).
+The statement that enqueues or redrives the jobs also inserts the key (engine/moves/enqueue.py, redrive.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import orjson
 from psycopg import AsyncConnection
 
 from engine.storage.literals import array
-from engine.storage.statements import fetchall
+from engine.storage.statements import fetchall, fetchone
 
 KEY_HOURS: Final = 24
 
@@ -27,6 +27,9 @@ SELECT held.fingerprint, held.answer::text
 FROM unnest(%s::text[], %s::text[], %s::text[]) WITH ORDINALITY AS k(owner, route, key, no)
 LEFT JOIN idempotency_keys held USING (owner, route, key)
 ORDER BY k.no
+"""
+IS_HELD: LiteralString = """
+SELECT FROM idempotency_keys WHERE (owner, route, key) = (%s, %s, %s) AND expires_at >= clock_timestamp()
 """
 
 
@@ -54,3 +57,8 @@ async def held_answers(conn: AsyncConnection[Any], names: Sequence[KeyName]) -> 
         for name, (fingerprint, answer) in zip(names, rows, strict=True)
         if fingerprint is not None
     }
+
+
+async def is_held(conn: AsyncConnection[Any], name: KeyName) -> bool:
+    """Whether an answer is stored under `name`, and has not expired."""
+    return await fetchone(conn, IS_HELD, name) is not None

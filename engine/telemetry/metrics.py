@@ -46,7 +46,7 @@ AUTH_FAILURES = Counter(
     "outrider_auth_failures", "Refused tokens, by reason: missing, invalid, scope", ["reason"]
 )
 IDEMPOTENCY = Counter(
-    "outrider_idempotency_keys", "Submissions with an idempotency key, by outcome", ["outcome"]
+    "outrider_idempotency_keys", "Requests with an idempotency key, by outcome", ["outcome"]
 )
 JWKS_FETCHED_AT = Moment(
     "outrider_jwks_fetched_timestamp_seconds",

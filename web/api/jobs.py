@@ -17,10 +17,11 @@ from engine.queries import audit, jobs
 from engine.queries.explain import explain
 from engine.queries.jobs import JobView
 from web import metrics
+from web.api.idempotency import IDEMPOTENCY_KEY, REPLAYED, answered
 from web.auth.tokens import ADMIN, READ, WRITE
 from web.lists import ListTooLong
 from web.operations import Answer, Call, Header, operation
-from web.wire import paging, parsing, request_models, responses
+from web.wire import idempotency, paging, parsing, request_models, responses
 from web.wire.responses import reply
 
 IF_NONE_MATCH: Final = Header(
@@ -171,15 +172,23 @@ async def cancel(call: Call, job_id: UUID) -> web.Response:
     "/pipeline/job/{job_id}/retry",
     summary="Run a failed or cancelled job again",
     scope=WRITE,
-    refuses=(409,),
-    answers={202: Answer(description="The job is pending again.", model=responses.Standing)},
+    headers=(IDEMPOTENCY_KEY,),
+    refuses=(409, 422),
+    answers={
+        202: Answer(description="The job is pending again.", model=responses.Standing, headers=REPLAYED)
+    },
 )
 async def retry(call: Call, job_id: UUID) -> web.Response:
+    """With a key, a repeated request is answered as the first was, whatever has become of the job meanwhile."""
+    route = f"/pipeline/job/{job_id}/retry"
+    key = idempotency.key_of(call.request, owner=call.caller.owner, route=route)
     async with call.api.store.connection() as conn:
-        preset = await moves.redrive(conn, job_id, call.caller.sees)
-    metrics.redriven(call.api.registry, preset)
-    call.api.store.notify({preset})
-    return reply(responses.standing(job_id, JobState.PENDING), status=HTTPStatus.ACCEPTED)
+        preset = await moves.redrive(conn, job_id, call.caller.sees, key)
+    if preset is not None:
+        metrics.redriven(call.api.registry, preset)
+        call.api.store.notify({preset})
+    headers = {} if key is None else answered(replayed=preset is None)
+    return reply(responses.standing(job_id, JobState.PENDING), status=HTTPStatus.ACCEPTED, headers=headers)
 
 
 @operation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -11,18 +12,13 @@ from engine.errors import IdempotencyMismatch
 from engine.moves.enqueue import Accepted, Submission
 from engine.telemetry import tracing
 from engine.telemetry.metrics import IDEMPOTENCY
+from web.api.idempotency import IDEMPOTENCY_KEY, REPLAYED, answered
 from web.auth.tokens import WRITE
-from web.operations import MIB, Answer, Call, Header, operation
+from web.operations import MIB, Answer, Call, operation
 from web.wire import idempotency, parsing, request_models, responses
 from web.wire.responses import reply
 
-IDEMPOTENCY_KEY: Final = Header(
-    name=idempotency.HEADER,
-    description="A repeated request with the same key and body within 24 h gets the first answer. Quoted or bare.",
-    schema={"type": "string", "pattern": idempotency.PATTERN},
-)
 FOLLOW: Final = ("job", "history", "events", "explained", "cancel", "retry")
-REPLAYED: Final = {"Idempotent-Replayed": "`true` if the answer is that of an earlier request."}
 
 
 @operation(
@@ -45,10 +41,10 @@ REPLAYED: Final = {"Idempotent-Replayed": "`true` if the answer is that of an ea
     },
 )
 async def run(call: Call, body: request_models.JobToRun) -> web.Response:
-    accepted = await _accepted(call, body, [body], "/pipeline/run")
+    accepted, replayed = await _accepted(call, body, [body], "/pipeline/run")
     call.request[parsing.JOB] = job_id = str(accepted.job_ids[0])
     body_out = responses.accepted(job_id)
-    headers = {"Location": body_out["links"]["self"], "Retry-After": "1"} | _replayed(accepted)
+    headers = {"Location": body_out["links"]["self"], "Retry-After": "1", **replayed}
     return reply(body_out, status=HTTPStatus.ACCEPTED, headers=headers)
 
 
@@ -68,25 +64,23 @@ async def run(call: Call, body: request_models.JobToRun) -> web.Response:
     },
 )
 async def batch(call: Call, body: request_models.Batch) -> web.Response:
-    accepted = await _accepted(call, body, body.jobs, "/pipeline/batch")
+    accepted, replayed = await _accepted(call, body, body.jobs, "/pipeline/batch")
     ids: responses.AcceptedBatch = {"job_ids": [str(job_id) for job_id in accepted.job_ids]}
-    return reply(ids, status=HTTPStatus.ACCEPTED, headers=_replayed(accepted))
+    return reply(ids, status=HTTPStatus.ACCEPTED, headers=replayed)
 
 
 async def _accepted(
     call: Call, body: request_models.Asked, wanted: list[request_models.JobToRun], route: str
-) -> Accepted:
+) -> tuple[Accepted, Mapping[str, str]]:
+    """The accepted jobs, and the headers that say whether an earlier request with the same key made them."""
     submission = await call.offload(_submission, call, body, wanted, route)
-    key = submission.key
     try:
         with tracing.enqueue(len(wanted)):
             accepted = await call.api.store.submit(submission)
     except IdempotencyMismatch:
         IDEMPOTENCY.labels("mismatch").inc()
         raise
-    if key is not None:
-        IDEMPOTENCY.labels("replayed" if accepted.replayed else "first").inc()
-    return accepted
+    return accepted, {} if submission.key is None else answered(replayed=accepted.replayed)
 
 
 def _submission(
@@ -98,7 +92,3 @@ def _submission(
     key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
     traceparent = parsing.traceparent(call.request)
     return Submission(tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted), key)
-
-
-def _replayed(accepted: Accepted) -> dict[str, str]:
-    return {"Idempotent-Replayed": "true"} if accepted.replayed else {}

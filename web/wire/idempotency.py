@@ -21,10 +21,13 @@ KEY: Final = re.compile(PATTERN)
 ESCAPE: Final = re.compile(r'\\(["\\])')
 
 
-def key_of(request: web.Request, *, owner: str, route: str, document: bytes) -> IdempotencyKey | None:
-    """The key of a submission with this body, or None without the header. Raises Refused (422).
+def key_of(
+    request: web.Request, *, owner: str, route: str, document: bytes = b"null"
+) -> IdempotencyKey | None:
+    """The key of a request with this body, or None without the header. Raises Refused (422).
 
-    Two bodies are the same if they are equal as JSON, in whatever order of members.
+    Two bodies are the same if they are equal as JSON, in whatever order of members. A member that is null and one that
+    is left out are two bodies.
     """
     given = request.headers.getall(HEADER, ())
     if not given:
