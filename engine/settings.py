@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from psycopg import Error
 from psycopg.conninfo import conninfo_to_dict
@@ -96,6 +97,14 @@ class Settings(BaseModel):
         if name is not None and not re.fullmatch(SCHEMA, name):
             raise ValueError("a schema's name has small letters, digits and _, and does not begin with pg_")
         return name
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _has_host(cls, url: str | None) -> str | None:
+        # Reading the port raises ValueError if it is none.
+        if url is not None and not (urlsplit(url).hostname and urlsplit(url).port != 0):
+            raise ValueError("not a URL with a host")
+        return url
 
     @field_validator("database_url")
     @classmethod

@@ -48,12 +48,13 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
         await enter(running("notify", notifier.run))
         store = await enter(open_store(url, notifier.notify))
         await enter(running("watch", store.watcher.run))
+        keys = await enter(open_keys(settings))
         draining = asyncio.Event()
         api = Api(
             registry=registry,
-            auth=Authenticator(await enter(open_keys(settings)), settings),
+            auth=Authenticator(keys, settings),
             store=store,
-            checks=health.checks({**database, "connections": store.ready}, draining),
+            checks=health.checks({**database, "connections": store.ready, **keys.checks}, draining),
             draining=draining,
             publish_results=settings.publish_results,
         )

@@ -63,10 +63,15 @@ class Call:
         return await self.api.offload.run(size, work, *args, **kwargs)
 
     async def changed(self, watch: Watch, view: JobView, seconds: float = math.inf) -> bool:
-        """Wait until the job differs from `view`. False after `seconds`, at a stop, or when the client has left."""
+        """Wait until the job differs from `view`.
+
+        False after `seconds`, at a stop, when the token expires, or when the client has left.
+        """
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
-        while not watch.closed and not self.gone and (left := until - clock()) > 0:
+        while not watch.closed and not self.gone:
+            if (left := min(until - clock(), self.caller.seconds_left)) <= 0:
+                break
             if await watch.wait((view.version, view.progress_n), min(left, PATIENCE_SECONDS)):
                 return True
         return False

@@ -105,12 +105,13 @@ async def served(
         database = await stack.enter_async_context(open_checks(database_url, "web"))
         store = await stack.enter_async_context(open_store(database_url, lambda _presets=(): None))
         await stack.enter_async_context(running("watch", store.watcher.run))
+        keys = await stack.enter_async_context(open_keys(wanted))
         draining = asyncio.Event()
         api = Api(
             registry=registry,
-            auth=Authenticator(await stack.enter_async_context(open_keys(wanted)), wanted),
+            auth=Authenticator(keys, wanted),
             store=store,
-            checks=health.checks({**database, "connections": store.ready}, draining),
+            checks=health.checks({**database, "connections": store.ready, **keys.checks}, draining),
             draining=draining,
             publish_results=wanted.publish_results,
         )

@@ -46,7 +46,10 @@ PAGE: Final = 200
     },
 )
 async def events(call: Call, job_id: UUID) -> web.StreamResponse:
-    """Send every transition after Last-Event-ID, and the latest progress, until the job is terminal."""
+    """Send every transition after Last-Event-ID, and the latest progress, until the job is terminal.
+
+    A stream ends with its token. The client reconnects with a new one, and resumes.
+    """
     with call.api.store.watcher.watch(job_id) as watch:
         view = await call.api.store.read(job_id, call.caller.sees)
         # An id above the job's version is another job's or invented. Later events must be sent all the same.
@@ -95,7 +98,9 @@ class _Stream:
     async def _send_news(self, view: JobView) -> bool:
         """Send new transitions and progress. True once the job is terminal and every transition is sent."""
         ended = view.state.terminal
-        while view.version > self._seen and (rows := await self._page(view)):
+        while view.version > self._seen and self._call.caller.seconds_left > 0:
+            if not (rows := await self._page(view)):
+                break
             for row in rows:
                 await self._send("status", responses.transition(row), id=str(row.seq))
                 self._seen = row.seq

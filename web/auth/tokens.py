@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
 from joserfc import jwt
-from joserfc.jws import JWSRegistry, extract_compact
+from joserfc.jws import CompactSignature, JWSRegistry, extract_compact, validate_compact
 
 from engine.settings import Settings
 from engine.telemetry import metrics
 from engine.text import text_fault
-from web.auth.keys import Key, Keys
+from web.auth.key_set import fitting
+from web.auth.keys import Keys
 from web.problems import Refused
 
 READ: Final = "jobs:read"
@@ -25,15 +28,22 @@ MAX_TOKEN: Final = 8192
 LEEWAY_SECONDS: Final = 30
 CACHE_SECONDS: Final = 60.0
 CACHE_SIZE: Final = 10_000
-KEY_TYPES: Final = {"HS256": "oct", "RS256": "RSA", "ES256": "EC"}
+TYPES: Final = frozenset({"jwt", "at+jwt"})
+"""Media types of tokens that grant access (RFC 7519 §5.1, RFC 9068 §2.1). Other types are for other uses."""
+LATEST: Final = 253_402_300_799
+"""The end of the year 9999: later times do not fit every number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller that a token names. `sees` is the owner to which reads and moves are restricted; None means any."""
+    """The caller that a token names. `sees` is the owner to which reads and moves are restricted; None means any.
+
+    `expires_at` is the time, in seconds since 1970, from which the token is refused: its expiry and the leeway.
+    """
 
     owner: str
     scopes: frozenset[str]
+    expires_at: float = math.inf
 
     @property
     def admin(self) -> bool:
@@ -42,6 +52,10 @@ class Caller:
     @property
     def sees(self) -> str | None:
         return None if self.admin else self.owner
+
+    @property
+    def seconds_left(self) -> float:
+        return self.expires_at - time.time()
 
     def require(self, scope: str) -> None:
         if scope not in self.scopes and not self.admin:
@@ -63,7 +77,10 @@ class BadToken(Exception):
 
 
 class Authenticator:
-    """Verifies tokens. Caches valid tokens for a minute: a signature costs more than the rest of a request."""
+    """Verifies tokens. Caches valid tokens for a minute: a signature costs more than the rest of a request.
+
+    So a token outlives the removal of its key from the set by at most CACHE_SECONDS.
+    """
 
     def __init__(self, keys: Keys, settings: Settings) -> None:
         self._keys = keys
@@ -86,56 +103,104 @@ class Authenticator:
         if known is not None and time.time() < known[1]:
             return known[0]
         try:
-            caller, until = await self._verified(_token(authorization[0]))
+            caller = await self._verified(_token(authorization[0]))
         except BadToken as error:
             self._known.pop(authorization[0], None)
             raise _unauthorized(str(error), invalid=True) from error
         if len(self._known) >= CACHE_SIZE:
             del self._known[next(iter(self._known))]
-        self._known[authorization[0]] = (caller, until)
+        self._known[authorization[0]] = caller, min(caller.expires_at, time.time() + CACHE_SECONDS)
         return caller
 
-    async def _verified(self, token: str) -> tuple[Caller, float]:
-        keys = await self._candidates(token)
-        claims = self._decoded(token, keys)
-        owner = claims["sub"]
-        if not 1 <= len(owner) <= 255 or text_fault(owner):
-            raise BadToken("The token's sub must be 1 to 255 storable characters.")
-        scope = claims.get("scope", f"{READ} {WRITE}")
-        if not isinstance(scope, str):
-            raise BadToken("The token's scope is not a string.")
-        until = min(claims["exp"] + LEEWAY_SECONDS, time.time() + CACHE_SECONDS)
-        return Caller(owner, frozenset(scope.split())), until
-
-    async def _candidates(self, token: str) -> list[Key]:
+    async def _verified(self, token: str) -> Caller:
+        signed = self._parsed(token)
+        if not await self._is_signed(signed):
+            raise BadToken("The token's signature cannot be verified.")
         try:
-            header = extract_compact(token.encode(), registry=self._registry).headers()
+            claims = json.loads(signed.payload)
+        except (ValueError, RecursionError) as error:
+            raise BadToken("The token's claims are not JSON.") from error
+        if not isinstance(claims, dict):
+            raise BadToken("The token's claims are not a JSON object.")
+        try:
+            self._claims.validate(claims)
+        except Exception as error:
+            # joserfc raises TypeError and OverflowError, too, for claims of odd types.
+            raise BadToken(f"The token's claims are invalid: {error}") from error
+        return _caller(claims)
+
+    def _parsed(self, token: str) -> CompactSignature:
+        try:
+            signed = extract_compact(token.encode(), registry=self._registry)
         except Exception as error:
             raise BadToken("The token is not a JWT.") from error
-        algorithm, kid = header.get("alg"), header.get("kid")
-        if algorithm not in self._algorithms:
+        header: Any = signed.headers()
+        if not isinstance(header, dict):
+            raise BadToken("The token's header is not a JSON object.")
+        if header.get("alg") not in self._algorithms:
             raise BadToken("The token's algorithm is not accepted.")
-        if kid is not None and not isinstance(kid, str):
-            raise BadToken("The token's key id is not a string.")
-        return [
-            key
-            for key in await self._keys.find(kid)
-            if key.key_type == KEY_TYPES[algorithm] and key.get("alg", algorithm) == algorithm
-        ]
+        _check_header(header)
+        try:
+            self._registry.check_header(header)
+        except Exception as error:
+            raise BadToken(f"The token's header is invalid: {error}") from error
+        return signed
 
-    def _decoded(self, token: str, keys: Sequence[Key]) -> dict[str, Any]:
-        for key in keys:
-            try:
-                claims = jwt.decode(token, key, algorithms=self._algorithms, registry=self._registry).claims
-            except Exception:  # noqa: BLE001, S112 - joserfc raises many kinds; without a key id the next key may fit
-                continue
-            try:
-                self._claims.validate(claims)
-            except Exception as error:
-                # joserfc raises TypeError and OverflowError, too, for claims of odd types.
-                raise BadToken(f"The token's claims are invalid: {error}") from error
-            return claims
-        raise BadToken("The token's signature cannot be verified.")
+    async def _is_signed(self, signed: CompactSignature) -> bool:
+        """Whether a key verifies the signature. A set that has none may be older than the key."""
+        algorithm, kid = signed.headers()["alg"], signed.headers().get("kid")
+        for find in (self._keys.find, self._keys.find_newer):
+            for key in fitting(await find(kid), algorithm):
+                try:
+                    if validate_compact(signed, key, self._algorithms, self._registry):
+                        return True
+                except Exception:  # noqa: BLE001, S112 - joserfc raises many kinds; the next key may fit
+                    continue
+        return False
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Raise BadToken if the header asks for what we do not do, or says that the token is for another use."""
+    if "typ" in header and _media_type(header["typ"]) not in TYPES:
+        raise BadToken("The token's type (typ) is not accepted: it must be JWT or at+jwt, or left out.")
+    if "cty" in header and _media_type(header["cty"]) == "jwt":
+        raise BadToken("Nested tokens are not accepted.")
+    # RFC 7515 §4.1.11: an extension that is not understood must be refused, and we understand none.
+    if "crit" in header:
+        raise BadToken("The token's critical header parameters (crit) are not understood.")
+
+
+def _media_type(value: Any) -> str | None:
+    """A media type of a header, in lower case and without `application/`, which may be left out (RFC 7515 §4.1.9)."""
+    return value.lower().removeprefix("application/") if isinstance(value, str) else None
+
+
+def _caller(claims: Mapping[str, Any]) -> Caller:
+    """The caller of valid claims. Raises BadToken if the owner or the scopes cannot be used."""
+    owner = claims["sub"]
+    if not 1 <= len(owner) <= 255 or text_fault(owner):
+        raise BadToken("The token's sub must be 1 to 255 storable characters.")
+    # In whole seconds, because joserfc compares with those.
+    expires_at = min(math.ceil(claims["exp"]), LATEST) + LEEWAY_SECONDS
+    return Caller(owner, _scopes(claims), expires_at)
+
+
+def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    """The scopes in `scope` (RFC 9068 §2.2.3), else in `scp` (Entra ID, Okta). Without both claims: read and write."""
+    match claims:
+        case {"scope": str(scope)}:
+            found = scope.split(" ")
+        case {"scope": _}:
+            raise BadToken("The token's scope is not a string.")
+        case {"scp": str(scope)}:
+            found = scope.split(" ")
+        case {"scp": list(scopes)} if all(isinstance(each, str) for each in scopes):
+            found = scopes
+        case {"scp": _}:
+            raise BadToken("The token's scp is neither a string nor a list of strings.")
+        case _:
+            found = [READ, WRITE]
+    return frozenset(found) - {""}
 
 
 def _token(authorization: str) -> str:

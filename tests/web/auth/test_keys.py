@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from aiohttp import web
-from joserfc.jwk import ECKey, OctKey, RSAKey
+from joserfc.jwk import ECKey
 
 from engine.errors import ConfigurationError, KeysUnavailable
 from engine.settings import load
 from ops.waiting import until
 from tests.support.web_harness import bearer, served, settings
 from web.auth import keys
-from web.auth.keys import Jwks, open_keys, usable
+from web.auth.jwks_sources import MAX_BYTES
+from web.auth.keys import Jwks, open_keys
 
 OLD = ECKey.generate_key("P-256", {"kid": "old"}, private=True)
 NEW = ECKey.generate_key("P-256", {"kid": "new"}, private=True)
@@ -140,13 +140,63 @@ async def test_whatever_an_issuer_answers_its_last_keys_are_kept() -> None:
         assert await kids(jwks, "old") == ["old"]
 
 
-async def test_a_key_without_an_id_answers_for_no_id_that_a_token_names() -> None:
+async def test_a_key_without_an_id_may_have_signed_any_token_and_is_tried_last() -> None:
     nameless = ECKey.generate_key("P-256", private=True).as_dict(private=False)
     nameless.pop("kid", None)
-    jwks = Issuer(nameless, OLD).jwks()
-    assert await kids(jwks, "new") == []
+    for unnamed in (nameless, nameless | {"kid": None}):
+        jwks = Issuer(unnamed, OLD).jwks()
+        assert await kids(jwks, "new") == [None]
+        assert await kids(jwks, "old") == ["old", None]
+        assert await kids(jwks, None) == [None, "old"]
+
+
+async def newer(jwks: Jwks, kid: str | None) -> list[Any]:
+    return [key.get("x") for key in await jwks.find_newer(kid)]
+
+
+ROTATED = ECKey.generate_key("P-256", {"kid": "old"}, private=True)
+
+
+async def test_a_key_rotated_under_its_id_is_fetched_for_but_not_more_often_than_each_30_seconds() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    await kids(jwks, "old")
+    issuer.body = document(ROTATED)
+    assert await newer(jwks, "old") == []
+    issuer.now += keys.UNKNOWN_SECONDS
+    assert await newer(jwks, "old") == [ROTATED.get("x")]
+    assert issuer.fetches == 2
+    for _ in range(100):
+        assert await newer(jwks, "old") == []
+    assert issuer.fetches == 2
+
+
+async def test_no_key_is_tried_twice_while_the_set_is_the_same_or_its_issuer_away() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    await kids(jwks, "old")
+    for body in (document(OLD), OSError("unreachable"), b"<html>"):
+        issuer.body = body
+        issuer.now += keys.UNKNOWN_SECONDS
+        assert await newer(jwks, "old") == []
+    assert issuer.fetches == 4
     assert await kids(jwks, "old") == ["old"]
-    assert await kids(jwks, None) == [None, "old"]
+
+
+async def test_many_whom_no_key_verifies_share_one_fetch_and_nobody_else_waits_for_it() -> None:
+    issuer = Issuer(OLD)
+    jwks = issuer.jwks()
+    await kids(jwks, "old")
+    issuer.now += keys.UNKNOWN_SECONDS
+    issuer.gate.clear()
+    issuer.body = document(ROTATED)
+    waiting = [asyncio.create_task(newer(jwks, "old")) for _ in range(50)]
+    await until(lambda: issuer.fetches == 2)
+    async with asyncio.timeout(5):
+        assert await kids(jwks, "old") == ["old"]
+    issuer.gate.set()
+    assert await asyncio.gather(*waiting) == [[ROTATED.get("x")]] * 50
+    assert issuer.fetches == 2
 
 
 async def test_without_any_set_a_fetch_is_tried_each_second_at_most() -> None:
@@ -157,31 +207,6 @@ async def test_without_any_set_a_fetch_is_tried_each_second_at_most() -> None:
         with pytest.raises(KeysUnavailable):
             await jwks.find("old")
     assert issuer.fetches == 1
-
-
-def test_a_broken_key_does_not_cost_its_neighbours() -> None:
-    secret, encryption = OctKey.generate_key(256).as_dict(), RSAKey.generate_key(2048).as_dict(private=False)
-    found = usable(
-        document(
-            {"kty": "EC", "crv": "P-256", "x": "!", "y": "!"},
-            {"kty": "RSA", "n": "AQAB"},
-            {"kty": "OKP", "crv": "nonsense", "x": "AA"},
-            {"kty": "future"},
-            {},
-            secret,
-            encryption | {"use": "enc"},
-            OLD,
-        )
-    )
-    assert [key.kid for key in found] == ["old"]
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"no", b"[]", b"5", b"{}", b'{"keys": 5}', b'{"keys": [5]}', b"[" * 9999]
-)
-def test_what_is_no_key_set_is_refused(body: bytes) -> None:
-    with pytest.raises(ValueError):  # orjson's errors are ValueErrors too
-        usable(body)
 
 
 # Over HTTP
@@ -246,7 +271,7 @@ async def test_redirects_are_not_followed_and_large_sets_not_read(endpoint: tupl
     made, url = endpoint
     for response in (
         lambda: web.Response(status=302, headers={"Location": url + "2"}),
-        lambda: web.Response(body=document(OLD) + b" " * keys.MAX_BYTES),
+        lambda: web.Response(body=document(OLD) + b" " * MAX_BYTES),
     ):
         made.response = response
         made.requests = 0
@@ -256,14 +281,62 @@ async def test_redirects_are_not_followed_and_large_sets_not_read(endpoint: tupl
         assert made.requests == 1
 
 
-async def test_a_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_rotated_under_its_id_is_accepted_while_junk_signatures_come(
+    endpoint: tuple[Endpoint, str], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, url = endpoint
     monkeypatch.setattr(keys, "UNKNOWN_SECONDS", 0.0)
-    path = tmp_path / "jwks.json"
-    path.write_bytes(document(OLD))
-    async with open_keys(settings(jwks_file=path)) as opened:
-        assert len(await opened.find("old")) == 1
-        path.write_bytes(document(NEW))
-        assert len(await opened.find("new")) == 1
+    stranger = ECKey.generate_key("P-256", {"kid": "old"}, private=True)
+    async with served(database_url, jwks_url=url) as web_harness:
+        client = await web_harness.client(None)
+
+        async def status(key: ECKey) -> int:
+            headers = bearer(key=key, alg="ES256", header={"kid": "old"})
+            async with client.get("/pipeline/presets", headers=headers) as response:
+                return int(response.status)
+
+        assert await status(OLD) == 200
+        assert await status(stranger) == 401
+        made.response = lambda: web.Response(body=document(ROTATED))
+        assert await status(ROTATED) == 200
+        assert await status(OLD) == 401
+        assert await status(stranger) == 401
+
+
+async def test_junk_signatures_fetch_the_keys_once_each_30_seconds(
+    endpoint: tuple[Endpoint, str], database_url: str
+) -> None:
+    made, url = endpoint
+    stranger = ECKey.generate_key("P-256", private=True)
+    async with served(database_url, jwks_url=url) as web_harness:
+        client = await web_harness.client(None)
+        await until(lambda: made.requests == 1)
+        for n in range(50):
+            headers = bearer(key=stranger, alg="ES256", header={"kid": "old" if n % 2 else f"kid-{n}"})
+            async with client.get("/pipeline/presets", headers=headers) as response:
+                assert response.status == 401
+    assert made.requests == 1
+
+
+async def test_not_ready_until_the_issuer_has_answered_once(
+    endpoint: tuple[Endpoint, str], database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first set is fetched although no request comes: no balancer sends any to a process that is not ready."""
+    made, url = endpoint
+    monkeypatch.setattr(keys, "MISSING_SECONDS", 0.0)
+    made.response = lambda: web.Response(text="<html>not yet</html>", content_type="text/html")
+    async with served(database_url, jwks_url=url) as web_harness:
+        client = await web_harness.client(None)
+
+        async def readiness() -> tuple[int, str]:
+            async with client.get("/readyz") as response:
+                return response.status, (await response.json())["checks"]["keys"]
+
+        assert await readiness() == (503, "no key set is loaded: see keys.load_failed in the log")
+        made.response = lambda: web.Response(body=document(OLD))
+        assert await readiness() == (200, "ok")
+        made.response = lambda: web.Response(status=500)
+        assert await readiness() == (200, "ok")
 
 
 async def test_settings_without_any_key_are_refused() -> None:

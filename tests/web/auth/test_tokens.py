@@ -50,6 +50,9 @@ def bad_tokens() -> dict[str, str]:
         "not ASCII": "é.é.é",
         "a header that is not JSON": f"{segment(b'no')}.{segment(GOOD)}.x",
         "a header that is a list": signed([], GOOD),
+        "a header that is a list with alg": signed(["alg"], GOOD),
+        "a header that is text with alg": signed("alg", GOOD),
+        "a header that is null": signed(None, GOOD),
         "no algorithm": signed({}, GOOD),
         "algorithm none": f"{segment({'alg': 'none'})}.{segment(GOOD)}.",
         "algorithm NONE": f"{segment({'alg': 'NONE'})}.{segment(GOOD)}.",
@@ -73,11 +76,39 @@ def bad_tokens() -> dict[str, str]:
         "sub too long": token("x" * 256),
         "scope a list": token(scope=["jobs:read"]),
         "scope a number": token(scope=1),
+        "scope null": signed(HS, GOOD | {"scope": None}),
+        "scope null beside scp": signed(HS, GOOD | {"scope": None, "scp": "jobs:read"}),
+        "scp a number": token(scp=1),
+        "scp an object": token(scp={"jobs:read": True}),
+        "scp null": signed(HS, GOOD | {"scp": None}),
+        "scp with a number": token(scp=["jobs:read", 1]),
+        "scp with null": token(scp=["jobs:read", None]),
+        "scp with a list": token(scp=[["jobs:read"]]),
         "claims a list": signed(HS, [1]),
         "claims not JSON": signed(HS, b"no"),
         "claims nested": signed(HS, (b"[" * 5000) + b"]" * 5000),
         "unknown crit": signed(HS | {"crit": ["x"], "x": 1}, GOOD),
+        "crit of a registered name": signed(HS | {"crit": ["kid"], "kid": "x"}, GOOD),
+        "crit empty": signed(HS | {"crit": []}, GOOD),
+        "crit null": signed(HS | {"crit": None}, GOOD),
+        "crit a number": signed(HS | {"crit": 5}, GOOD),
+        "crit b64": signed(HS | {"crit": ["b64"], "b64": True}, GOOD),
+        "an unencoded payload": signed(HS | {"crit": ["b64"], "b64": False}, GOOD),
+        "an unencoded payload that is not critical": signed(HS | {"b64": False}, GOOD),
+        "a nested token": signed(HS | {"cty": "JWT"}, GOOD),
+        "a nested token inside": signed(HS | {"cty": "jwt"}, token().encode()),
+        "exp NaN": signed(HS, b'{"sub": "ann", "exp": NaN}'),
+        "exp too large for a float": signed(HS, b'{"sub": "ann", "exp": 1e400}'),
+        "exp of too many digits": signed(HS, b'{"sub": "ann", "exp": ' + b"9" * 5000 + b"}"),
+        "exp negative": signed(HS, GOOD | {"exp": -1}),
+        "exp a list": signed(HS, GOOD | {"exp": [GOOD["exp"]]}),
+        "exp twice, the last one past": signed(HS, b'{"sub": "ann", "exp": 9999999999, "exp": 1}'),
+        "issued in the future": token(iat=int(time.time()) + 100),
+        "iat as text": token(iat="now"),
+        "nbf NaN": signed(HS, b'{"sub": "ann", "exp": 9999999999, "nbf": NaN}'),
         "key id a number": signed(HS | {"kid": 5}, GOOD),
+        "key id null": signed(HS | {"kid": None}, GOOD),
+        "an address of keys that is a number": signed(HS | {"jku": 5}, GOOD),
         "too long": token(pad="x" * 9000),
     }
 
@@ -98,7 +129,86 @@ async def test_401_for_a_bad_token(door: Any, name: str) -> None:
         assert bad not in str(body)
 
 
-@pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Basic YTpi", "{}", "Token {}"])
+@pytest.mark.parametrize(
+    "typ",
+    [
+        *(
+            "logout+jwt",
+            "secevent+jwt",
+            "dpop+jwt",
+            "id+jwt",
+            "vc+sd-jwt",
+            "oauth-authz-req+jwt",
+            "JOSE",
+            "JWS",
+        ),
+        *("", " ", "JWT ", "jwt;x=1", "application/", "application/application/jwt", "text/jwt", "at+jwt2"),
+        *("application/logout+jwt", "xat+jwt", "at jwt", "J\u0077T\u0130"),
+        *(None, 5, True, [], ["JWT"], {"JWT": 1}),
+    ],
+)
+async def test_a_token_for_another_use_is_refused_by_its_type(door: Any, typ: Any) -> None:
+    """RFC 8725 §3.11: a logout token must not open the door, though the same issuer has signed it."""
+    headers = {"Authorization": f"Bearer {signed(HS | {'typ': typ}, GOOD)}"}
+    async with door.get(PRESETS, headers=headers) as response:
+        assert response.status == 401
+        assert 'error="invalid_token"' in response.headers["WWW-Authenticate"]
+        assert "typ" in (await response.json())["detail"]
+
+
+@pytest.mark.parametrize(
+    "typ",
+    ["JWT", "jwt", "Jwt", "at+jwt", "AT+JWT", "application/at+jwt", "Application/AT+jwt", "application/jwt"],
+)
+async def test_a_token_for_access_is_let_in_by_its_type(door: Any, typ: str) -> None:
+    headers = {"Authorization": f"Bearer {signed(HS | {'typ': typ}, GOOD)}"}
+    async with door.get(PRESETS, headers=headers) as response:
+        assert response.status == 200
+
+
+SCOPES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "neither": ({}, {"jobs:read", "jobs:write"}),
+    "scope": ({"scope": "jobs:read"}, {"jobs:read"}),
+    "scope, several": ({"scope": " jobs:read  jobs:write other "}, {"jobs:read", "jobs:write", "other"}),
+    "scope empty": ({"scope": ""}, set()),
+    "scope in other white space": ({"scope": "x\u00a0jobs:admin\tjobs:admin\njobs:admin"}, set()),
+    "scp text": ({"scp": "jobs:read"}, {"jobs:read"}),
+    "scp text, several": ({"scp": "jobs:read jobs:admin"}, {"jobs:read", "jobs:admin"}),
+    "scp empty": ({"scp": ""}, set()),
+    "scp a list": ({"scp": ["jobs:write", "openid"]}, {"jobs:write", "openid"}),
+    "scp an empty list": ({"scp": []}, set()),
+    "scp a list of an empty text": ({"scp": [""]}, set()),
+    "scp with others' scopes": ({"scp": "openid profile"}, {"openid", "profile"}),
+    "both: scope decides": ({"scope": "jobs:read", "scp": ["jobs:admin"]}, {"jobs:read"}),
+    "both: an empty scope decides": ({"scope": "", "scp": "jobs:admin"}, set()),
+    "roles are no scopes": (
+        {"scp": [], "roles": ["jobs:admin"], "permissions": ["jobs:admin"], "scopes": "jobs:admin"},
+        set(),
+    ),
+    "other spellings are no scopes": ({"scp": ["JOBS:ADMIN", "jobs:*", "*"]}, {"JOBS:ADMIN", "jobs:*", "*"}),
+}
+
+
+@pytest.mark.parametrize("name", SCOPES)
+async def test_a_token_has_the_scopes_that_it_names_and_no_others(name: str) -> None:
+    claims, scopes = SCOPES[name]
+    caller = await Authenticator(Secret(SECRET), settings()).caller([f"Bearer {token(**claims)}"])
+    known = {"jobs:read", "jobs:write", "jobs:admin"}
+    assert caller.scopes & known == scopes & known
+
+
+async def test_a_token_with_scp_alone_reads_and_does_not_write(shared_harness: WebHarness) -> None:
+    for scp in ("jobs:read", ["jobs:read"]):
+        reader = await shared_harness.client("ann", scp=scp)
+        async with reader.get(PRESETS) as response:
+            assert response.status == 200
+        async with reader.post("/pipeline/run", json=JOB) as response:
+            assert response.status == 403
+
+
+@pytest.mark.parametrize(
+    "given", ["", "Bearer", "Bearer ", "Basic YTpi", "{}", "Token {}", "Bearer\t{}", "Bearer {0}, Bearer {0}"]
+)
 async def test_401_for_what_is_no_bearer_token(door: Any, given: str) -> None:
     async with door.get(PRESETS, headers={"Authorization": given.format(token())}) as response:
         assert response.status == 401
@@ -129,6 +239,11 @@ def good_tokens() -> dict[str, str]:
         "a long owner": token("x" * 255),
         "an owner in any script": token("名前 with spaces/and?signs"),
         "a key id that nobody asked for": token(header={"kid": "whatever"}),
+        "a header parameter that nobody knows": signed(HS | {"zip": "DEF"}, GOOD),
+        "an expiry beyond all clocks": signed(HS, GOOD | {"exp": 10**400}),
+        "an expiry as large as a float can be": token(exp=1e308),
+        "valid and issued within the leeway": token(nbf=int(time.time()) + 20, iat=int(time.time()) + 20),
+        "an address of keys, which is not followed": token(header={"jku": "http://127.0.0.1:9/keys"}),
         "another type, and members of its own": signed(HS | {"x-unknown": 1, "typ": "at+jwt"}, GOOD),
         "more claims": token(iss="anyone", aud=["a", "b"], jti="1", iat=int(time.time())),
         "an expiry with a fraction": token(exp=time.time() + 0.5),
@@ -139,7 +254,7 @@ def good_tokens() -> dict[str, str]:
 @pytest.mark.parametrize("name", list(good_tokens()))
 async def test_a_good_token_is_let_in(door: Any, name: str) -> None:
     good = good_tokens()[name]
-    for scheme in ("Bearer", "bearer", "BEARER "):
+    for scheme in ("Bearer", "bearer", "BEARER  "):
         async with door.get(PRESETS, headers={"Authorization": f"{scheme} {good}"}) as response:
             assert response.status == 200, await response.text()
 
@@ -257,3 +372,28 @@ async def test_a_key_verifies_only_the_algorithm_that_it_names(
         headers = {"Authorization": f"Bearer {token(key=RSA, alg='RS256', header={'kid': 'r'})}"}
         async with client.get(PRESETS, headers=headers) as response:
             assert response.status == status
+
+
+@pytest.mark.parametrize("exp", [0.0, 0.25, 0.5, 0.999])
+async def test_a_callers_end_is_the_moment_from_which_its_token_is_refused(
+    monkeypatch: pytest.MonkeyPatch, exp: float
+) -> None:
+    expires = int(time.time()) + 100 + exp
+    header = [f"Bearer {token(exp=expires)}"]
+    end = (await Authenticator(Secret(SECRET), settings()).caller(header)).expires_at
+    assert expires + 30 <= end < expires + 31
+    monkeypatch.setattr(time, "time", lambda: end - 0.001)
+    await Authenticator(Secret(SECRET), settings()).caller(header)
+    monkeypatch.setattr(time, "time", lambda: end)
+    with pytest.raises(Refused, match="expired"):
+        await Authenticator(Secret(SECRET), settings()).caller(header)
+
+
+async def test_a_remembered_caller_ends_with_its_token_and_not_with_the_memory() -> None:
+    auth = Authenticator(Secret(SECRET), settings())
+    header = [f"Bearer {token(ttl=3600)}"]
+    first, again = await auth.caller(header), await auth.caller(header)
+    assert first is again
+    assert again.seconds_left > 3600
+    endless = await auth.caller([f"Bearer {signed(HS, GOOD | {'exp': 10**400})}"])
+    assert endless.seconds_left > 3600
