@@ -33,6 +33,12 @@ PROJECT = r"^[a-z0-9][a-z0-9.:-]*$"
 SCHEMA = r"^(?!pg_)[a-z_][a-z0-9_]{0,62}$"
 """A PostgreSQL identifier that means the same with and without quotes."""
 
+ORIGIN = (
+    r"([a-z][a-z0-9+.-]*)://([a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:(?P<port>[1-9][0-9]{0,4}))?"
+)
+"""An origin as browsers send it (the HTML standard, "serialization of an origin")."""
+DEFAULT_PORTS = {"http": "80", "https": "443"}
+
 Transport = Literal["postgres", "pubsub"]
 Algorithm = Literal["HS256", "RS256", "ES256"]
 
@@ -53,7 +59,8 @@ TopicName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,250}$")]
 """A Pub/Sub resource name that leaves room for the subscription's `-sub` within 255 characters."""
 Digits = BeforeValidator(digits)
 Decimal = BeforeValidator(decimal)
-Port = Annotated[int, Field(ge=0, le=65_535), Digits]
+MAX_PORT = 65_535
+Port = Annotated[int, Field(ge=0, le=MAX_PORT), Digits]
 
 
 class Settings(BaseModel):
@@ -70,9 +77,9 @@ class Settings(BaseModel):
     http_port: Port = 8080
     admin_host: str = "127.0.0.1"
     admin_port: Port | None = None
-    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    max_connections_per_address: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    head_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000), Digits] = 10_000
+    max_connections_per_address: Annotated[int, Field(ge=1, le=1_000_000), Digits] = 1000
+    head_seconds: Annotated[float, Field(gt=0, le=600), Decimal] = 10.0
     pubsub_project: Annotated[str, Field(pattern=PROJECT)] | None = None
     pubsub_jobs_topic: TopicName = "pipeline-jobs"
     pubsub_results_topic: TopicName = "pipeline-results"
@@ -83,6 +90,7 @@ class Settings(BaseModel):
     jwt_algorithms: Annotated[tuple[Algorithm, ...], Listed] = ()
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+    cors_origins: Annotated[tuple[str, ...], Listed] = ()
     pipelines: Annotated[tuple[str, ...], Listed] = ()
     worker_concurrency: Annotated[int, Field(ge=1, le=1000), Digits] = 10
     lease_seconds: Annotated[float, Field(ge=1, le=3600), Decimal] = 30.0
@@ -105,6 +113,19 @@ class Settings(BaseModel):
         if url is not None and not (urlsplit(url).hostname and urlsplit(url).port != 0):
             raise ValueError("not a URL with a host")
         return url
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_sent(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if origins == ("*",):
+            return origins
+        for origin in origins:
+            if not _is_origin(origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin as browsers send it, such as https://app.example or"
+                    " http://localhost:3000; * stands alone and allows all"
+                )
+        return origins
 
     @field_validator("database_url")
     @classmethod
@@ -168,6 +189,14 @@ class Settings(BaseModel):
                 [f"{PREFIX}DATABASE_URL is not set (`outrider up` brings its own database)"]
             )
         return self.database_url.get_secret_value()
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser can send `text` as an origin. It leaves out the scheme's default port."""
+    match = re.fullmatch(ORIGIN, text)
+    if match is None or match["port"] is None:
+        return match is not None
+    return int(match["port"]) <= MAX_PORT and match["port"] != DEFAULT_PORTS.get(match[1])
 
 
 def schema_of_environment() -> str | None:

@@ -57,6 +57,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
             checks=health.checks({**database, "connections": store.ready, **keys.checks}, draining),
             draining=draining,
             publish_results=settings.publish_results,
+            cors_origins=settings.cors_origins,
         )
         admin_port = await enter(admin_server(settings, "web", api.checks))
         limits = Limits(settings.max_connections, settings.max_connections_per_address, settings.head_seconds)

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from web import docs, metrics, middleware, openapi
 from web.api import OPERATIONS
+from web.cors import Cors
 from web.operations import Api, Handler
 from web.problems import Refused
 
@@ -19,13 +20,16 @@ def create_app(api: Api) -> web.Application:
     metrics.show(api.registry)
     app = web.Application(middlewares=[middleware.traced, middleware.boundary(api)])
     app.on_response_prepare.append(middleware.finish_headers)
+    cors = Cors(api.cors_origins, OPERATIONS)
+    if cors.on:
+        app.on_response_prepare.append(cors.finish_headers)
     paths: defaultdict[str, dict[str, Handler]] = defaultdict(dict)
     for operation in OPERATIONS:
         paths[operation.path][operation.method] = operation.bind(api)
     for path, handler in docs.pages(openapi.document(OPERATIONS, api.registry)).items():
         paths[path]["GET"] = handler
     for path, by_method in paths.items():
-        _add(app, path, by_method)
+        _add(app, path, by_method, cors)
     app.router.add_route("*", "/{path:.*}", _unknown, expect_handler=_expected)
 
     async def stop_waiting(_app: web.Application) -> None:
@@ -35,13 +39,11 @@ def create_app(api: Api) -> web.Application:
     return app
 
 
-def _add(app: web.Application, path: str, by_method: Mapping[str, Handler]) -> None:
-    """Add the routes of `path`. GET answers HEAD, too. Other methods get 405, even OPTIONS: there is no CORS."""
+def _add(app: web.Application, path: str, by_method: Mapping[str, Handler], cors: Cors) -> None:
+    """Add the routes of `path`. GET answers HEAD, too. Other methods get 405, even OPTIONS unless `cors` is on."""
     methods = dict(by_method)
     if "GET" in methods:
         methods["HEAD"] = methods["GET"]
-    for method, handler in methods.items():
-        app.router.add_route(method, path, handler, expect_handler=_expected)
     allow = ", ".join(sorted(methods))
 
     async def refuse(_request: web.Request) -> web.StreamResponse:
@@ -49,6 +51,10 @@ def _add(app: web.Application, path: str, by_method: Mapping[str, Handler]) -> N
             HTTPStatus.METHOD_NOT_ALLOWED, f"This path allows only {allow}.", headers={"Allow": allow}
         )
 
+    if cors.on:
+        methods["OPTIONS"] = cors.preflight(allow, refuse)
+    for method, handler in methods.items():
+        app.router.add_route(method, path, handler, expect_handler=_expected)
     app.router.add_route("*", path, refuse, expect_handler=_expected)
 
 

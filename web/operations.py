@@ -34,7 +34,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Api:
     """The dependencies of the handlers. `checks` decide readiness; `draining` is set when the process is to stop.
 
-    `publish_results`: whether results that are written here are published to Pub/Sub.
+    `publish_results`: whether results that are written here are published to Pub/Sub. `cors_origins`: the origins
+    whose pages may use the API (see web/cors.py).
     """
 
     registry: Registry
@@ -43,6 +44,7 @@ class Api:
     checks: Checks
     draining: asyncio.Event
     publish_results: bool = False
+    cors_origins: tuple[str, ...] = ()
     offload: Offload = field(default_factory=Offload)
 
 

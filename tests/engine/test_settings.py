@@ -62,6 +62,28 @@ def test_values_are_read_as_they_are_meant() -> None:
         ("JWKS_URL", "https://issuer:99999/keys"),
         ("JWKS_URL", "https://[::1/keys"),
         ("JWT_ALGORITHMS", "none"),
+        ("CORS_ORIGINS", "null"),
+        ("CORS_ORIGINS", "app.example"),
+        ("CORS_ORIGINS", "//app.example"),
+        ("CORS_ORIGINS", "https://app.example/"),
+        ("CORS_ORIGINS", "https://app.example/path"),
+        ("CORS_ORIGINS", "https://app.example?x"),
+        ("CORS_ORIGINS", "https://app.example#x"),
+        ("CORS_ORIGINS", "https://App.Example"),
+        ("CORS_ORIGINS", "https://bücher.example"),
+        ("CORS_ORIGINS", "https://user@app.example"),
+        ("CORS_ORIGINS", "https://*.app.example"),
+        ("CORS_ORIGINS", "https://app.example:443"),
+        ("CORS_ORIGINS", "http://app.example:80"),
+        ("CORS_ORIGINS", "http://app.example:"),
+        ("CORS_ORIGINS", "http://app.example:0"),
+        ("CORS_ORIGINS", "http://app.example:65536"),
+        ("CORS_ORIGINS", "http://app.example:08080"),
+        ("CORS_ORIGINS", "https://"),
+        ("CORS_ORIGINS", "https://app.example https://b.example"),
+        ("CORS_ORIGINS", "https://app.example,*"),
+        ("CORS_ORIGINS", "*,*"),
+        ("CORS_ORIGINS", "https://good.example, bad"),
         ("DATABASE_URL", "host=h port"),
         ("DATABASE_URL", "postgresql://u:p@h/d?no_such=option"),
         ("DATABSE_URL", "postgresql:///d"),
@@ -73,6 +95,23 @@ def test_a_wrong_value_or_name_is_one_line_that_names_the_variable(name: str, va
     [line] = caught.value.problems
     assert line.startswith(f"OUTRIDER_{name.upper()}: ")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("value", "origins"),
+    [
+        ("", ()),
+        (" , ", ()),
+        ("*", ("*",)),
+        (" https://app.example , http://localhost:3000,", ("https://app.example", "http://localhost:3000")),
+        ("http://127.0.0.1:8080,http://[::1]:8080", ("http://127.0.0.1:8080", "http://[::1]:8080")),
+        ("capacitor://localhost,http://my_host", ("capacitor://localhost", "http://my_host")),
+        ("http://a:443,https://a:80", ("http://a:443", "https://a:80")),
+        ("https://xn--bcher-kva.example", ("https://xn--bcher-kva.example",)),
+    ],
+)
+def test_origins_are_written_as_browsers_send_them(value: str, origins: tuple[str, ...]) -> None:
+    assert load({"OUTRIDER_CORS_ORIGINS": value}).cors_origins == origins
 
 
 def test_every_fault_has_its_line() -> None:

@@ -114,6 +114,7 @@ async def served(
             checks=health.checks({**database, "connections": store.ready, **keys.checks}, draining),
             draining=draining,
             publish_results=wanted.publish_results,
+            cors_origins=wanted.cors_origins,
         )
         port = await stack.enter_async_context(serving(create_app(api), "127.0.0.1", 0, drain_seconds=5))
         clients = await stack.enter_async_context(AsyncExitStack())
