@@ -43,12 +43,13 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
     url = settings.database()
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        # Before the database: a wrong setting is told although the database is away.
+        keys = await enter(open_keys(settings))
         database = await enter(open_checks(url, "web"))
         notifier = Notifier(url)
         await enter(running("notify", notifier.run))
         store = await enter(open_store(url, notifier.notify))
         await enter(running("watch", store.watcher.run))
-        keys = await enter(open_keys(settings))
         draining = asyncio.Event()
         api = Api(
             registry=registry,
