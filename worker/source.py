@@ -19,6 +19,11 @@ READY_SECONDS: Final = 5.0
 PUBLISHED_SECONDS: Final = 10.0
 """How long the fallback leaves a published job to its message."""
 SCAN_SECONDS: Final = 1.0
+BUSY_SCAN_SECONDS: Final = 3.0
+BUSY_SHARE: Final = 8
+"""While messages are at hand, a scan takes at most one in so many of the wanted jobs, and one at least."""
+ASTRAY_SECONDS: Final = 0.5
+"""As PUBLISHED_SECONDS and SCAN_SECONDS, while messages may be on their way to a stream that is lost."""
 MAX_SCAN_SECONDS: Final = 0.15
 """The most that the throttle counts for a scan, see Throttle."""
 
@@ -96,29 +101,46 @@ class FallbackScan:
         self._conn = conn
         self._presets = list(presets)
         self._cursor: ScanCursor[Attempt] = ScanCursor()
-        self._throttle = Throttle(SCAN_SECONDS, most=MAX_SCAN_SECONDS)
+        self._throttle = Throttle(most=MAX_SCAN_SECONDS)
         self._found_ready, self._found_published = (
             FALLBACK_CLAIMS.labels(status).inc for status in ("ready", "published")
         )
-        self.undelivered = False
-        """Whether the last scan found published jobs whose message has reached no worker."""
+        self.undelivered: list[Attempt] = []
+        """The jobs of the last claim whose message has reached no worker."""
 
-    async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
-        """Like Source.claim; sets `undelivered`."""
-        self.undelivered = False
+    async def claim(self, worker_id: int, limit: int, *, astray: bool = False) -> list[Attempt]:
+        """Like Source.claim, for a worker without a message at hand; sets `undelivered`.
+
+        If messages may have gone `astray`, it waits for them less long.
+        """
+        self.undelivered = []
         began = time.monotonic()
-        if not self._throttle.due:
+        if not self._throttle.due_every(ASTRAY_SECONDS if astray else SCAN_SECONDS):
             return []
         self._presets.append(self._presets.pop(0))
         ready = await self._cursor.next(lambda marks: self._ready(worker_id, limit, marks))
         room = limit - len(ready)
-        published = await self._published(worker_id, room) if room else []
+        published = await self._published(worker_id, room, astray) if room else []
         if len(published) < room:
             self._throttle.ended(began)
         self._found_ready(len(ready))
         self._found_published(len(published))
-        self.undelivered = bool(published)
+        self.undelivered = published
         return ready + published
+
+    async def claim_overdue(self, worker_id: int, limit: int, *, astray: bool = False) -> list[Attempt]:
+        """As `claim`, for a worker with messages at hand: a small share of `limit`, every few seconds, even if full.
+
+        Otherwise a job whose message is lost would wait for as long as its subscription is busy. Ready jobs are left to
+        the relay, which is at work.
+        """
+        began = time.monotonic()
+        if not self._throttle.due_every(ASTRAY_SECONDS if astray else BUSY_SCAN_SECONDS):
+            return []
+        published = await self._published(worker_id, max(1, limit // BUSY_SHARE), astray)
+        self._throttle.ended(began)
+        self._found_published(len(published))
+        return published
 
     async def _ready(self, worker_id: int, limit: int, marks: Marks | None) -> list[Attempt]:
         async with self._conn.use() as conn:
@@ -126,6 +148,7 @@ class FallbackScan:
                 conn, worker_id, lanes_of(self._presets, marks or {}), limit, age=READY_SECONDS
             )
 
-    async def _published(self, worker_id: int, limit: int) -> list[Attempt]:
+    async def _published(self, worker_id: int, limit: int, astray: bool) -> list[Attempt]:
+        age = ASTRAY_SECONDS if astray else PUBLISHED_SECONDS
         async with self._conn.use() as conn:
-            return await claim_published(conn, worker_id, self._presets, limit, age=PUBLISHED_SECONDS)
+            return await claim_published(conn, worker_id, self._presets, limit, age=age)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -11,32 +10,27 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-import grpc
 import structlog
 from google.pubsub_v1.services.subscriber import SubscriberAsyncClient
 from psycopg import Error
 
-from engine.errors import BrokerUnavailable, DatabaseUnavailable, LeaseLost
+from engine.cancellation import being_cancelled
+from engine.errors import DatabaseUnavailable, LeaseLost
 from engine.model import Attempt
 from engine.moves import claim_named
 from engine.process.run import pause
-from engine.pubsub.breaker import Breaker
-from engine.pubsub.client import Fault, code, details, fault, names, open_subscriber
+from engine.pubsub.client import names, open_subscriber
 from engine.pubsub.messages import Undecodable, job_id_of, undecodable
 from engine.settings import Settings
 from engine.storage.connections import PinnedConnection
 from engine.storage.faults import by_blame, told
 from engine.tables import events
-from engine.telemetry.metrics import MESSAGES, STREAM_STALLS
+from engine.telemetry.metrics import MESSAGES
 from worker.acknowledgements import Acknowledgements
-from worker.source import FallbackScan
-from worker.stream import CLOSE_SECONDS, Received, Stream
+from worker.source import ASTRAY_SECONDS, FallbackScan
+from worker.stream import CLOSE_SECONDS, Received, Stream, StreamLost
+from worker.stream_health import StreamHealth
 
-SILENT_SECONDS: Final = 10.0
-"""A stream has stalled when it delivers nothing for this long while published jobs grow old."""
-MAX_STALLS: Final = 3
-LOST_SECONDS: Final = 30.0
-"""How long the worker stays ready without a stream. Its jobs come from the outbox meanwhile."""
 ESTABLISHED_SECONDS: Final = 1.0
 DATABASE_PAUSE_SECONDS: Final = 1.0
 
@@ -73,32 +67,38 @@ class PubSubSource:
         self._fallback = FallbackScan(self._conn, presets)
         self._closing = asyncio.Event()
         self._acks = Acknowledgements(client.transport, subscription, self._closing)
-        self._breaker = Breaker()
+        self._health = StreamHealth(subscription)
         self._at_hand: deque[Delivery] = deque()
         self._wanted = slots
         self._room = asyncio.Event()
         self._stream: Stream | None = None
+        self._claiming = asyncio.Event()
+        """Cleared while held: no stream is open then."""
+        self._claiming.set()
         self._ended = asyncio.Event()
-        self._heard = time.monotonic()
-        self._stalls = 0
 
     async def ready(self) -> None:
-        if self._stalls >= MAX_STALLS:
-            raise BrokerUnavailable(f"the last {self._stalls} Pub/Sub streams delivered no message")
-        if self._breaker.open_seconds > LOST_SECONDS:
-            raise BrokerUnavailable(f"no Pub/Sub stream for {self._breaker.open_seconds:.0f} s")
+        self._health.check()
 
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
+        self._claiming.set()
         try:
-            attempts = await self._claim_at_hand(worker_id, limit)
+            attempts = await self._claim(worker_id, limit)
         except LeaseLost:
             # The messages wait for the next lease.
             return []
-        if not attempts:
-            attempts = await self._fallback.claim(worker_id, limit)
-            self._look_for_stall()
         self._wanted = limit - len(attempts)
         self._room.set()
+        return attempts
+
+    async def _claim(self, worker_id: int, limit: int) -> list[Attempt]:
+        astray = self._health.astray
+        if self._at_hand and (overdue := await self._fallback.claim_overdue(worker_id, limit, astray=astray)):
+            return overdue
+        if attempts := await self._claim_at_hand(worker_id, limit):
+            return attempts
+        attempts = await self._fallback.claim(worker_id, limit, astray=astray)
+        self._look_for_stall()
         return attempts
 
     async def _claim_at_hand(self, worker_id: int, limit: int) -> list[Attempt]:
@@ -124,46 +124,77 @@ class PubSubSource:
             self._acks.put(delivery.ack_id)
 
     async def run(self, wake: Callable[[], None]) -> None:
-        """Keep a stream open until drained, and call `wake` when messages have arrived."""
+        """Keep a stream open until drained, except while held. Call `wake` when a claim may find jobs."""
         self._ended.clear()
+        searching = asyncio.create_task(self._search(wake))
         try:
             while not self._closing.is_set():
-                self._stream = Stream(self._transport.streaming_pull, self._subscription, self._slots)
-                self._heard = time.monotonic()
-                establishing = asyncio.create_task(self._establish(self._stream))
-                try:
-                    await self._receive(self._stream, wake)
-                    if not self._stream.closing:
-                        self._lost(Fault.PASSING, grpc.StatusCode.OK, "the broker ended the stream")
-                except grpc.RpcError as error:
-                    self._lost(fault(error), code(error), details(error))
-                finally:
-                    establishing.cancel()
-                    self._stream.close()
-                await pause(self._closing, self._breaker.pause)
+                await self._read_one(wake)
+                await pause(self._closing, self._health.pause)
+                await self._claiming.wait()
         finally:
+            searching.cancel()
             self._ended.set()
+
+    async def _read_one(self, wake: Callable[[], None]) -> None:
+        """Open a stream and read it to its end."""
+        self._health.opened()
+        stream: Stream | None = None
+        establishing: asyncio.Task[None] | None = None
+        try:
+            stream = self._stream = Stream(self._transport.streaming_pull, self._subscription, self._slots)
+            establishing = asyncio.create_task(self._establish(stream))
+            await self._receive(stream, wake)
+        except StreamLost as lost:
+            self._health.lost(lost, quiet=self._closing.is_set())
+        finally:
+            if establishing is not None:
+                establishing.cancel()
+            if stream is not None:
+                await self._leave(stream)
 
     async def _establish(self, stream: Stream) -> None:
         """Count a stream as open when it is connected and not refused for a second: an idle broker sends nothing."""
-        with suppress(grpc.RpcError):  # `read` raises the error, too
+        with suppress(StreamLost):  # `read` raises the error, too
             await stream.connected()
             await asyncio.sleep(ESTABLISHED_SECONDS)
-            self._found()
+            self._health.established()
 
     async def _receive(self, stream: Stream, wake: Callable[[], None]) -> None:
         while True:
             while len(self._at_hand) >= self._wanted and not stream.closing:
                 self._room.clear()
                 await self._room.wait()
+                self._health.listened()
             received = await stream.read()
             if received is None:
                 return
-            self._heard, self._stalls = time.monotonic(), 0
-            self._found()
+            self._health.heard()
             for message in received:
                 await self._accept(message)
+            if not self._claiming.is_set():
+                await self._release()
             wake()
+
+    async def _leave(self, stream: Stream) -> None:
+        """Half-close a stream that may still be open, and give back what it brings until its end.
+
+        The broker would deliver into a call that nobody reads, and keep these messages until their ack deadline.
+        """
+        stream.close()
+        if being_cancelled():
+            return
+        # The call has ended, or brings nothing that can be read: it is cancelled after CLOSE_SECONDS.
+        with suppress(StreamLost):
+            while (received := await stream.read()) is not None:
+                await self._acks.release([message.ack_id for message in received])
+
+    async def _search(self, wake: Callable[[], None]) -> None:
+        """Wake the claims often while messages may be on their way to a stream that is lost."""
+        while True:
+            await asyncio.sleep(ASTRAY_SECONDS)
+            if self._health.astray:
+                wake()
 
     async def _accept(self, message: Received) -> None:
         try:
@@ -192,50 +223,28 @@ class PubSubSource:
             self._acks.put(message.ack_id)
             return
 
-    def _found(self) -> None:
-        seconds = self._breaker.open_seconds
-        if self._breaker.succeed():
-            log.info("stream.found", subscription=self._subscription, after_seconds=round(seconds, 1))
-
-    def _lost(self, kind: Fault, reason: grpc.StatusCode, error: str) -> None:
-        # A refused stream is handled like a misconfigured one: it is tried again, and logged with a fix.
-        kind = Fault.MISCONFIGURED if kind is Fault.REFUSED else kind
-        if self._breaker.fail(kind) and not self._closing.is_set():
-            fix = (
-                "run `outrider provision`, and check the process's Pub/Sub permissions"
-                if kind is Fault.MISCONFIGURED
-                else None
-            )
-            log.warning(
-                "stream.lost",
-                subscription=self._subscription,
-                reason=reason.name,
-                error=error,
-                fix=fix,
-            )
-
     def _look_for_stall(self) -> None:
-        """Close a stream that delivers nothing while published jobs grow old: a stream may die without an error."""
-        silent = time.monotonic() - self._heard
-        if self._stream is None or self._stream.closing or not self._fallback.undelivered:
+        """Close a stream that delivers nothing while published jobs grow old."""
+        if self._stream is None or self._stream.closing:
             return
-        if silent < SILENT_SECONDS:
-            return
-        self._stalls += 1
-        STREAM_STALLS.inc()
-        log.warning("stream.stalled", subscription=self._subscription, silent_seconds=round(silent, 1))
-        self._heard = time.monotonic()
-        self._stream.close()
-        self._room.set()
+        self._health.missed(self._fallback.undelivered)
+        if self._health.stalled():
+            self._stream.close()
+            self._room.set()
 
     async def hold(self) -> None:
-        # Nothing is read until the next claim, so a silent stream is no sign of a stall.
-        self._wanted, self._heard = 0, time.monotonic()
+        # A stream would go on to bring messages, which would wait here until their ack deadline.
+        self._claiming.clear()
+        self._wanted = 0
+        if self._stream is not None:
+            self._stream.close()
+        self._room.set()
         await self._release()
 
     async def drain(self) -> None:
         """Close the stream and release the messages at hand: other workers get them before their ack deadline."""
         self._closing.set()
+        self._claiming.set()
         if self._stream is not None:
             self._stream.close()
         self._room.set()

@@ -28,7 +28,14 @@ EMULATOR: Final = "PUBSUB_EMULATOR_HOST"
 OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),
+    # gRPC's servers end a connection that pings more often than every five minutes, unless they send data meanwhile. A
+    # dead connection is found earlier: with keep-alive gRPC sets TCP_USER_TIMEOUT to its time-out of 20 s, a stream
+    # writes every 25 s, and every other call has a deadline.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A connection without calls is closed. Firewalls and load balancers forget idle connections without a word, and
+    # the first call after that would wait for its deadline.
+    ("grpc.client_idle_timeout_ms", 60_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 Metadata = tuple[tuple[str, str], ...]
@@ -81,18 +88,19 @@ FAULTS: Final = {
 }
 
 
-def fault(error: grpc.RpcError) -> Fault:
-    """The kind of a failed call. A code that is not known to be permanent counts as passing."""
+def fault(error: BaseException) -> Fault:
+    """The kind of a failed call. An error that is not known to be permanent counts as passing."""
     return FAULTS.get(code(error), Fault.PASSING)
 
 
-def code(error: grpc.RpcError) -> grpc.StatusCode:
+def code(error: BaseException) -> grpc.StatusCode:
+    """The status of a failed call. UNKNOWN if it failed before the broker, say for its credentials or in gRPC."""
     return error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
 
 
-def details(error: grpc.RpcError) -> str:
-    """The broker's message for a failed call, in one line of at most 500 characters."""
-    text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+def details(error: BaseException) -> str:
+    """The broker's message for a failed call, else the error's own, in one line of at most 500 characters."""
+    text = error.details() if isinstance(error, grpc.aio.AioRpcError) else f"{type(error).__name__}: {error}"
     return " ".join((text or "").split())[:500]
 
 

@@ -25,7 +25,11 @@ class Throttle:
     @property
     def due(self) -> bool:
         """Whether `every` seconds have passed, and the work may run again."""
-        return self.allowed and self._since_end >= self._every
+        return self.due_every(self._every)
+
+    def due_every(self, seconds: float) -> bool:
+        """As `due`, with `seconds` instead of `every`."""
+        return self.allowed and self._since_end >= seconds
 
     @property
     def allowed(self) -> bool:

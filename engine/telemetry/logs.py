@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -68,6 +69,9 @@ def configure(settings: Settings, role: str) -> None:
             cache_logger_on_first_use=True,
         )
     _adopt_foreign(level)
+    # gRPC's core prints lines of its own to standard error. What matters in them is in the errors of the calls, too.
+    # The core reads this once, when it is imported: that comes later, in the processes that need it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def forked() -> None:

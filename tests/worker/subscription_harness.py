@@ -75,6 +75,12 @@ class SubscriptionHarness:
         await until(lambda: not self.subscription.outstanding and not self.subscription.backlog)
 
 
+async def opened(subscription_harness: SubscriptionHarness, streams: int = 1) -> None:
+    """Until so many streams were opened, and the last one is there."""
+    fake = subscription_harness.fake
+    await until(lambda: fake.calls["StreamingPull"] >= streams and fake.streams(SUB) == 1)
+
+
 def source_of(worker: Worker) -> PubSubSource:
     source = worker.consumer._source
     assert isinstance(source, PubSubSource)

@@ -188,9 +188,9 @@ async def test_a_look_for_stranded_jobs_that_waited_for_a_lock_puts_the_next_off
     waits = [3600.0]
 
     class Held(FallbackScan):
-        async def _published(self, worker_id: int, limit: int) -> list[Attempt]:
+        async def _published(self, worker_id: int, limit: int, astray: bool) -> list[Attempt]:
             clock.now += waits.pop() if waits else 0.0
-            return await super()._published(worker_id, limit)
+            return await super()._published(worker_id, limit, astray)
 
     link = PinnedConnection(database_url, name="claim")
     stranded, worker_id = Held(link, PRESETS), await worker(conn)

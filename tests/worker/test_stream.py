@@ -75,7 +75,7 @@ async def test_streams_that_the_broker_ends_are_not_opened_without_a_pause(
                 await until(partial(flows, subscription_harness, opened))
                 for receiver in subscription_harness.subscription.receivers:
                     receiver.close()
-                await until(lambda: source_of(worker)._breaker.pause)
+                await until(lambda: source_of(worker)._health._breaker.pause)
             wake_ups = await subscription_harness.published()
             await subscription_harness.harness.ended(*ids(wake_ups))
     assert ran == dict.fromkeys(ids(wake_ups), 1)
@@ -89,7 +89,7 @@ async def test_a_broker_that_goes_and_comes_back_is_reported_once(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.pubsub.breaker.MAX_SECONDS", 0.2)
-    monkeypatch.setattr("worker.subscription.LOST_SECONDS", 0.5)
+    monkeypatch.setattr("worker.stream_health.LOST_SECONDS", 0.5)
     ran, work = ledger()
     with capture_logs() as logs:
         async with subscription_harness.worker(work) as worker:
@@ -133,8 +133,8 @@ async def test_a_subscription_that_stays_missing_is_probed_each_five_seconds(
     subscription_harness.fake.inject(Fail(method="StreamingPull", code=grpc.StatusCode.PERMISSION_DENIED))
     _, work = ledger()
     async with subscription_harness.worker(work) as worker:
-        await until(lambda: not source_of(worker)._breaker.closed)
-        assert 4 < source_of(worker)._breaker.pause <= 5
+        await until(lambda: not source_of(worker)._health._breaker.closed)
+        assert 4 < source_of(worker)._health._breaker.pause <= 5
 
 
 async def strand(subscription_harness: SubscriptionHarness) -> list[WakeUp]:
@@ -151,7 +151,7 @@ async def strand_until(
     stranded: list[WakeUp] = []
 
     async def look() -> bool:
-        stranded.extend(await strand(subscription_harness))
+        stranded.extend(await subscription_harness.published())
         await subscription_harness.harness.ended(*ids(stranded))
         return await condition()
 
@@ -162,7 +162,8 @@ async def strand_until(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (
-        ("worker.subscription.SILENT_SECONDS", 0.2),
+        ("worker.stream_health.SILENT_SECONDS", 0.2),
+        ("worker.source.PUBLISHED_SECONDS", 0.1),
         ("worker.source.SCAN_SECONDS", 0.05),
         ("worker.stream.CLOSE_SECONDS", 0.2),
         ("worker.consumer.MAX_IDLE_SECONDS", 0.05),
@@ -228,7 +229,7 @@ async def test_a_worker_whose_streams_all_stall_is_not_ready_until_one_flows(
 async def test_an_idle_stream_is_no_stall(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.subscription.SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("worker.stream_health.SILENT_SECONDS", 0.0)
     stalls, (ran, work) = counted("stream_stalls"), ledger()
     async with subscription_harness.worker(work) as worker:
         await flowing(subscription_harness)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any, Self, TypeVar
@@ -24,8 +25,6 @@ OPTIONS = [
     # Otherwise two servers could listen at one port and share its connections.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", -1),
-    # Otherwise a client that pings through an idle stream is cut off.
-    ("grpc.http2.max_ping_strikes", 0),
 ]
 F = TypeVar("F", bound=Fault)
 T = TypeVar("T")
@@ -36,13 +35,22 @@ class FakePubSub:
 
     `stop` ends every call with UNAVAILABLE (gRPC answers CANCELLED to a call that comes in at that moment) and keeps
     the state. `start` serves the state again at the same port.
-    Topics and subscriptions are named in full or by the last part of the name.
+    Topics and subscriptions are named in full or by the last part of the name. `options` are gRPC's for a server, such
+    as the age of its connections. Its policy on pings is gRPC's own.
     """
 
-    def __init__(self, port: int = 0, *, seed: int = 0, keep_history: bool = True) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        *,
+        seed: int = 0,
+        keep_history: bool = True,
+        options: Sequence[tuple[str, int]] = (),
+    ) -> None:
         # The generator decides which faults strike: the same faults for the same seed.
         rng = Random(seed)  # noqa: S311
         self.port = port
+        self._options = [*OPTIONS, *options]
         self.clock = Clock()
         self.faults = Faults(rng)
         self.broker = Broker(self.clock, self.faults, rng, keep_history)
@@ -71,7 +79,7 @@ class FakePubSub:
         if self._server is not None:
             return
         self._calls.resume()
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers(self._calls.handlers())
         self.port = self._server.add_insecure_port(self.host)
         await self._server.start()

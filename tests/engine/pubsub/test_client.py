@@ -1,11 +1,20 @@
-"""The meaning of Pub/Sub's errors."""
+"""The meaning of Pub/Sub's errors, and the connections of its clients."""
 
 from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
 
-from engine.pubsub.client import Fault, fault
+from engine.pubsub.client import EMULATOR, OPTIONS, Fault, code, details, fault, open_publisher
+from ops.harness.pubsub_fake import FakePubSub
+from ops.waiting import until
 
 BY_HAND = {
     grpc.StatusCode.NOT_FOUND,
@@ -15,9 +24,126 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda code: str(code.name))
-def test_only_an_invalid_argument_is_the_messages_fault_and_would_set_it_aside(code: grpc.StatusCode) -> None:
-    error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
-    refused = code is grpc.StatusCode.INVALID_ARGUMENT
+@pytest.mark.parametrize("status", list(grpc.StatusCode), ids=lambda status: str(status.name))
+def test_only_an_invalid_argument_is_the_messages_fault_and_would_set_it_aside(
+    status: grpc.StatusCode,
+) -> None:
+    error = grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata())
+    refused = status is grpc.StatusCode.INVALID_ARGUMENT
     assert (fault(error) is Fault.REFUSED) == refused
-    assert (fault(error) is Fault.MISCONFIGURED) == (code in BY_HAND)
+    assert (fault(error) is Fault.MISCONFIGURED) == (status in BY_HAND)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many\nopen files"), grpc.aio.UsageError("the channel is closed"), ValueError()]
+)
+def test_what_fails_before_the_broker_passes_and_is_named_in_one_line(error: Exception) -> None:
+    assert fault(error) is Fault.PASSING
+    assert code(error) is grpc.StatusCode.UNKNOWN
+    assert details(error).startswith(type(error).__name__)
+    assert "\n" not in details(error)
+
+
+def test_an_idle_client_pings_less_often_than_every_server_of_grpc_allows_by_default() -> None:
+    five_minutes = 300_000
+    options = dict(OPTIONS)
+    assert options["grpc.keepalive_time_ms"] > five_minutes
+    assert "grpc.keepalive_permit_without_calls" not in options
+
+
+async def test_a_connection_that_an_idle_client_keeps_is_closed_before_a_network_forgets_it(
+    fake: FakePubSub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dict(OPTIONS)["grpc.client_idle_timeout_ms"] <= 180_000
+    brief = dict(OPTIONS) | {"grpc.client_idle_timeout_ms": 1_000}
+    monkeypatch.setattr("engine.pubsub.client.OPTIONS", tuple(brief.items()))
+    async with forgetful_proxy(fake.port) as proxy:
+        monkeypatch.setenv(EMULATOR, proxy.host)
+        async with open_publisher() as client:
+            await client.create_topic(name="projects/p/topics/topic", timeout=5)
+            await until(lambda: proxy.connections and not proxy.open)
+            await client.get_topic(topic="projects/p/topics/topic", timeout=5, retry=None)
+        assert proxy.connections == 2
+
+
+class Proxy:
+    """Passes bytes on to the fake, and counts its connections."""
+
+    def __init__(self) -> None:
+        self.host = ""
+        self.connections = 0
+        self.open = 0
+
+
+@asynccontextmanager
+async def forgetful_proxy(port: int) -> AsyncIterator[Proxy]:
+    proxy = Proxy()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        proxy.connections += 1
+        proxy.open += 1
+        back, forward = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, forward), copy(back, writer))
+        proxy.open -= 1
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        proxy.host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield proxy
+
+
+PINGING = """
+import asyncio
+from engine.settings import load
+from engine.telemetry import logs
+logs.configure(load({"OUTRIDER_LOG_FORMAT": "json"}), "test")
+import grpc.aio
+
+
+class Slow(grpc.GenericRpcHandler):
+    def service(self, _details):
+        async def answer(_request, _context):
+            await asyncio.sleep(30)
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def main():
+    server = grpc.aio.server(options=[("grpc.http2.max_ping_strikes", 1)])
+    server.add_generic_rpc_handlers([Slow()])
+    host = "127.0.0.1:{}".format(server.add_insecure_port("127.0.0.1:0"))
+    await server.start()
+    options = [("grpc.keepalive_time_ms", 1000), ("grpc.http2.max_pings_without_data", 0)]
+    async with grpc.aio.insecure_channel(host, options=options) as channel:
+        try:
+            await channel.unary_unary("/service/method")(b"", timeout=20)
+        except grpc.RpcError as error:
+            print(error.details())
+    await server.stop(0)
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("verbosity", [None, "error"])
+def test_what_grpc_itself_prints_is_silent_unless_it_is_asked_for(verbosity: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    if verbosity:
+        environment["GRPC_VERBOSITY"] = verbosity
+    ended = subprocess.run(
+        [sys.executable, "-c", PINGING],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout.strip() == "Too many pings"
+    assert ("GOAWAY" in ended.stderr) == bool(verbosity)
+    assert verbosity or not ended.stderr
