@@ -1,6 +1,7 @@
 """The preset `storyboard`: turns a script into timed scenes and subtitles.
 
-`script` reads the content into scenes of words, `words` measures the words, `captions` cuts and times the cues.
+`script` reads the content into scenes of words, `words` measures the words, `captions` cuts and times the cues,
+`formats` writes them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import BeforeValidator, Field
 
 from engine import Job, Metadata, PermanentError, Run, pipeline
-from engine.pipelines.storyboard.captions import Cue, Subtitler, to_srt, to_webvtt
+from engine.pipelines.storyboard.captions import Cue, Subtitler
+from engine.pipelines.storyboard.formats import to_srt, to_webvtt
 from engine.pipelines.storyboard.script import Scene, read
 from engine.pipelines.storyboard.words import BEATS_PER_WORD
 from engine.text import whole

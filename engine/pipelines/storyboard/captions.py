@@ -1,4 +1,4 @@
-"""Words as subtitles: cut into cues, timed, broken into lines, written as WebVTT and SubRip.
+"""Words as subtitles: cut into cues, timed, broken into lines.
 
 A cue has at most two lines of LINE_COLUMNS and stays for 1 to 7 seconds. A word wider than a line has a line of its
 own, uncut. If a cue's words are said in less than a second, the narration waits for the cue to end.
@@ -7,8 +7,7 @@ own, uncut. If a cue's words are said in less than a second, the narration waits
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -118,24 +117,3 @@ class _Layout:
 
     def _width(self, begin: int, end: int) -> int:
         return self._columns[end] - self._columns[begin] - self._words[begin].space
-
-
-def to_webvtt(cues: Iterable[Cue]) -> str:
-    """WebVTT (W3C). `&`, `<` and `>` are escaped, so that no text is read as mark-up or as an arrow."""
-    blocks = (f"{_times(cue, '.')}\n{escape(cue.text, quote=False)}\n" for cue in cues)
-    return "\n".join(("WEBVTT\n", *blocks))
-
-
-def to_srt(cues: Iterable[Cue]) -> str:
-    """SubRip: numbered, with decimal commas. SubRip has no escapes, so the words are written as they are."""
-    blocks = (f"{at}\n{_times(cue, ',')}\n{cue.text}\n" for at, cue in enumerate(cues, 1))
-    return "\n".join(blocks)
-
-
-def _times(cue: Cue, mark: str) -> str:
-    return f"{_time(cue.start, mark)} --> {_time(cue.end, mark)}"
-
-
-def _time(milliseconds: int, mark: str) -> str:
-    seconds, thousandths = divmod(milliseconds, 1000)
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{mark}{thousandths:03}"

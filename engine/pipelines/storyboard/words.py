@@ -80,11 +80,13 @@ def beats(words: Iterable[Word]) -> int:
 def columns(text: str) -> int:
     """The width of a text. Wide characters take two columns, all others one, combining marks included.
 
-    The width is never less than the number of characters, which simpler players count.
+    The width is never less than the number of characters, which simpler players count. A SubRip file may have to show
+    brackets as full-width ones.
     """
+    narrow = len(text) + sum(map(text.count, "<>{}"))
     if text.isascii():
-        return len(text)
-    return len(text) + sum(width in "WF" for width in map(east_asian_width, text))
+        return narrow
+    return narrow + sum(width in "WF" for width in map(east_asian_width, text))
 
 
 def _unspaced(token: str) -> list[Word]:
