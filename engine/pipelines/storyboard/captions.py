@@ -6,12 +6,12 @@ own, uncut. If a cue's words are said in less than a second, the narration waits
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from engine.pipelines.storyboard.words import BEATS_PER_WORD, SENTENCE, Word, join
+from engine.pipelines.storyboard.words import BEATS_PER_WORD, KEEP, SENTENCE, Word, join
 
 LINE_COLUMNS = 42
 CUE_COLUMNS = 2 * LINE_COLUMNS
@@ -64,7 +64,7 @@ class _Layout:
         self._words = words
         self._shortest = shortest
         self._longest = longest
-        self._columns = [0, *accumulate(word.space + word.columns for word in words)]
+        self._columns = [0, *accumulate(len(word.space) + word.columns for word in words)]
         self._beats = [0, *accumulate(word.beats for word in words)]
         self._tails = self._to_sentence_end()
 
@@ -76,8 +76,7 @@ class _Layout:
         said = self._beats[begin]
         last = bisect_right(self._beats, said + self._longest, begin) - 1
         last = max(begin + 1, min(last, self._line_end(self._line_end(begin))))
-        first = bisect_left(self._beats, said + self._shortest, begin + 1, last)
-        return max(range(first, last + 1), key=lambda end: self._merit(begin, end))
+        return max(range(begin + 1, last + 1), key=lambda end: self._merit(begin, end))
 
     def lines(self, begin: int, end: int) -> tuple[str, ...]:
         """One line if the words fit, else two lines, as even as a good place to break allows."""
@@ -96,24 +95,27 @@ class _Layout:
         stop, width = self._words[end - 1].stop, self._width(begin, end)
         left = width if stop >= SENTENCE else self._tails[end] or width
         merit = stop + min(width, left, CUE_COLUMNS) / CUE_COLUMNS
+        if self.beats(begin, end) < self._shortest:
+            merit -= 3
         return merit - 2 if 0 < self.beats(end, len(self._words)) < self._shortest else merit
 
     def _to_sentence_end(self) -> list[int]:
         """For each word, the columns from there to the end of its sentence."""
         tails = [0]
         for word in reversed(self._words):
-            tails.append(word.space + word.columns + (0 if word.stop >= SENTENCE else tails[-1]))
+            tails.append(len(word.space) + word.columns + (0 if word.stop >= SENTENCE else tails[-1]))
         return tails[::-1]
 
     def _line_end(self, begin: int) -> int:
-        """The end of the longest line that starts here."""
+        """The end of the longest line that starts here, before words that hold together if they don't fit."""
         if begin == len(self._words):
             return begin
-        full = self._columns[begin] + self._words[begin].space + LINE_COLUMNS
-        return max(begin + 1, bisect_right(self._columns, full, begin) - 1)
+        full = self._columns[begin] + len(self._words[begin].space) + LINE_COLUMNS
+        longest = max(begin + 1, bisect_right(self._columns, full, begin) - 1)
+        return next((end for end in range(longest, begin, -1) if self._words[end - 1].stop != KEEP), longest)
 
     def _fits(self, begin: int, end: int) -> bool:
         return end - begin == 1 or self._width(begin, end) <= LINE_COLUMNS
 
     def _width(self, begin: int, end: int) -> int:
-        return self._columns[end] - self._columns[begin] - self._words[begin].space
+        return self._columns[end] - self._columns[begin] - len(self._words[begin].space)

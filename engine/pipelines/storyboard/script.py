@@ -11,6 +11,7 @@ from itertools import groupby
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from engine.pipelines.storyboard.abbreviations import language_of
 from engine.pipelines.storyboard.words import (
     BEATS_PER_WORD,
     CLAUSE,
@@ -63,8 +64,10 @@ def read(content: str, form: str, words_per_minute: int) -> Iterator[Scene]:
     SCENE_SECONDS, between paragraphs if possible. A heading with no text of its own makes no scene.
     """
     limit = SCENE_SECONDS * words_per_minute * BEATS_PER_WORD // 60
-    for section in _markdown(clean(content)) if form == "markdown" else _plain(clean(content)):
-        paragraphs = list(filter(None, map(split, section.paragraphs)))
+    content = clean(content)
+    language = language_of(content)
+    for section in _markdown(content) if form == "markdown" else _plain(content):
+        paragraphs = [words for words in (split(text, language) for text in section.paragraphs) if words]
         if section.title and paragraphs:
             yield Scene(section.title, paragraphs)
         elif paragraphs:

@@ -137,7 +137,7 @@ def test_markdown(script: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("\ufeffwith\r\na  byte\torder\u00a0mark\r\n\r\nand CRLF", "with a byte order mark\n\nand CRLF"),
+        ("\ufeffwith\r\na  byte\torder\u00a0mark\r\n\r\nand CRLF", "with a byte order\u00a0mark\n\nand CRLF"),
         ("# *Nothing* is [mark-up](here)", "# *Nothing* is [mark-up](here)"),
         (
             "soft\u00adhyphens, zero\u200bwidth and \u202eoverrides\u202c go",
