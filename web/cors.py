@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from web import openapi
+from web.openapi.paths import HEADERS as OF_REFUSALS
 from web.operations import Handler, Operation
 
 ANY: Final = "*"
@@ -83,7 +83,7 @@ def _request_headers(operations: Iterable[Operation]) -> set[str]:
 def _exposed(operations: Iterable[Operation]) -> frozenset[str]:
     """The headers of answers that a page may read."""
     declared = [answer.headers for each in operations for answer in each.answers.values()]
-    return ANSWERED_BY_ALL.union(*declared, *openapi.HEADERS.values())
+    return ANSWERED_BY_ALL.union(*declared, *OF_REFUSALS.values())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -117,6 +117,8 @@ class Operation:
     path: str
     function: Function
     summary: str
+    description: str
+    tag: str
     scope: str | None
     answers: Mapping[int, Answer]
     refuses: tuple[int, ...]
@@ -167,6 +169,8 @@ def operation(
     path: str,
     *,
     summary: str,
+    description: str,
+    tag: str,
     answers: Mapping[int, Answer],
     scope: str | None = None,
     refuses: tuple[int, ...] = (),
@@ -176,8 +180,8 @@ def operation(
 ) -> Callable[[Function], Operation]:
     """Declare the decorated function as an operation.
 
-    `refuses` are error statuses beyond those that the operation's parts imply. `links` name the operations that take
-    the `job_id` of the answer.
+    `description` is for people who call the operation; `tag` is one of web/openapi's. `refuses` are error statuses
+    beyond those that the operation's parts imply. `links` name the operations that take the `job_id` of the answer.
     """
 
     def declare(function: Function) -> Operation:
@@ -187,6 +191,8 @@ def operation(
             path=path,
             function=function,
             summary=summary,
+            description=description,
+            tag=tag,
             scope=scope,
             answers=answers,
             refuses=refuses,

@@ -15,6 +15,8 @@ from web.wire.responses import Health
     "GET",
     "/healthz",
     summary="Check liveness",
+    description="Answers as soon as the process serves requests. The database is not asked.",
+    tag="health",
     answers={200: Answer(description="The process is alive.", model=Health)},
 )
 async def alive(_call: Call) -> web.Response:
@@ -25,6 +27,8 @@ async def alive(_call: Call) -> web.Response:
     "GET",
     "/readyz",
     summary="Check readiness",
+    description="Whether the process can serve requests: its needs are there, and it is not stopping.",
+    tag="health",
     answers={
         200: Answer(description="The process can serve requests.", model=Health),
         503: Answer(

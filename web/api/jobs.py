@@ -38,6 +38,9 @@ PREFER: Final = Header(
     "GET",
     "/pipeline/job/{job_id}",
     summary="Read a job",
+    description="A job of the caller's, with its result once completed. With `Prefer: wait=N` the answer "
+    "waits for the job to end.",
+    tag="jobs",
     scope=READ,
     headers=(IF_NONE_MATCH, PREFER),
     answers={
@@ -70,6 +73,8 @@ async def job(call: Call, job_id: UUID) -> web.Response:
     "GET",
     "/pipeline/job/{job_id}/history",
     summary="Read a job's audit trail",
+    description="Every change of the job's status: when, why, and in which attempt.",
+    tag="jobs",
     scope=READ,
     answers={
         200: Answer(
@@ -99,6 +104,9 @@ async def history(call: Call, job_id: UUID, query: request_models.HistoryQuery) 
     "GET",
     "/pipeline/jobs",
     summary="List the caller's jobs, newest first",
+    description="Pages by `cursor` are stable while jobs are added. The list leaves out `content` and "
+    "`result`.",
+    tag="jobs",
     scope=READ,
     answers={
         200: Answer(
@@ -147,6 +155,9 @@ async def list_jobs(call: Call, query: request_models.JobsQuery) -> web.Response
     "POST",
     "/pipeline/job/{job_id}/cancel",
     summary="Cancel a job",
+    description="A waiting job is cancelled at once. A running attempt is told to stop. A repeated call "
+    "changes nothing.",
+    tag="jobs",
     scope=WRITE,
     refuses=(409,),
     answers={
@@ -171,6 +182,8 @@ async def cancel(call: Call, job_id: UUID) -> web.Response:
     "POST",
     "/pipeline/job/{job_id}/retry",
     summary="Run a failed or cancelled job again",
+    description="The job gets a new budget of errors. Its audit trail goes on.",
+    tag="jobs",
     scope=WRITE,
     headers=(IDEMPOTENCY_KEY,),
     refuses=(409, 422),
@@ -195,6 +208,8 @@ async def retry(call: Call, job_id: UUID) -> web.Response:
     "GET",
     "/pipeline/job/{job_id}/explain",
     summary="Explain a job's state",
+    description="Why the job is where it is, and what it waits for.",
+    tag="jobs",
     scope=READ,
     answers={
         200: Answer(description="A summary, and the facts behind it.", model=responses.ExplanationShown)

@@ -14,6 +14,8 @@ from web.wire.responses import reply
     "GET",
     "/pipeline/presets",
     summary="List the presets",
+    description="What can be run here, with the JSON schema of each preset's metadata.",
+    tag="presets",
     scope=READ,
     answers={200: Answer(description="The presets of this installation.", model=responses.Presets)},
 )

@@ -34,6 +34,9 @@ PAGE: Final = 200
     "GET",
     "/pipeline/job/{job_id}/events",
     summary="Stream a job's transitions and progress",
+    description="The audit trail and the progress as they happen, until the job ends. A client that "
+    "reconnects with `Last-Event-ID` misses nothing.",
+    tag="jobs",
     scope=READ,
     headers=(
         Header(

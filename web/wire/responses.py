@@ -12,7 +12,7 @@ from uuid import UUID
 import orjson
 from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, WithJsonSchema, with_config
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from engine.model import JobState, Reason
 from engine.pipeline import Pipeline, Registry
@@ -24,7 +24,8 @@ JSON: Final = "application/json"
 UNREGISTERED: Final = Pipeline(preset="unregistered", function=lambda _job, _run: None)
 """Stands in for a preset that this installation no longer has; supplies a pipeline's defaults."""
 
-Status = Literal["pending", "processing", "completed", "failed", "cancelled"]
+Status = TypeAliasType("Status", Literal["pending", "processing", "completed", "failed", "cancelled"])
+"""One type in the document, so that clients have one, too."""
 JobId = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 JsonObject = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": True})]
 """JSON text that is embedded as it is stored, not parsed again."""

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.support.web_harness import JOB, REGISTRY, ManualWorker, get, submit
+from tests.support.web_harness import REGISTRY, ManualWorker, get, submit
 from web.api import OPERATIONS
 from web.openapi import document
 
@@ -35,25 +35,56 @@ def test_every_operation_is_in_it_with_its_refusals() -> None:
         found = SPEC["paths"][each.path][each.method.lower()]
         if each.path.startswith("/pipeline/"):
             assert {"400", "401", "403", "503"} <= found["responses"].keys()
-            assert found["security"] == [{"bearer": [each.scope]}]
+            assert found["security"] == [{"bearer": []}]
+            assert f"`{each.scope}`" in found["description"]
+        else:
+            assert found["security"] == []
         if "{job_id}" in each.path:
             assert "404" in found["responses"]
         if each.body is not None:
             assert {"413", "415", "422"} <= found["responses"].keys()
 
 
-def test_a_job_to_run_is_described_with_its_presets_metadata() -> None:
-    assert fits(JOB, "JobToRun")
-    assert fits({"content": "x", "preset": "typed", "metadata": {"format": "plain"}}, "JobToRun")
-    for wrong in (
-        {"content": "x", "preset": "nobody"},
-        {"content": "x", "preset": "typed"},
-        {"content": "x", "preset": "typed", "metadata": {"format": "pdf"}},
-        JOB | {"colour": "red"},
-        JOB | {"content": ""},
-        JOB | {"run_at": "2030-01-01T00:00:00Z", "delay_seconds": 1},
-    ):
-        assert not fits(wrong, "JobToRun"), wrong
+def test_every_operation_is_described_under_a_tag_that_is_described() -> None:
+    tags = {each["name"]: each["description"] for each in SPEC["tags"]}
+    for methods in SPEC["paths"].values():
+        for found in methods.values():
+            assert found["description"]
+            [tag] = found["tags"]
+            assert tags[tag]
+
+
+def test_a_query_parameter_is_left_out_but_never_null() -> None:
+    found = 0
+    for methods in SPEC["paths"].values():
+        for operation in methods.values():
+            for parameter in operation["parameters"]:
+                found += 1
+                schema = parameter["schema"]
+                assert schema.keys() & {"type", "$ref"}
+                assert "anyOf" not in schema
+                assert schema.get("default", 0) is not None
+    assert found > 10
+
+
+def test_names_of_schemas_are_identifiers_in_any_language() -> None:
+    assert all(re.fullmatch("[A-Z][A-Za-z0-9]*", name) for name in SPEC["components"]["schemas"])
+
+
+def test_every_example_is_a_body_that_is_described() -> None:
+    for path, name in (("/pipeline/run", "JobToRun"), ("/pipeline/batch", "Batch")):
+        media = SPEC["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        assert media["examples"].keys() == REGISTRY.keys()
+        for example in media["examples"].values():
+            assert fits(example["value"], name), example
+
+
+async def test_every_example_is_accepted(ann: Any) -> None:
+    for path in ("/pipeline/run", "/pipeline/batch"):
+        media = SPEC["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        for example in media["examples"].values():
+            async with ann.post(path, json=example["value"]) as response:
+                assert response.status == 202, await response.text()
 
 
 async def test_what_is_answered_is_what_is_described(ann: Any, manual_worker: ManualWorker) -> None:
