@@ -13,7 +13,7 @@ import pytest
 
 from engine.errors import Overloaded
 from ops.waiting import until
-from tests.support.web_harness import ManualWorker, WebHarness, submit
+from tests.support.web_harness import ManualWorker, WebHarness, bearer, submit
 from web import operations
 from web.api import streams
 
@@ -148,6 +148,35 @@ async def test_a_client_that_goes_away_gives_its_place_back(
             await anext(frames)
             assert len(web_harness.store.watcher) == 1
         await until(lambda: len(web_harness.store.watcher) == 0)
+
+
+async def test_a_stream_says_once_at_its_start_when_to_reconnect(ann: Any) -> None:
+    job_id = await submit(ann)
+    async with asyncio.timeout(5), ann.get(f"/pipeline/job/{job_id}/events") as response:
+        first = (await response.content.readline()).decode()
+        assert first.startswith("retry: ")
+        assert 1000 <= int(first.removeprefix("retry: ")) <= 3000
+        assert await response.content.readline() == b"\r\n"
+        assert (await response.content.readline()).startswith(b"id: 0")
+
+
+@pytest.mark.parametrize("more", ["", "Connection: keep-alive\r\n"])
+async def test_a_stream_to_http_1_0_is_plain_and_ends_with_the_connection(
+    web_harness: WebHarness, ann: Any, manual_worker: ManualWorker, more: str
+) -> None:
+    job_id = await submit(ann)
+    await manual_worker.finish(await manual_worker.claim(), output="done")
+    asked = f"GET /pipeline/job/{job_id}/events HTTP/1.0\r\n{more}"
+    asked += "".join(f"{name}: {value}\r\n" for name, value in bearer().items()) + "\r\n"
+    async with asyncio.timeout(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", web_harness.port)
+        writer.write(asked.encode())
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert b"chunked" not in head.lower()
+    assert b"\r\nconnection: close" in head.lower()
+    assert body.startswith(b"retry: ")
+    assert body.count(b"event: status\r\n") == 3
 
 
 async def test_503_where_too_many_wait_already(
