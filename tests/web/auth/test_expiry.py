@@ -10,8 +10,9 @@ import pytest
 
 from tests.support.web_harness import ManualWorker, WebHarness, submit, token
 from tests.web.api.test_streams import events
+from web.api import streams
 from web.auth import tokens
-from web.auth.tokens import Authenticator
+from web.auth.tokens import Authenticator, Caller
 
 
 @pytest.fixture
@@ -68,6 +69,18 @@ async def test_a_stream_of_a_job_that_changes_all_the_time_ends_with_its_token(
         changing.cancel()
         await asyncio.wait([changing])
         assert await refused(web_harness, headers)
+
+
+async def test_a_long_trail_is_not_sent_beyond_its_tokens_end(
+    ann: Any, manual_worker: ManualWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await submit(ann)
+    await manual_worker.finish(await manual_worker.claim())
+    monkeypatch.setattr(streams, "PAGE", 1)
+    left = iter((1.0, 1.0))
+    monkeypatch.setattr(Caller, "seconds_left", property(lambda _caller: next(left, 0.0)))
+    async with asyncio.timeout(20), ann.get(f"/pipeline/job/{job_id}/events") as response:
+        assert [seq async for _, seq, _ in events(response)] == ["0", "1"]
 
 
 @pytest.mark.usefixtures("no_leeway")

@@ -395,5 +395,7 @@ async def test_a_remembered_caller_ends_with_its_token_and_not_with_the_memory()
     first, again = await auth.caller(header), await auth.caller(header)
     assert first is again
     assert again.seconds_left > 3600
+    padded = await auth.caller([header[0].replace(" ", " " * 100)])
+    assert padded is first
     endless = await auth.caller([f"Bearer {signed(HS, GOOD | {'exp': 10**400})}"])
     assert endless.seconds_left > 3600
