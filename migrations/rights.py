@@ -50,6 +50,13 @@ NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
         "workers": "SELECT, INSERT, UPDATE, DELETE",
         "relay_status": "SELECT, INSERT, UPDATE, DELETE",
     },
+    # What the command line needs beyond what it shares with the processes.
+    "operator": {
+        "_yoyo_migration": "SELECT",
+        "outbox": "SELECT",
+        "outbox_events": "SELECT, UPDATE, DELETE",
+        "operator_actions": "SELECT, INSERT",
+    },
 }
 """The rights by process and relation."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +12,7 @@ from google.pubsub_v1.types import StreamingPullRequest, StreamingPullResponse
 
 from engine.cancellation import being_cancelled
 from engine.pubsub.client import Fault, code, details, fault, routed
+from engine.pubsub.messages import NONE
 
 ACK_SECONDS: Final = 300
 KEEP_ALIVE_SECONDS: Final = 25.0
@@ -27,6 +28,7 @@ class Received(NamedTuple):
     ack_id: str
     message_id: str
     data: bytes
+    attributes: Mapping[str, str] = NONE
 
 
 class StreamLost(Exception):
@@ -82,7 +84,10 @@ class Stream:
             # gRPC has logged why.
             raise StreamLost(Fault.PASSING, grpc.StatusCode.INTERNAL, "a response could not be read")
         raw = StreamingPullResponse.pb(response).received_messages
-        return [Received(each.ack_id, each.message.message_id, each.message.data) for each in raw]
+        return [
+            Received(each.ack_id, each.message.message_id, each.message.data, each.message.attributes)
+            for each in raw
+        ]
 
     def close(self) -> None:
         """Half-close the call. `read` goes on until the broker ends the call, at most for CLOSE_SECONDS."""

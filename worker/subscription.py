@@ -204,7 +204,7 @@ class PubSubSource:
 
     async def _bury(self, message: Received, fault: Undecodable) -> None:
         """Write the message as a dead letter, then acknowledge it. No message is read while the database is away."""
-        letter = undecodable(message.message_id, message.data, fault, datetime.now(UTC))
+        letter = undecodable(message.message_id, message.data, fault, datetime.now(UTC), message.attributes)
         log.error("message.undecodable", message_id=message.message_id, error=str(fault))
         failing: Exception | None = None
         while not self._closing.is_set():

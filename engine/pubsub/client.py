@@ -37,6 +37,8 @@ OPTIONS: Final = (
     # the first call after that would wait for its deadline.
     ("grpc.client_idle_timeout_ms", 60_000),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Else clients with the same options share one connection, and wait for each other on a slow line.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 Metadata = tuple[tuple[str, str], ...]
 

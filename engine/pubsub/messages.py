@@ -7,6 +7,7 @@ module builds the others.
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -20,6 +21,14 @@ DEAD_LETTER: Final = "DeadLetterMessage"
 UNDECODABLE: Final = "undecodable message"
 
 ENCODING: Final = orjson.OPT_UTC_Z
+NONE: Final[Mapping[str, str]] = {}
+
+MAX_RAW_BYTES: Final = 2_621_440
+"""In base64 3.3 MiB: with the other members, the message stays below the 3.5 MiB that every reader takes. Unless it is
+told otherwise, gRPC refuses an answer of more than 4 MiB, and a message travels in one with its attributes."""
+MAX_RAW_ATTRIBUTES: Final = 64 * 1024
+"""Bytes as JSON. Pub/Sub allows 100 attributes of 1280 bytes each, and JSON may take six bytes for one."""
+MAX_ERROR: Final = 2000
 
 
 class Message(NamedTuple):
@@ -32,7 +41,8 @@ class Message(NamedTuple):
 class WakeUp(NamedTuple):
     """The wake-up of a ready job. `(job_id, position, attempt)` names this turn of the job.
 
-    `ready` is since when the job has been ready, on the monotonic clock.
+    `ready` is since when the job has been ready, on the monotonic clock. `until` is when the reservation ends, by the
+    database's clock.
     """
 
     job_id: UUID
@@ -44,6 +54,7 @@ class WakeUp(NamedTuple):
     created_at: datetime
     traceparent: str | None
     ready: float = 0.0
+    until: datetime | None = None
 
     @property
     def lane(self) -> tuple[str, int]:
@@ -77,21 +88,45 @@ def job_id_of(data: bytes) -> UUID:
         raise Undecodable(f"{type(error).__name__}: {error}") from error
 
 
-def undecodable(transport_id: str, data: bytes, error: Undecodable, failed_at: datetime) -> Message:
-    """The dead letter of a message that could not be read. `transport_id` is the broker's id of that message."""
+def undecodable(
+    transport_id: str,
+    data: bytes,
+    error: Undecodable,
+    failed_at: datetime,
+    attributes: Mapping[str, str] = NONE,
+) -> Message:
+    """The dead letter of a message that could not be read. `transport_id` is the broker's id of that message.
+
+    `raw` has its first MAX_RAW_BYTES, `raw_attributes` as many of its attributes as fit into MAX_RAW_ATTRIBUTES.
+    """
     body: dict[str, Any] = {
         "job_id": None,
         "user_id": None,
         "preset": None,
         "reason": UNDECODABLE,
-        "error": {"type": type(error).__name__, "message": str(error), "attempt": 0},
+        "error": {"type": type(error).__name__, "message": str(error)[:MAX_ERROR], "attempt": 0},
         "attempts": 0,
         "failed_at": failed_at,
-        "raw": base64.b64encode(data).decode(),
+        "raw": base64.b64encode(data[:MAX_RAW_BYTES]).decode(),
+        "raw_bytes": len(data),
+        "raw_sha256": hashlib.sha256(data).hexdigest(),
+        "raw_attributes": _fitting(attributes),
         "schema_version": SCHEMA_VERSION,
     }
-    attributes = _attributes(f"{transport_id}:{DEAD_LETTER}", DEAD_LETTER, "", None)
-    return Message(orjson.dumps(body, option=ENCODING), attributes)
+    named = _attributes(f"{transport_id}:{DEAD_LETTER}", DEAD_LETTER, "", None)
+    return Message(orjson.dumps(body, option=ENCODING), named)
+
+
+def _fitting(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The attributes in the order of their names, until the next one would not fit."""
+    kept: dict[str, str] = {}
+    left = MAX_RAW_ATTRIBUTES
+    for name in sorted(attributes):
+        left -= len(orjson.dumps({name: attributes[name]}))
+        if left < 0:
+            break
+        kept[name] = attributes[name]
+    return kept
 
 
 def _attributes(message_id: str, kind: str, job_id: str, traceparent: str | None) -> dict[str, str]:

@@ -75,11 +75,12 @@ QUEUES: LiteralString = "WITH RECURSIVE " + READY_PRESETS + _COUNTS
 
 # The pending events of each topic are read by their index, in the order in which they were written.
 EVENTS: LiteralString = """
-SELECT topic, pending.events, extract(epoch FROM clock_timestamp() - pending.oldest)::float8, quarantined.events
+SELECT topic, pending.events, extract(epoch FROM clock_timestamp() - pending.oldest)::float8, quarantined.events,
+       pending.set_back
 FROM unnest(%(topics)s::text[]) AS topic
 CROSS JOIN LATERAL (
-    SELECT count(*) AS events, min(created_at) AS oldest
-    FROM (SELECT created_at FROM outbox_events e WHERE e.topic = topic.topic AND quarantined_at IS NULL
+    SELECT count(*) AS events, min(created_at) AS oldest, count(*) FILTER (WHERE failures > 0) AS set_back
+    FROM (SELECT created_at, failures FROM outbox_events e WHERE e.topic = topic.topic AND quarantined_at IS NULL
           ORDER BY id LIMIT %(limit)s) head) pending
 CROSS JOIN LATERAL (
     SELECT count(*) AS events
@@ -105,6 +106,7 @@ FROM (
 
 EVENT_COUNTS: LiteralString = """
 SELECT topic, count(*) FILTER (WHERE quarantined_at IS NULL) AS events, count(quarantined_at) AS quarantined,
+       count(*) FILTER (WHERE quarantined_at IS NULL AND failures > 0) AS set_back,
        min(created_at) FILTER (WHERE quarantined_at IS NULL) AS oldest
 FROM outbox_events
 GROUP BY topic
@@ -115,14 +117,6 @@ OVERDUE: LiteralString = """
 SELECT count(*), coalesce(extract(epoch FROM now() - min(run_at)), 0)::float8
 FROM (SELECT run_at FROM outbox WHERE status = 'waiting' AND run_at < now() - %s * interval '1 second'
       ORDER BY run_at LIMIT %s) head
-"""
-
-QUARANTINED: LiteralString = """
-SELECT id, topic, attributes ->> 'message_id' AS message_id, attributes ->> 'job_id' AS job_id, reason, quarantined_at
-FROM outbox_events
-WHERE quarantined_at IS NOT NULL
-ORDER BY quarantined_at DESC, id DESC
-LIMIT %s
 """
 
 
@@ -165,11 +159,15 @@ class QueueStats:
 
 
 class EventStats(NamedTuple):
-    """The events of one topic: how many are pending, the age of the oldest of these, and how many are quarantined."""
+    """The events of one topic: how many are pending, the age of the oldest of these, and how many are quarantined.
+
+    `set_back` are those of the pending ones that have failed alone.
+    """
 
     pending: int
     age_seconds: float
     quarantined: int
+    set_back: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +188,15 @@ class JobCount:
 
 @dataclass(frozen=True, slots=True)
 class EventCount:
-    """The events of one topic: how many are pending, when the oldest of them was written, how many are quarantined."""
+    """The events of one topic: how many are pending, when the oldest of them was written, how many are quarantined.
+
+    `set_back` are those of the pending ones that have failed alone.
+    """
 
     topic: str
     events: int
     quarantined: int
+    set_back: int
     oldest: datetime | None
 
 
@@ -203,18 +205,6 @@ class Overdue(NamedTuple):
 
     jobs: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """An event that the broker will never accept. `reason` is the broker's error."""
-
-    id: int
-    topic: str
-    message_id: str | None
-    job_id: str | None
-    reason: str | None
-    quarantined_at: datetime
 
 
 @timed("count jobs")
@@ -245,7 +235,10 @@ async def queue_stats(conn: AsyncConnection[Any]) -> QueueStats:
 async def event_stats(conn: AsyncConnection[Any]) -> Mapping[str, EventStats]:
     """The figures of every topic, with or without events."""
     rows = await fetchall(conn, EVENTS, {"topics": list(TOPICS), "limit": COUNTED})
-    return {topic: EventStats(pending, age or 0.0, quarantined) for topic, pending, age, quarantined in rows}
+    return {
+        topic: EventStats(pending, age or 0.0, quarantined, set_back)
+        for topic, pending, age, quarantined, set_back in rows
+    }
 
 
 async def job_counts(conn: AsyncConnection[Any]) -> list[JobCount]:
@@ -264,10 +257,3 @@ async def overdue(conn: AsyncConnection[Any]) -> Overdue:
     """The overdue jobs. Reads the head of one index only."""
     [(jobs, seconds)] = await fetchall(conn, OVERDUE, [OVERDUE_SECONDS, OVERDUE_COUNTED])
     return Overdue(jobs, seconds)
-
-
-async def quarantined(conn: AsyncConnection[Any], limit: int) -> list[Quarantined]:
-    """The `limit` events that were quarantined last, latest first."""
-    async with conn.cursor(row_factory=class_row(Quarantined)) as cursor:
-        await cursor.execute(QUARANTINED, [limit])
-        return await cursor.fetchall()

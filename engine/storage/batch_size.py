@@ -1,9 +1,10 @@
-"""How many rows a statement may change, by how long the last ones took."""
+"""How many rows a statement may change, or bytes a request may hold, by how long the last ones took."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -16,37 +17,51 @@ a time-out only if it came late."""
 
 
 class BatchSize:
-    """Halved when a run is cut off by its deadline, doubled when one is quick, up to `most` rows.
+    """Halved when a run is cut off by its deadline, doubled when one is quick, from `least` up to `most` rows.
 
     A statement that hits its deadline is rolled back: with a fixed size a slow database would do nothing for ever.
-    `seconds` is the deadline of one run. A time-out of the server's counts as one, however soon it came.
+    `seconds` is the deadline of one run, or how long a run should take at most: a run that took many times as long
+    divides the size by as much. `cut_off` tells the time-outs of the other side, which count however soon they came:
+    it may know a deadline of its own.
     """
 
-    def __init__(self, most: int, seconds: float) -> None:
+    def __init__(
+        self,
+        most: int,
+        seconds: float,
+        least: int = 1,
+        cut_off: Callable[[Exception], bool] = lambda error: isinstance(error, QueryCanceled),
+    ) -> None:
         self.rows = most
         self._most = most
+        self._least = least
         self._seconds = seconds
+        self._cut_off = cut_off
 
     @contextmanager
-    def run(self) -> Iterator[int]:
-        """Yield the number of rows for this run, and judge its length at its end."""
+    def run(self, used: int | None = None) -> Iterator[int]:
+        """Yield the number of rows for this run, and judge its length at its end. `used` is how many it has, if known.
+
+        A small run says nothing of larger ones by being quick.
+        """
         began = time.monotonic()
+        used = self.rows if used is None else used
         try:
             yield self.rows
-        except QueryCanceled:
-            self._halve()
-            raise
-        except Exception:
+        except Exception as error:
             # Any error, because a severed connection fails in many ways; it goes on to the caller. A failure that came
             # sooner than the deadline is of another kind.
-            if self._share(began) >= SLOW:
-                self._halve()
+            if self._cut_off(error) or self._share(began) >= SLOW:
+                self._shrink(used, self._share(began))
             raise
-        if self._share(began) < QUICK:
+        share = self._share(began)
+        if share > 1:
+            self._shrink(used, share)
+        elif share < QUICK and 2 * used >= self.rows:
             self.rows = min(2 * self.rows, self._most)
 
     def _share(self, began: float) -> float:
         return (time.monotonic() - began) / self._seconds
 
-    def _halve(self) -> None:
-        self.rows = max(1, self.rows // 2)
+    def _shrink(self, used: int, share: float) -> None:
+        self.rows = max(self._least, min(self.rows, used) // max(2, math.ceil(share)))

@@ -152,6 +152,11 @@ WAKE_UPS_REFUSED = Counter("outrider_wake_ups_refused", "Wake-ups that the broke
 EVENTS_QUARANTINED = Counter(
     "outrider_events_quarantined", "Events quarantined because the broker will never accept them", ["topic"]
 )
+EVENTS_SET_BACK = Counter(
+    "outrider_events_set_back",
+    "Events that failed alone and wait behind the others for their next try",
+    ["topic"],
+)
 
 # Maintenance: the relay's tasks, and the sampler's view of the database. Every relay shows the same figures.
 MAINTENANCE_ROWS = Counter("outrider_maintenance_rows", "Rows moved or removed by maintenance", ["task"])
@@ -172,7 +177,9 @@ OUTBOX_OLDEST = Moment(
     ["preset"],
 )
 EVENTS_ROWS = Gauge(
-    "outrider_outbox_events", "Events at the last sample: pending, or quarantined", ["topic", "state"]
+    "outrider_outbox_events",
+    "Events at the last sample: pending, of these set_back, or quarantined",
+    ["topic", "state"],
 )
 EVENTS_OLDEST = Moment(
     "outrider_outbox_events_oldest_timestamp_seconds",

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import typer
 from psycopg import AsyncConnection, Error, errors
 
 import migrations
@@ -21,6 +22,8 @@ from engine.errors import ConfigurationError, DatabaseUnavailable, SchemaMismatc
 from engine.settings import Settings
 from engine.storage import connections as db
 from engine.storage.faults import Blame, blame
+from engine.tables.operator_actions import MAX_REASON
+from engine.text import text_fault
 from migrations import rights
 from ops.local.place import SOCKET, choose
 
@@ -82,6 +85,17 @@ def ask(settings: Settings, question: Callable[[Conn], Awaitable[T]]) -> T:
             return await question(conn)
 
     return asyncio.run(asked())
+
+
+def recorded(text: str, option: str) -> str:
+    """A text for the record of operators' actions. Raises BadParameter unless it says something that can be stored."""
+    kept = text.strip()
+    fault = text_fault(kept) or ("empty" if not kept else None)
+    if fault is None and len(kept) > MAX_REASON:
+        fault = f"more than {MAX_REASON} characters"
+    if fault is not None:
+        raise typer.BadParameter(fault, param_hint=option)
+    return kept
 
 
 def dev_secret(data_dir: Path) -> str:

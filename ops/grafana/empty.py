@@ -14,6 +14,7 @@ EMPTY: Final[Mapping[str, str]] = {
     "outrider_breaker_open": PUBSUB,
     "outrider_claim_seconds": "only without Pub/Sub, where workers look for due jobs",
     "outrider_events_quarantined_total": PUBSUB,
+    "outrider_events_set_back_total": PUBSUB,
     "outrider_fallback_claims_total": PUBSUB,
     "outrider_dead_letters_total": "no job failed for good",
     "outrider_jwks_fetched_timestamp_seconds": KEYS,

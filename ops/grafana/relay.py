@@ -62,8 +62,11 @@ OUTBOX = Row(
         ),
         graph(
             "Results and dead letters to publish",
-            "Messages that wait for the relay.",
-            {"{{topic}}": sampled("outrider_outbox_events", "topic", 'state="pending"')},
+            "Messages that wait for the relay. Set back: those of them that alone could not be published.",
+            {
+                "{{topic}}": sampled("outrider_outbox_events", "topic", 'state="pending"'),
+                "{{topic}}: set back": sampled("outrider_outbox_events", "topic", 'state="set_back"'),
+            },
             alerts=["OutriderOutboxStalled"],
         ),
         graph(
@@ -127,11 +130,13 @@ DELIVERY = Row(
             alerts=["OutriderFallbackActive"],
         ),
         graph(
-            "Refused for good",
-            "Messages a second that Pub/Sub will never accept. A job whose wake-up is refused still runs.",
+            "Refused, or set back",
+            "Messages a second that Pub/Sub will never accept, or that wait behind the others for another try. A job "
+            "whose wake-up is refused still runs.",
             {
                 "wake-ups": rate("outrider_wake_ups_refused_total"),
                 "{{topic}}": rate("outrider_events_quarantined_total", "topic"),
+                "{{topic}}: set back": rate("outrider_events_set_back_total", "topic"),
             },
             unit=PER_SECOND,
             alerts=["OutriderQuarantineNotEmpty"],

@@ -134,5 +134,6 @@ class Sampler:
 def _show_events(topics: Mapping[str, EventStats]) -> None:
     for topic, events in topics.items():
         EVENTS_ROWS.labels(topic, "pending").set(events.pending)
+        EVENTS_ROWS.labels(topic, "set_back").set(events.set_back)
         EVENTS_ROWS.labels(topic, "quarantined").set(events.quarantined)
         EVENTS_OLDEST.labels(topic).set(time.time() - events.age_seconds)

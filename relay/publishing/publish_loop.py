@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Generic
 
-import grpc
 import structlog
 from psycopg import Error
 
+from engine.cancellation import survivable
 from engine.errors import DatabaseUnavailable
 from engine.process.loops import note_fault
 from engine.process.run import pause
 from engine.pubsub.breaker import Breaker
-from engine.pubsub.client import Fault, code, details, fault
+from engine.pubsub.client import Fault
+from engine.pubsub.messages import Message
 from engine.storage.faults import by_blame, told
 from engine.tables.relay_status import RelayStatus, State, Subject
 from engine.telemetry import tracing
@@ -28,11 +30,21 @@ from engine.telemetry.metrics import (
     PUBLISHED_ROWS,
     RELAY_CYCLED_AT,
 )
-from relay.publishing.outbox_sources import ItemT, OutboxSource
+from relay.publishing.answers import Answer, judge
+from relay.publishing.delivery import Delivery, Outgoing
+from relay.publishing.outbox_sources import MAX_ROWS, ItemT, OutboxSource, reserved_seconds
 from relay.publishing.publisher import Publisher
+from relay.publishing.request_size import BASE_SECONDS, RequestSize, Room
 
 IN_FLIGHT: Final = 3
 """Concurrent requests of one topic."""
+STOP_SECONDS: Final = BASE_SECONDS
+"""How long a stop waits for requests in flight. A large one may take minutes: its rows are released."""
+LONE_PROBES: Final = 5
+"""After so many failures in a row, a probe has one row, each time another one: a row may be what the broker cannot
+answer."""
+HEALTHY_SECONDS: Final = 60.0
+"""For so long after a success, a message that fails alone is to blame itself."""
 MIN_IDLE_SECONDS: Final = 0.02
 MAX_IDLE_SECONDS: Final = 0.5
 STATES: Final[Mapping[Fault | None, State]] = {
@@ -61,6 +73,11 @@ class PublishLoop(Generic[ItemT]):
         self._breaker = Breaker()
         self._wake = asyncio.Event()
         self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._size = RequestSize(MAX_ROWS)
+        self._failures = 0
+        """Requests that failed since the last one that was answered."""
+        self._taken_at = -math.inf
+        """When the broker last took messages."""
         self._failing: Exception | None = None
         """Why the last read of the outbox failed."""
         self._cycled = time.monotonic()
@@ -86,39 +103,68 @@ class PublishLoop(Generic[ItemT]):
         return time.monotonic() - self._cycled if self._breaker.closed else 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Publish until `stop`, then wait for the requests in flight."""
-        idle = MIN_IDLE_SECONDS
+        """Publish until `stop`, then wait STOP_SECONDS for the requests in flight."""
+        sends: dict[asyncio.Task[None], list[Outgoing[ItemT]]] = {}
         try:
-            async with asyncio.TaskGroup() as sends:
-                while not stop.is_set():
-                    if self._breaker.pause:
-                        self._shown_cycle.set_to_current_time()
-                        await pause(stop, self._breaker.pause)
-                        continue
-                    # Cleared before rows are taken: a hint that arrives meanwhile must not be lost.
-                    self._wake.clear()
-                    await self._room.acquire()
-                    if self._breaker.pause:  # a request in flight has failed
-                        self._room.release()
-                        continue
-                    items = await self._take()
-                    if items:
-                        idle = MIN_IDLE_SECONDS
-                        send = sends.create_task(self._send(items))
-                        if not self._breaker.closed:
-                            await send  # a probe goes alone
-                        continue
-                    self._room.release()
-                    idle = min(idle * 2, MAX_IDLE_SECONDS)
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(idle):
-                            await self._wake.wait()
+            await self._run(stop, sends)
+            await self._finish(sends)
         finally:
+            for send in sends:
+                send.cancel()
+            if sends:
+                await asyncio.wait(sends, timeout=STOP_SECONDS)
             await self._source.aclose()
 
-    async def _take(self) -> list[ItemT]:
+    async def _run(self, stop: asyncio.Event, sends: dict[asyncio.Task[None], list[Outgoing[ItemT]]]) -> None:
+        idle = MIN_IDLE_SECONDS
+        while not stop.is_set():
+            if self._breaker.pause:
+                self._shown_cycle.set_to_current_time()
+                await pause(stop, self._breaker.pause)
+                continue
+            # Cleared before rows are taken: a hint that arrives meanwhile must not be lost.
+            self._wake.clear()
+            await self._room.acquire()
+            if self._breaker.pause:  # a request in flight has failed
+                self._room.release()
+                continue
+            apart = self._failures >= LONE_PROBES
+            room = self._size.room(probing=not self._breaker.closed, alone=apart)
+            began = time.monotonic()
+            rows = await self._take(room)
+            if rows:
+                idle = MIN_IDLE_SECONDS
+                sizes = [row.size for row in rows]
+                self._size.add(sizes)
+                until = began + reserved_seconds(room.ahead + sum(sizes))
+                send = asyncio.create_task(self._send(rows, Delivery(self._source, self, until, apart=apart)))
+                sends[send] = rows
+                send.add_done_callback(sends.pop)
+                if not self._breaker.closed:
+                    await send  # a probe goes alone
+                continue
+            self._room.release()
+            idle = min(idle * 2, MAX_IDLE_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(idle):
+                    await self._wake.wait()
+
+    async def _finish(self, sends: Mapping[asyncio.Task[None], list[Outgoing[ItemT]]]) -> None:
+        """Wait for the requests in flight, then cancel them and release their rows."""
+        if not sends:
+            return
+        await asyncio.wait(sends, timeout=STOP_SECONDS)
+        for send, rows in [(send, rows) for send, rows in sends.items() if not send.done()]:
+            send.cancel()
+            try:
+                await self._source.release([row.item for row in rows])
+            except (DatabaseUnavailable, Error):
+                return  # the rows are free when their reservation ends
+
+    async def _take(self, room: Room) -> list[Outgoing[ItemT]]:
+        """The next rows, if there are any and they can be read."""
         try:
-            items = await self._source.take()
+            rows = [Outgoing.of(item) for item in await self._source.take(room)]
         except (DatabaseUnavailable, Error) as error:
             if not told(self._failing, error):
                 log_at = by_blame(log, error)
@@ -132,88 +178,75 @@ class PublishLoop(Generic[ItemT]):
             log.info("outbox.found", topic=self._name)
         self._failing, self._cycled = None, time.monotonic()
         self._shown_cycle.set_to_current_time()
-        return items
+        return rows
 
-    async def _send(self, items: Sequence[ItemT]) -> None:
-        faults: list[Exception] = []
+    async def _send(self, rows: Sequence[Outgoing[ItemT]], delivery: Delivery[ItemT]) -> None:
         try:
-            await self._publish(items, faults)
+            await delivery.run(rows)
         except (DatabaseUnavailable, Error) as error:
             # When the reservation ends, the rows are published again with the same message ids.
             log_at = by_blame(log, error)
-            log_at("outbox.not_marked", topic=self._name, rows=len(items))
+            log_at("outbox.not_marked", topic=self._name, rows=len(rows))
         except Exception as error:  # noqa: BLE001 - the other requests and topics go on
-            faults.append(error)
+            note_fault("publish", error)
         finally:
+            self._size.remove([row.size for row in rows])
             self._room.release()
-        if faults:
-            note_fault("publish", faults[0])
 
-    async def _publish(self, items: Sequence[ItemT], faults: list[Exception]) -> None:
-        """Publish and mark `items`. Adds the errors of messages that only a bug can explain to `faults`."""
+    async def ask(self, messages: Sequence[Message], size: int) -> Answer | None:
+        """Publish `messages` in one request. Returns what is wrong, or None if the broker has taken them."""
+        self._rows.observe(len(messages))
+        contexts = [_context(message) for message in messages]
         try:
-            messages = [item.message for item in items]
-            contexts = (message.attributes.get("traceparent") for message in messages)
-            self._rows.observe(len(items))
-            with self._seconds.time(), tracing.publish(self._name, contexts, len(messages)):
+            with (
+                self._seconds.time(),
+                tracing.publish(self._name, contexts, len(messages)),
+                self._size.timing(size),
+            ):
                 await self._publisher.publish(self._topic, messages)
-        except grpc.RpcError as error:
-            PUBLISH_ERRORS.labels(self._subject, code(error).name.lower()).inc()
-            if fault(error) is Fault.REFUSED:
-                self._answered()
-                if len(items) == 1:
-                    await self._source.refuse(items[0], details(error))
-                else:
-                    await self._publish_halves(items, faults)
-            else:
-                self._unanswered(error)
-                await self._source.release(items)
-        except Exception as error:  # noqa: BLE001 - one message that cannot be encoded must not keep the others
-            if len(items) == 1:
-                # Not set aside, because the fault is ours: the row is tried again when its reservation ends.
-                faults.append(error)
-            else:
-                await self._publish_halves(items, faults)
-        else:
-            self._taken.inc(len(items))
-            self._answered()
-            await self._source.sent(items)
+        except BaseException as error:
+            if not survivable(error):
+                raise
+            answer = judge(error)
+            PUBLISH_ERRORS.labels(self._subject, answer.code.lower()).inc()
+            if answer.code == "ERROR":
+                note_fault("publish", error)
+            return answer
+        self._taken.inc(len(messages))
+        self._taken_at = time.monotonic()
+        return None
 
-    async def _publish_halves(self, items: Sequence[ItemT], faults: list[Exception]) -> None:
-        """Find the bad message by halving: the broker refuses a whole request for one message.
+    def healthy(self) -> bool:
+        return time.monotonic() - self._taken_at < HEALTHY_SECONDS
 
-        Raises the database's error after both halves have been tried.
-        """
-        middle = len(items) // 2
-        failed: DatabaseUnavailable | Error | None = None
-        for half in (items[:middle], items[middle:]):
-            try:
-                await self._publish(half, faults)
-            except (DatabaseUnavailable, Error) as error:
-                failed = error
-        if failed is not None:
-            raise failed
+    def patient(self) -> bool:
+        return self._breaker.closed
 
-    def _answered(self) -> None:
+    def answered(self) -> None:
         seconds = self._breaker.open_seconds
+        self._failures = 0
         if self._breaker.succeed():
             log.info("breaker.closed", topic=self._name, after_seconds=round(seconds, 1))
             self._show(None)
 
-    def _unanswered(self, error: grpc.RpcError) -> None:
-        kind = fault(error)
-        if self._breaker.fail(kind):
-            fix = (
-                "run `outrider provision`, and check the process's Pub/Sub permissions"
-                if kind is Fault.MISCONFIGURED
-                else None
-            )
+    def unanswered(self, answer: Answer) -> float:
+        if not self._breaker.pause:
+            self._failures += 1
+        if self._breaker.fail(answer.fault):
             log.warning(
-                "breaker.opened", topic=self._name, reason=code(error).name, error=details(error), fix=fix
+                "breaker.opened", topic=self._name, reason=answer.code, error=answer.details, fix=answer.fix
             )
-            self._show(kind, f"{code(error).name}: {details(error)}")
+            self._show(answer.fault, str(answer))
+        return self._breaker.pause
 
     def _show(self, kind: Fault | None, detail: str | None = None) -> None:
         self._state = (STATES[kind], time.monotonic(), detail)
         for each in (Fault.PASSING, Fault.MISCONFIGURED):
             BREAKER_OPEN.labels(self._subject, each.value).set(each is kind)
+
+
+def _context(message: Message) -> str | None:
+    """The trace of a message. SQL may have written anything that is JSON as its attributes."""
+    attributes = message.attributes
+    found = attributes.get("traceparent") if isinstance(attributes, Mapping) else None
+    return found if isinstance(found, str) else None

@@ -158,7 +158,8 @@ async def test_the_cost_of_a_hand_over_does_not_grow_with_what_is_not_handed_ove
     await fill(conn, "ready", 1000)
     await fill(conn, "published", 1000)
     await conn.execute("VACUUM ANALYZE")
-    parameters = claiming(me) | await marking(conn) | {"seconds": 10}
+    reserving = {"seconds": 10, "row_seconds": 0.1, "until": "{}"}
+    parameters = claiming(me) | await marking(conn) | reserving
     asked = (CLAIM_NAMED, CLAIM_PUBLISHED, publish.RESERVE, publish.PUBLISHED, publish.RELEASE)
     before = {statement: await buffers(conn, statement, parameters) for statement in asked}
     for status, rows, finished in (
@@ -227,6 +228,7 @@ async def test_events_are_found_without_a_look_at_those_of_the_other_topic_or_in
 ) -> None:
     conn = await connect(pinned=True)
     asked = {"topic": "results", "low": 0, "limit": 100, "max_bytes": 8_000_000, "seconds": 10}
+    asked |= {"max_row_bytes": 8_000_000, "bytes_per_second": 65_536.0, "most": 8_000_000}
     await conn.execute(EVENTS, ["dead-letters", None, 1, 20_000])
     await conn.execute(EVENTS, ["results", "2026-01-01", 20_001, 40_000])
     await conn.execute("VACUUM ANALYZE")

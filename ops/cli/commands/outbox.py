@@ -1,24 +1,38 @@
-"""`outrider outbox`: the unfinished jobs, the unpublished events and the relays' reports."""
+"""`outrider outbox`: the unfinished jobs, the unpublished events and the relays' reports; and what to do with events
+that cannot be published."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ops.cli.output import AsJson, as_json, cell, echo, span, table
+from ops.cli.output import AsJson, as_json, cell, complain, echo, span, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from engine.queries.queue_stats import EventCount, JobCount, Quarantined
+    from engine.queries.held_events import Quarantined, SetBack
+    from engine.queries.queue_stats import EventCount, JobCount
     from engine.tables.relay_status import ReportedStatus
+    from ops.cli.context import Conn
 
 SHOWN: Final = 20
-"""How many quarantined events are listed. The table of topics counts all of them."""
+"""How many events of a kind are listed. The table of topics counts all of them."""
 
 app = typer.Typer(help="Show the jobs and events that wait.", no_args_is_help=True)
+
+Events = Annotated[
+    list[int],
+    typer.Argument(
+        min=1, max=2**63 - 1, metavar="EVENT...", help="Numbers of events, as `status` shows them."
+    ),
+]
+Reason = Annotated[str, typer.Option(help="Why, for the record.")]
+Actor = Annotated[
+    str | None, typer.Option("--as", help="Who acts, for the record. The user of this host if not given.")
+]
 
 
 @app.callback()
@@ -30,21 +44,27 @@ def outbox() -> None:
 def status(json: AsJson = False) -> None:
     """Count the unfinished jobs by preset and status, and the events that wait to be published.
 
-    Overdue jobs are marked. Also show the relays' reports on topics and maintenance, and the events that the broker
-    refused for good, with the reason, the latest first.
+    Overdue jobs are marked. Also show the relays' reports on topics and maintenance, the events that the broker
+    refused for good, with the reason, the latest first, and those that alone could not be published and wait for
+    another try.
     """
-    from engine.queries.queue_stats import event_counts, job_counts, quarantined
+    from engine.queries.held_events import quarantined, set_back
+    from engine.queries.queue_stats import event_counts, job_counts
     from engine.settings import load
     from engine.tables.relay_status import reported
-    from ops.cli.context import Conn, ask
+    from ops.cli.context import ask
 
     async def counted(
         conn: Conn,
-    ) -> tuple[list[JobCount], list[EventCount], list[ReportedStatus], list[Quarantined]]:
-        statuses, refused = await reported(conn), await quarantined(conn, SHOWN)
-        return await job_counts(conn), await event_counts(conn), statuses, refused
+    ) -> tuple[list[JobCount], list[EventCount], list[ReportedStatus], list[Quarantined], list[SetBack]]:
+        statuses, refused, slow = (
+            await reported(conn),
+            await quarantined(conn, SHOWN),
+            await set_back(conn, SHOWN),
+        )
+        return await job_counts(conn), await event_counts(conn), statuses, refused, slow
 
-    jobs, events, statuses, refused = ask(load(), counted)
+    jobs, events, statuses, refused, slow = ask(load(), counted)
     if json:
         as_json(
             {
@@ -52,17 +72,113 @@ def status(json: AsJson = False) -> None:
                 "events": [asdict(each) for each in events],
                 "relays": [asdict(each) for each in statuses],
                 "quarantined": [asdict(each) for each in refused],
+                "set_back": [asdict(each) for each in slow],
             }
         )
         return
     _print_counts(jobs, events)
     echo("")
     _print_relays(statuses)
+    _print_held(refused, slow)
+
+
+@app.command()
+def discard(events: Events, reason: Reason, actor: Actor = None, json: AsJson = False) -> None:
+    """Delete events that cannot be published: quarantined ones, or such as failed alone.
+
+    The results of their jobs stay. Who did that, and why, is kept in the table operator_actions.
+    """
+    from engine.tables import held_events
+
+    _act(events, reason, actor, json, "discarded", held_events.discard)
+
+
+@app.command()
+def republish(events: Events, reason: Reason, actor: Actor = None, json: AsJson = False) -> None:
+    """Let events that were quarantined, or failed alone, be published again, as soon as a relay finds them.
+
+    Who did that, and why, is kept in the table operator_actions.
+    """
+    from engine.tables import held_events
+
+    _act(events, reason, actor, json, "republished", held_events.republish)
+
+
+def _act(
+    events: Sequence[int],
+    reason: str,
+    actor: str | None,
+    json: bool,
+    verb: str,
+    act: Callable[..., Awaitable[list[int]]],
+) -> None:
+    """Act on all events that are held. The others are named, and the command has failed."""
+    from engine.settings import load
+    from ops.cli.context import ask, recorded
+
+    by, why = recorded(actor or _user(), "--as"), recorded(reason, "--reason")
+
+    async def acted(conn: Conn) -> list[int]:
+        return await act(conn, events, actor=by, reason=why)
+
+    done = ask(load(), acted)
+    left = [each for each in dict.fromkeys(events) if each not in done]
+    if json:
+        as_json({verb: done, "left": left})
+    else:
+        echo(f"{len(done)} {'was' if len(done) == 1 else 'were'} {verb}")
+    for each in left:
+        complain(f"event {each} is neither quarantined nor set back")
+    if left:
+        raise typer.Exit(1)
+
+
+def _user() -> str:
+    import getpass
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"  # a container's user may have no name
+    return f"{user}@{socket.gethostname()}"
+
+
+def _print_held(refused: Sequence[Quarantined], slow: Sequence[SetBack]) -> None:
     if refused:
         echo("")
         table(
-            ["event", "topic", "job", "quarantined", "reason"],
-            [(each.id, each.topic, each.job_id, each.quarantined_at, each.reason) for each in refused],
+            ["event", "topic", "job", "bytes", "age", "quarantined", "reason"],
+            [
+                (
+                    each.id,
+                    each.topic,
+                    each.job_id,
+                    each.bytes,
+                    span(each.age_seconds),
+                    each.quarantined_at,
+                    each.reason,
+                )
+                for each in refused
+            ],
+            empty="",
+        )
+    if slow:
+        echo("")
+        table(
+            ["event", "topic", "job", "bytes", "age", "failures", "reason"],
+            [
+                (
+                    each.id,
+                    each.topic,
+                    each.job_id,
+                    each.bytes,
+                    span(each.age_seconds),
+                    each.failures,
+                    each.reason,
+                )
+                for each in slow
+            ],
             empty="",
         )
 
@@ -75,8 +191,8 @@ def _print_counts(jobs: Sequence[JobCount], events: Sequence[EventCount]) -> Non
     )
     echo("")
     table(
-        ["topic", "events", "quarantined", "oldest"],
-        [(each.topic, each.events, each.quarantined, each.oldest) for each in events],
+        ["topic", "events", "set back", "quarantined", "oldest"],
+        [(each.topic, each.events, each.set_back, each.quarantined, each.oldest) for each in events],
         empty="no events to publish",
     )
 

@@ -126,9 +126,10 @@ async def _publishing(conn: Connection) -> str:
 
 async def _rights(conn: Connection) -> str:
     """Check that the role may run a process. Rights without which maintenance is slower or blind are reported."""
-    able = [process for process in rights.NEEDS if await _may_run(conn, process)]
+    processes = [process for process in rights.NEEDS if process != "operator"]
+    able = [process for process in processes if await _may_run(conn, process)]
     if not able:
-        await rights.check(conn, rights.NEEDS)
+        await rights.check(conn, processes)
     others = [name for (name,) in await fetchall(conn, KEPT_BY_OTHERS, [ANALYZED])]
     [(sees_all, role)] = await fetchall(conn, SEES_ALL)
     keeps = (

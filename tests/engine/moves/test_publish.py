@@ -169,3 +169,21 @@ async def test_presets_are_found_wherever_there_are_ready_jobs(conn: Conn) -> No
     assert await ready_presets(conn, after="a", limit=1) == ["b"]
     assert await ready_presets(conn, after="c", limit=10) == []
     assert await reserved(conn) == []
+
+
+async def test_a_release_after_the_reservation_has_ended_frees_no_job_of_another_relay(conn: Conn) -> None:
+    await queued(conn)
+    [late] = await reserved(conn, seconds=0)
+    [mine] = await reserved(conn)
+    await publish.release(conn, [late])
+    assert await reserved(conn) == []
+    await publish.release(conn, [mine])
+    assert len(await reserved(conn)) == 1
+
+
+async def test_a_reservation_lasts_longer_for_more_jobs(conn: Conn) -> None:
+    for _ in range(10):
+        await queued(conn)
+    found = await publish.reserve(conn, LANES, limit=100, seconds=10, row_seconds=5)
+    (now,) = await fetchone(conn, "SELECT clock_timestamp()")
+    assert all(each.until is not None and 55 < (each.until - now).total_seconds() <= 60 for each in found)

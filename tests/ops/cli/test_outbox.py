@@ -1,16 +1,20 @@
-"""`outrider outbox status`: what waits, what is overdue, and who should see to it."""
+"""`outrider outbox`: what waits, what is overdue, who should see to it, and what to do with what cannot leave."""
 
 from __future__ import annotations
 
+import hashlib
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from engine.moves.enqueue import enqueue
+from engine.tables import events
+from engine.tables.operator_actions import OperatorAction, latest
 from engine.tables.relay_status import RelayStatus, report
 from ops.cli.output import span
 from tests.ops.cli.conftest import Outrider
-from tests.support.database import Conn, new
+from tests.support.database import Conn, fetchone, new
 
 pytestmark = pytest.mark.usefixtures("configured")
 
@@ -143,3 +147,104 @@ async def test_quarantined_events_are_shown_with_their_reasons_the_latest_first(
 )
 def test_a_duration_is_shown_by_its_two_largest_units(seconds: float, shown: str) -> None:
     assert span(seconds) == shown
+
+
+async def held(conn: Conn, quarantined: bool = True, failures: int = 0) -> int:
+    (id_,) = await fetchone(
+        conn,
+        "INSERT INTO outbox_events (topic, payload, attributes, quarantined_at, failures, reason) VALUES"
+        ' (\'dead-letters\', \'abc\', \'{"message_id": "m", "job_id": "j"}\','
+        " CASE WHEN %s THEN now() END, %s, 'too large') RETURNING id",
+        quarantined,
+        failures,
+    )
+    return int(id_)
+
+
+async def actions(conn: Conn) -> list[OperatorAction]:
+    return await latest(conn, 10)
+
+
+async def test_a_discarded_event_is_gone_and_who_did_it_and_why_is_kept(
+    conn: Conn, outrider: Outrider
+) -> None:
+    one, two = await held(conn), await held(conn, quarantined=False, failures=3)
+    said = await outrider("outbox", "discard", one, two, "--reason", "nobody reads it", "--as", "ann")
+    assert (said.code, said.out) == (0, "2 were discarded\n")
+    assert await fetchone(conn, "SELECT count(*) FROM outbox_events") == (0,)
+    (role,) = await fetchone(conn, "SELECT session_user::text")
+    second, first = await actions(conn)
+    assert (first.actor, first.role, first.action, first.reason) == (
+        "ann",
+        role,
+        "outbox.discard",
+        "nobody reads it",
+    )
+    assert (first.target_kind, first.target, second.target) == ("event", str(one), str(two))
+    assert first.after is None
+    assert first.before is not None
+    assert (first.before["bytes"], first.before["job_id"], first.before["reason"]) == (3, "j", "too large")
+    assert first.before["sha256"] == hashlib.sha256(b"abc").hexdigest()
+
+
+async def test_a_republished_event_is_as_new(conn: Conn, outrider: Outrider) -> None:
+    event = await held(conn, failures=9)
+    said = await outrider("outbox", "republish", event, "--reason", "the schema is mended", "--json")
+    assert (said.code, said.json) == (0, {"republished": [event], "left": []})
+    [found] = await events.reserve(conn, "dead-letters", low=0, limit=9, max_bytes=1000, seconds=9)
+    assert (found.id, found.failures, found.message.data) == (event, 0, b"abc")
+    [action] = await actions(conn)
+    assert action.actor.endswith(f"@{socket.gethostname()}")
+    assert action.before is not None
+    assert action.after is not None
+    assert (action.before["quarantined_at"] is None, action.after["quarantined_at"]) == (False, None)
+
+
+@pytest.mark.parametrize("verb", ["discard", "republish"])
+async def test_only_events_that_are_held_are_acted_on_and_the_others_are_named(
+    conn: Conn, outrider: Outrider, verb: str
+) -> None:
+    event, pending = await held(conn), await held(conn, quarantined=False)
+    said = await outrider("outbox", verb, event, pending, 987, event, "--reason", "x")
+    assert said.code == 1
+    assert said.out.startswith("1 was ")
+    assert f"event {pending} is neither" in said.err
+    assert "event 987 is neither" in said.err
+    assert [each.target for each in await actions(conn)] == [str(event)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["1"],
+        ["1", "--reason", " "],
+        ["1", "--reason", "x" * 1001],
+        ["x", "--reason", "y"],
+        ["0", "--reason", "y"],
+        [str(2**63), "--reason", "y"],
+        ["1", "--reason", "y", "--as", "\ud800"],
+        ["--reason", "y"],
+    ],
+)
+@pytest.mark.parametrize("verb", ["discard", "republish"])
+async def test_wrong_usage_changes_nothing(
+    conn: Conn, outrider: Outrider, verb: str, wrong: list[str]
+) -> None:
+    await held(conn)
+    assert (await outrider("outbox", verb, *wrong)).code == 2
+    assert await actions(conn) == []
+
+
+async def test_events_that_cannot_be_published_are_listed_with_bytes_age_and_failures(
+    conn: Conn, outrider: Outrider
+) -> None:
+    one, two = await held(conn), await held(conn, quarantined=False, failures=3)
+    found = (await outrider("outbox", "status", "--json")).json
+    [quarantined], [set_back] = found["quarantined"], found["set_back"]
+    assert (quarantined["id"], quarantined["topic"], quarantined["bytes"]) == (one, "dead-letters", 3)
+    assert (set_back["id"], set_back["failures"], set_back["reason"]) == (two, 3, "too large")
+    assert 0 <= set_back["age_seconds"] < 60
+    assert [(each["events"], each["set_back"], each["quarantined"]) for each in found["events"]] == [
+        (1, 1, 1)
+    ]
+    assert (await outrider("outbox", "status")).code == 0

@@ -25,13 +25,15 @@ class Endless:
     def __init__(self) -> None:
         self.taken = 0
 
-    async def take(self) -> list[Row]:
+    async def take(self, _room: object) -> list[Row]:
         self.taken += 1
         return [Row(Message(b"{}", {}))]
 
     async def sent(self, items: Sequence[Row]) -> None: ...
 
     async def release(self, items: Sequence[Row]) -> None: ...
+
+    async def set_back(self, item: Row, reason: str, cause: object, pause: float) -> None: ...
 
     async def refuse(self, item: Row, reason: str) -> None: ...
 

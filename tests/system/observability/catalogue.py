@@ -37,7 +37,7 @@ VALUES: Final[Mapping[tuple[str, str], Collection[str]]] = {
     ("outrider_breaker_open", "fault"): [fault.value for fault in Fault],
     ("outrider_jobs_finished_total", "state"): list(JobState),
     ("outrider_outbox_rows", "status"): ["waiting", "ready", "published", "leased"],
-    ("outrider_outbox_events", "state"): ["pending", "quarantined"],
+    ("outrider_outbox_events", "state"): ["pending", "set_back", "quarantined"],
     ("outrider_job_stage_seconds_bucket", "stage"): ["publish", "claim", "run", "record"],
     ("outrider_job_stage_seconds_count", "stage"): ["publish", "claim", "run", "record"],
     ("outrider_database_pool_connections", "state"): ["open", "idle", "waiting"],
