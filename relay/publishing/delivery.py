@@ -42,7 +42,7 @@ class Broker(Protocol):
         """The broker is there: it has taken messages, or refused one."""
 
     def unanswered(self, answer: Answer) -> float:
-        """The broker is away, or misconfigured: no message is to blame. Returns for how many seconds nothing is sent."""
+        """The broker is away, or misconfigured: no message is to blame. Returns the seconds of its pause."""
 
     def healthy(self) -> bool:
         """Whether the broker has taken messages of the topic just now."""

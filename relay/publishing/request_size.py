@@ -16,7 +16,6 @@ MAX_BYTES: Final = 8_000_000
 """Size of one request at most; the service takes 10 MB and 1000 messages."""
 SMALL_BYTES: Final = 64 * 1024
 """A request of this size passes within seconds on any line that is worth the name."""
-LEAST_BYTES: Final = 4 * 1024
 ANY_BYTES: Final = 2**31 - 1
 
 BASE_SECONDS: Final = 5.0
@@ -59,7 +58,7 @@ class RequestSize:
 
     def __init__(self, max_rows: int) -> None:
         self._max_rows = max_rows
-        self._bytes = BatchSize(MAX_BYTES, GOOD_SECONDS, LEAST_BYTES, _timed_out)
+        self._bytes = BatchSize(MAX_BYTES, GOOD_SECONDS, SMALL_BYTES, _timed_out)
         self._small = 0
         self._large = 0
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine.moves.lapse import look
+from engine.pubsub.messages import Message
 from engine.queries.queue_stats import queue_stats
+from engine.tables import events
 from engine.tables.relay_status import RelayStatus, report, reported
 from tests.support.database import Conn, fetchone, lapse_dead, suspected, worker
 
@@ -132,3 +134,24 @@ async def test_an_older_worker_may_take_a_suspect_and_newer_processes_go_on_from
     assert await fetchone(conn, CLAIM, worker_id) == (job.id,)
     await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [worker_id])
     assert [each.charged for each in await lapse_dead(conn)] == [True]
+
+
+# Of the code before 0010: it knew no failures, and set an event back for nothing.
+RESERVE = """
+UPDATE outbox_events SET publish_until = clock_timestamp() + interval '10 s'
+WHERE quarantined_at IS NULL AND (publish_until IS NULL OR publish_until < clock_timestamp())
+RETURNING id
+"""
+
+
+async def test_an_older_relay_leaves_alone_what_a_newer_one_has_set_back_and_takes_it_after_the_pause(
+    conn: Conn,
+) -> None:
+    await events.write(conn, "results", Message(b"{}", {"message_id": "1"}))
+    [event] = await events.reserve(conn, "results", low=0, limit=9, max_bytes=1000, seconds=60)
+    await events.set_back(conn, event, seconds=60, failures=1, reason="too slow")
+    assert await (await conn.execute(RESERVE.encode())).fetchall() == []
+    await conn.execute("UPDATE outbox_events SET publish_until = now() - interval '1 s'")
+    assert await fetchone(conn, RESERVE) == (event.id,)
+    await events.release(conn, [event])
+    assert await (await conn.execute(RESERVE.encode())).fetchall() == [], "it is the older relay's now"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
+import random
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
@@ -252,14 +254,66 @@ def test_a_wake_up_says_what_the_contract_says() -> None:
     "data",
     [b"", b"\xff", b"[]", b"7", b"null", b"{}", b'{"job_id": 7}', b'{"job_id": "x"}', b'"' + b"[" * 5000],
 )
-def test_bytes_that_are_no_wake_up_keep_their_bytes(data: bytes) -> None:
+def test_bytes_that_are_no_wake_up_keep_their_bytes_and_attributes(data: bytes) -> None:
     with pytest.raises(Undecodable) as refused:
         messages.job_id_of(data)
-    letter = messages.undecodable("77", data, refused.value, datetime(2026, 1, 1, tzinfo=UTC))
+    said = {"from": "a stranger", "ü": "\u0001"}
+    letter = messages.undecodable("77", data, refused.value, datetime(2026, 1, 1, tzinfo=UTC), said)
     body = json.loads(letter.data)
     assert base64.b64decode(body["raw"]) == data
+    assert (body["raw_bytes"], body["raw_sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert body["raw_attributes"] == said
     assert (body["job_id"], body["user_id"], body["preset"]) == (None, None, None)
     assert letter.attributes["message_id"] == "77:DeadLetterMessage"
+
+
+@pytest.mark.parametrize("size", [messages.MAX_RAW_BYTES, messages.MAX_RAW_BYTES + 1, 9_000_000])
+def test_the_dead_letter_of_a_stray_message_fits_into_every_reader(size: int) -> None:
+    data = random.Random(1).randbytes(size)  # noqa: S311
+    attributes = {f"{n:03}" + "k" * 253: "\u0001" * 1024 for n in range(100)}
+    letter = messages.undecodable("77", data, Undecodable("x" * 9000), datetime.now(UTC), attributes)
+    body = json.loads(letter.data)
+    assert len(letter.data) + sum(map(len, letter.attributes.values())) < MAX_MESSAGE
+    assert base64.b64decode(body["raw"]) == data[: messages.MAX_RAW_BYTES]
+    assert (body["raw_bytes"], body["raw_sha256"]) == (size, hashlib.sha256(data).hexdigest())
+    assert 0 < len(body["raw_attributes"]) < 100
+    assert body["raw_attributes"].items() <= attributes.items()
+
+
+MAX_MESSAGE = 3.5 * 2**20
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "€", "😀"])
+@pytest.mark.parametrize("more", [0, 1, 500_000])
+async def test_an_output_that_would_make_its_message_too_large_for_readers_is_replaced_by_a_link(
+    conn: Conn, letter: str, more: int
+) -> None:
+    """Counted in bytes, whatever the characters."""
+    me = await worker(conn)
+    attempt = await started(conn, me)
+    most = 3_670_016 - 65_536
+    room = most - 2 + more
+    count, rest = divmod(room, len(letter.encode()))
+    output = json.dumps(letter * count + "x" * rest, ensure_ascii=False)
+    assert len(output.encode()) == most + more
+    await finish(
+        conn, me, [Ending(*attempt.key, JobState.COMPLETED, Reason.COMPLETED, output)], publish_results=True
+    )
+    [(_, body, _)] = await outgoing(conn)
+    (size,) = await fetchone(
+        conn, "SELECT octet_length(payload) + octet_length(attributes::text) FROM outbox_events"
+    )
+    assert size < MAX_MESSAGE
+    if more:
+        assert body["output"] is None
+        assert (body["output_bytes"], body["links"]) == (
+            most + more,
+            {"self": f"/pipeline/job/{attempt.job.id}"},
+        )
+        assert body["status"] == "completed"
+    else:
+        assert body["output"] == json.loads(output)
+        assert not {"output_bytes", "links"} & body.keys()
 
 
 async def test_a_message_is_written_in_the_callers_transaction(conn: Conn) -> None:

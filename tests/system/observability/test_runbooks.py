@@ -21,7 +21,7 @@ from tests.system.observability.rules import ALERTS
 
 TEXT: Final = (ROOT / "ops" / "runbooks.md").read_text()
 DATABASE: Final = "$OUTRIDER_DATABASE_URL"
-STANDS_FOR: Final = {"$JOB": str(uuid4()), "$PRESET": "storyboard"}
+STANDS_FOR: Final = {"$JOB": str(uuid4()), "$PRESET": "storyboard", "$EVENT": "7"}
 
 
 class Section(NamedTuple):
