@@ -19,13 +19,13 @@ READY_SECONDS: Final = 5.0
 PUBLISHED_SECONDS: Final = 10.0
 """How long the fallback leaves a published job to its message."""
 SCAN_SECONDS: Final = 1.0
-BUSY_SCAN_SECONDS: Final = 3.0
-BUSY_SHARE: Final = 8
-"""While messages are at hand, a scan takes at most one in so many of the wanted jobs, and one at least."""
-ASTRAY_SECONDS: Final = 0.5
-"""As PUBLISHED_SECONDS and SCAN_SECONDS, while messages may be on their way to a stream that is lost."""
 MAX_SCAN_SECONDS: Final = 0.15
 """The most that the throttle counts for a scan, see Throttle."""
+BUSY_SCAN_SECONDS: Final = 3.0
+ASTRAY_SCAN_SECONDS: Final = 0.5
+"""As PUBLISHED_SECONDS and BUSY_SCAN_SECONDS, while messages may be on their way to a stream that is lost."""
+MAX_OVERDUE_SECONDS: Final = 0.025
+"""As MAX_SCAN_SECONDS, for the scan of published jobs alone, which is one look into an index."""
 
 CURSOR: Final = CLAIM_SECONDS.labels("cursor")
 SWEEP: Final = CLAIM_SECONDS.labels("sweep")
@@ -101,7 +101,8 @@ class FallbackScan:
         self._conn = conn
         self._presets = list(presets)
         self._cursor: ScanCursor[Attempt] = ScanCursor()
-        self._throttle = Throttle(most=MAX_SCAN_SECONDS)
+        self._throttle = Throttle(SCAN_SECONDS, most=MAX_SCAN_SECONDS)
+        self._overdue_throttle = Throttle(most=MAX_OVERDUE_SECONDS)
         self._found_ready, self._found_published = (
             FALLBACK_CLAIMS.labels(status).inc for status in ("ready", "published")
         )
@@ -115,8 +116,10 @@ class FallbackScan:
         """
         self.undelivered = []
         began = time.monotonic()
-        if not self._throttle.due_every(ASTRAY_SECONDS if astray else SCAN_SECONDS):
-            return []
+        if not self._throttle.due:
+            if astray:
+                self.undelivered = await self.claim_overdue(worker_id, limit, astray=True)
+            return self.undelivered
         self._presets.append(self._presets.pop(0))
         ready = await self._cursor.next(lambda marks: self._ready(worker_id, limit, marks))
         room = limit - len(ready)
@@ -129,16 +132,16 @@ class FallbackScan:
         return ready + published
 
     async def claim_overdue(self, worker_id: int, limit: int, *, astray: bool = False) -> list[Attempt]:
-        """As `claim`, for a worker with messages at hand: a small share of `limit`, every few seconds, even if full.
+        """Claim published jobs alone, every few seconds, even if the last claim was full.
 
-        Otherwise a job whose message is lost would wait for as long as its subscription is busy. Ready jobs are left to
-        the relay, which is at work.
+        For a worker with messages at hand: otherwise a job whose message is lost would wait for as long as its
+        subscription is busy. Ready jobs are left to the relay, which is at work.
         """
         began = time.monotonic()
-        if not self._throttle.due_every(ASTRAY_SECONDS if astray else BUSY_SCAN_SECONDS):
+        if not self._overdue_throttle.due_every(ASTRAY_SCAN_SECONDS if astray else BUSY_SCAN_SECONDS):
             return []
-        published = await self._published(worker_id, max(1, limit // BUSY_SHARE), astray)
-        self._throttle.ended(began)
+        published = await self._published(worker_id, limit, astray)
+        self._overdue_throttle.ended(began)
         self._found_published(len(published))
         return published
 
@@ -149,6 +152,6 @@ class FallbackScan:
             )
 
     async def _published(self, worker_id: int, limit: int, astray: bool) -> list[Attempt]:
-        age = ASTRAY_SECONDS if astray else PUBLISHED_SECONDS
+        age = ASTRAY_SCAN_SECONDS if astray else PUBLISHED_SECONDS
         async with self._conn.use() as conn:
             return await claim_published(conn, worker_id, self._presets, limit, age=age)

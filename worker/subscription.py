@@ -27,11 +27,13 @@ from engine.storage.faults import by_blame, told
 from engine.tables import events
 from engine.telemetry.metrics import MESSAGES
 from worker.acknowledgements import Acknowledgements
-from worker.source import ASTRAY_SECONDS, FallbackScan
+from worker.source import ASTRAY_SCAN_SECONDS, FallbackScan
 from worker.stream import CLOSE_SECONDS, Received, Stream, StreamLost
 from worker.stream_health import StreamHealth
 
 ESTABLISHED_SECONDS: Final = 1.0
+OVERDUE_SHARE: Final = 8
+"""With messages at hand, one in so many of the wanted jobs, and one at least, may be one whose message is overdue."""
 DATABASE_PAUSE_SECONDS: Final = 1.0
 
 CLAIMED, LATE, UNDECODABLE = (MESSAGES.labels(action) for action in ("claimed", "late", "undecodable"))
@@ -192,7 +194,7 @@ class PubSubSource:
     async def _search(self, wake: Callable[[], None]) -> None:
         """Wake the claims often while messages may be on their way to a stream that is lost."""
         while True:
-            await asyncio.sleep(ASTRAY_SECONDS)
+            await asyncio.sleep(ASTRAY_SCAN_SECONDS)
             if self._health.astray:
                 wake()
 

@@ -18,6 +18,7 @@ from engine.pubsub.client import EMULATOR
 from ops.harness.pubsub_fake import FakePubSub, Stall
 from ops.waiting import until
 from tests.support.pubsub_brokers import BrokerAt
+from tests.support.tcp_proxy import tcp_proxy
 from tests.support.transport_harness import TransportHarness, open_system
 from tests.support.worker_harness import WorkerHarness
 from tests.worker.subscription_harness import (
@@ -195,6 +196,29 @@ async def test_a_broker_that_ends_each_connection_after_seconds_delays_no_job(
     assert longest < timedelta(seconds=2)
     assert 3 <= streams <= seconds
     assert ran == dict.fromkeys(job_ids, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loss", ["cut", "forgotten"])
+async def test_a_worker_whose_connection_is_lost_runs_its_jobs_and_finds_the_broker_again(
+    harness: WorkerHarness, broker: BrokerAt, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    ran, work = ledger()
+    async with tcp_proxy(int(broker.host.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv(EMULATOR, broker.host)
+        async with open_system(harness, broker) as system, system.maintenance():
+            monkeypatch.setenv(EMULATOR, proxy.host)
+            async with system.worker(work):
+                before = await flow(system, 3)
+                proxy.cut() if loss == "cut" else proxy.forget()
+                during = await flow(system, 20)
+                after = await flow(system, 5)
+                waits = [await longest_wait(harness, *some) for some in (before, during, after)]
+    print(broker.kind, loss, *(f"{each.total_seconds():.3f} s" for each in waits))
+    assert ran == dict.fromkeys(before + during + after, 1)
+    # A silent connection is only noticed by the jobs that wait.
+    assert waits[1] < timedelta(seconds=2 if loss == "cut" else PUBLISHED_SECONDS + 3)
+    assert waits[2] < timedelta(seconds=2)
 
 
 async def flow(system: TransportHarness, seconds: float) -> list[UUID]:

@@ -155,7 +155,7 @@ async def strand_until(
         await subscription_harness.harness.ended(*ids(stranded))
         return await condition()
 
-    await until(look, 5)
+    await until(look)
     return stranded
 
 
@@ -165,6 +165,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         ("worker.stream_health.SILENT_SECONDS", 0.2),
         ("worker.source.PUBLISHED_SECONDS", 0.1),
         ("worker.source.SCAN_SECONDS", 0.05),
+        ("worker.source.ASTRAY_SCAN_SECONDS", 0.05),
         ("worker.stream.CLOSE_SECONDS", 0.2),
         ("worker.consumer.MAX_IDLE_SECONDS", 0.05),
     ):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 
 import grpc
 import pytest
@@ -15,6 +12,7 @@ import pytest
 from engine.pubsub.client import EMULATOR, OPTIONS, Fault, code, details, fault, open_publisher
 from ops.harness.pubsub_fake import FakePubSub
 from ops.waiting import until
+from tests.support.tcp_proxy import tcp_proxy
 
 BY_HAND = {
     grpc.StatusCode.NOT_FOUND,
@@ -57,45 +55,13 @@ async def test_a_connection_that_an_idle_client_keeps_is_closed_before_a_network
     assert dict(OPTIONS)["grpc.client_idle_timeout_ms"] <= 180_000
     brief = dict(OPTIONS) | {"grpc.client_idle_timeout_ms": 1_000}
     monkeypatch.setattr("engine.pubsub.client.OPTIONS", tuple(brief.items()))
-    async with forgetful_proxy(fake.port) as proxy:
+    async with tcp_proxy(fake.port) as proxy:
         monkeypatch.setenv(EMULATOR, proxy.host)
         async with open_publisher() as client:
             await client.create_topic(name="projects/p/topics/topic", timeout=5)
-            await until(lambda: proxy.connections and not proxy.open)
+            await until(lambda: not proxy.open)
             await client.get_topic(topic="projects/p/topics/topic", timeout=5, retry=None)
         assert proxy.connections == 2
-
-
-class Proxy:
-    """Passes bytes on to the fake, and counts its connections."""
-
-    def __init__(self) -> None:
-        self.host = ""
-        self.connections = 0
-        self.open = 0
-
-
-@asynccontextmanager
-async def forgetful_proxy(port: int) -> AsyncIterator[Proxy]:
-    proxy = Proxy()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        proxy.connections += 1
-        proxy.open += 1
-        back, forward = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, forward), copy(back, writer))
-        proxy.open -= 1
-
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-        proxy.host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield proxy
 
 
 PINGING = """
