@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.web_harness import ManualWorker, WebHarness, submit, token
+from tests.support.web_harness import SECRET, ManualWorker, WebHarness, settings, submit, token
 from tests.web.api.test_streams import events
 from web.api import streams
 from web.auth import tokens
+from web.auth.keys import Secret
 from web.auth.tokens import Authenticator, Caller
+from web.problems import Refused
 
 
 @pytest.fixture
@@ -108,3 +110,18 @@ async def test_a_stream_lives_until_the_leeway_is_over(web_harness: WebHarness, 
     ):
         assert [seq async for _, seq, _ in events(response)] == ["0"]
     assert time.time() >= expiry + 30
+
+
+@pytest.mark.parametrize("exp", [0.0, 0.25, 0.5, 0.999])
+async def test_a_callers_end_is_the_moment_from_which_its_token_is_refused(
+    monkeypatch: pytest.MonkeyPatch, exp: float
+) -> None:
+    expires = int(time.time()) + 100 + exp
+    header = [f"Bearer {token(exp=expires)}"]
+    end = (await Authenticator(Secret(SECRET), settings()).caller(header)).expires_at
+    assert expires + 30 <= end < expires + 31
+    monkeypatch.setattr(time, "time", lambda: end - 0.001)
+    await Authenticator(Secret(SECRET), settings()).caller(header)
+    monkeypatch.setattr(time, "time", lambda: end)
+    with pytest.raises(Refused, match="expired"):
+        await Authenticator(Secret(SECRET), settings()).caller(header)

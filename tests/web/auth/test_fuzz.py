@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.web_harness import SECRET, WebHarness
-from tests.web.auth.test_tokens import segment, signed
+from tests.web.auth.handmade import segment, signed
 
 CASES = 6_000
 HEADERS = ("alg", "typ", "cty", "crit", "b64", "kid", "jwk", "jku", "x5u", "x5c", "x5t", "zip", "enc", "")
