@@ -97,7 +97,8 @@ def undecodable(
 ) -> Message:
     """The dead letter of a message that could not be read. `transport_id` is the broker's id of that message.
 
-    `raw` has its first MAX_RAW_BYTES, `raw_attributes` as many of its attributes as fit into MAX_RAW_ATTRIBUTES.
+    `raw` has its first MAX_RAW_BYTES; if there are more, `raw_bytes` and `raw_sha256` tell of all. `raw_attributes` has
+    as many of its attributes as fit into MAX_RAW_ATTRIBUTES.
     """
     body: dict[str, Any] = {
         "job_id": None,
@@ -108,11 +109,12 @@ def undecodable(
         "attempts": 0,
         "failed_at": failed_at,
         "raw": base64.b64encode(data[:MAX_RAW_BYTES]).decode(),
-        "raw_bytes": len(data),
-        "raw_sha256": hashlib.sha256(data).hexdigest(),
-        "raw_attributes": _fitting(attributes),
         "schema_version": SCHEMA_VERSION,
     }
+    if len(data) > MAX_RAW_BYTES:
+        body |= {"raw_bytes": len(data), "raw_sha256": hashlib.sha256(data).hexdigest()}
+    if attributes:
+        body["raw_attributes"] = _fitting(attributes)
     named = _attributes(f"{transport_id}:{DEAD_LETTER}", DEAD_LETTER, "", None)
     return Message(orjson.dumps(body, option=ENCODING), named)
 

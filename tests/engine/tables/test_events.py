@@ -261,7 +261,7 @@ def test_bytes_that_are_no_wake_up_keep_their_bytes_and_attributes(data: bytes) 
     letter = messages.undecodable("77", data, refused.value, datetime(2026, 1, 1, tzinfo=UTC), said)
     body = json.loads(letter.data)
     assert base64.b64decode(body["raw"]) == data
-    assert (body["raw_bytes"], body["raw_sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert not {"raw_bytes", "raw_sha256"} & body.keys(), "nothing is cut"
     assert body["raw_attributes"] == said
     assert (body["job_id"], body["user_id"], body["preset"]) == (None, None, None)
     assert letter.attributes["message_id"] == "77:DeadLetterMessage"
@@ -275,7 +275,8 @@ def test_the_dead_letter_of_a_stray_message_fits_into_every_reader(size: int) ->
     body = json.loads(letter.data)
     assert len(letter.data) + sum(map(len, letter.attributes.values())) < MAX_MESSAGE
     assert base64.b64decode(body["raw"]) == data[: messages.MAX_RAW_BYTES]
-    assert (body["raw_bytes"], body["raw_sha256"]) == (size, hashlib.sha256(data).hexdigest())
+    if size > messages.MAX_RAW_BYTES:
+        assert (body["raw_bytes"], body["raw_sha256"]) == (size, hashlib.sha256(data).hexdigest())
     assert 0 < len(body["raw_attributes"]) < 100
     assert body["raw_attributes"].items() <= attributes.items()
 
