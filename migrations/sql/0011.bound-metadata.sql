@@ -52,13 +52,12 @@ BEGIN
 
     -- A time without a zone, or words such as `tomorrow`, would mean what the session makes of them. This is RFC 3339,
     -- and how PostgreSQL writes a timestamptz as JSON.
-    SELECT no_time INTO fault
-    FROM json_array_elements(jobs) job
-    WHERE job ->> 'run_at' !~* ('^(-?infinity|[0-9]{4,6}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?'
-                                || '(Z|[+-][0-9]{2}:[0-9]{2}(:[0-9]{2})?)( BC)?)$')
-    LIMIT 1;
-    IF fault IS NOT NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = fault, MESSAGE = fault;
+    IF EXISTS (
+        SELECT FROM json_array_elements(jobs) job
+        WHERE job ->> 'run_at' !~* ('^(-?infinity|[0-9]{4,6}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]+)?'
+                                    || '(Z|[+-][0-9]{2}:[0-9]{2}(:[0-9]{2})?)( BC)?)$')
+    ) THEN
+        RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = no_time, MESSAGE = no_time;
     END IF;
 
     asked := ARRAY(
@@ -68,20 +67,10 @@ BEGIN
 
     -- What the table cannot check: it does not store these as they are asked for, or in a type that is too narrow.
     SELECT violated INTO fault
-    FROM unnest(asked) a, LATERAL (SELECT a.metadata::text) AS m (written), LATERAL (
-        SELECT max(abs(number)),
-               -- Nor a double in full digits, such as 100000000000000000000. Each number of 15 digits and zeros is one.
-               bool_or(CASE WHEN number NOT BETWEEN -9223372036854775808 AND 18446744073709551615
-                                 AND number = trunc(number) AND abs(number) <= 1.7976931348623158e308
-                            THEN length(rtrim(abs(number)::text, '0.')) > 15
-                                 AND number::float8::text::numeric <> number END)
-        FROM jsonb_path_query(CASE WHEN written ~ '[0-9]{20}|[0-9][eE]' THEN a.metadata::jsonb END,
-                              'strict $.** ? (@.type() == "number")') AS found (value),
-             LATERAL (SELECT value::numeric) AS n (number)
-    ) AS numbers (largest, wide), LATERAL (VALUES
+    FROM unnest(asked) a, LATERAL (SELECT a.metadata::text) AS m (written), LATERAL (VALUES
         (a.job_id::text !~ '^.{14}7.{4}[89ab]', 'job_id: not a version 7 UUID'),
-        -- The size as jsonb, without the spaces there, and with the digits of each number that has an exponent here.
-        (CASE WHEN octet_length(written) > 262144 OR octet_length(written) > 4096 AND written ~ '[0-9][eE]'
+        -- The size as jsonb, which has no exponents, but without the spaces there.
+        (CASE WHEN octet_length(written) > 4096 AND octet_length(a.metadata::jsonb::text) > 262144
               THEN octet_length(regexp_replace(a.metadata::jsonb::text, E'("(?:[^"\\\\]|\\\\.)*")|([:,]) ',
                                                E'\\1\\2', 'g')) > 262144
          END, 'metadata: not 0 to 262144 bytes as JSON'),
@@ -89,8 +78,18 @@ BEGIN
         (CASE WHEN length(written) - length(translate(written, '[{', '')) > 64
               THEN a.metadata::jsonb @? 'strict $.**{64 to last} ? (@.type() == "array" || @.type() == "object")'
          END, 'metadata: nested deeper than 64'),
-        (largest > 1.7976931348623158e308, 'metadata: not a finite number'),
-        (wide, 'metadata: an integer beyond 64 bits'),
+        (CASE WHEN written ~ '[0-9][eE]|[0-9]{20}'
+              THEN (SELECT max(abs(value::numeric)) > 1.7976931348623158e308
+                    FROM jsonb_path_query(a.metadata::jsonb, 'strict $.** ? (@.type() == "number")') AS found (value))
+         END, 'metadata: not a finite number'),
+        -- A double in full digits is accepted, such as 100000000000000000000. Each number of 15 digits and zeros is one.
+        (CASE WHEN written ~ '[0-9][eE]|[0-9]{20}'
+              THEN (SELECT bool_or(CASE WHEN number NOT BETWEEN -9223372036854775808 AND 18446744073709551615
+                                             AND number = trunc(number) AND length(rtrim(abs(number)::text, '0.')) > 15
+                                        THEN number::float8::text::numeric <> number END)
+                    FROM jsonb_path_query(a.metadata::jsonb, 'strict $.** ? (@.type() == "number")') AS found (value),
+                         LATERAL (SELECT value::numeric) AS n (number))
+         END, 'metadata: an integer beyond 64 bits'),
         (a.priority NOT BETWEEN 1 AND 4, 'priority: not 1 to 4'),
         (a.max_attempts NOT BETWEEN 1 AND 25, 'max_attempts: not 1 to 25'),
         (a.delay_seconds NOT BETWEEN 0 AND 31536000, 'delay_seconds: not 0 to 31536000'),

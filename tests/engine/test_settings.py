@@ -173,3 +173,19 @@ def test_a_setting_that_there_is_not_suggests_the_one_it_looks_like(given: str, 
     with pytest.raises(ConfigurationError) as caught:
         load({given: "1"})
     assert caught.value.problems == (f"{given}: no such setting{said}",)
+
+
+@pytest.mark.parametrize("text", ["1_0", " 10", "10\n", "+10", "1e1", "inf", "nan", "٣", "0x10", "true"])
+@pytest.mark.parametrize(
+    "name", ["WORKER_CONCURRENCY", "HTTP_PORT", "RETENTION_DAYS", "LEASE_SECONDS", "DRAIN_SECONDS"]
+)
+def test_a_number_is_written_in_digits(name: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"OUTRIDER_{name}: not a"):
+        load({f"OUTRIDER_{name}": text})
+    assert getattr(load({f"OUTRIDER_{name}": "010"}), name.lower()) == 10
+
+
+def test_seconds_may_have_a_point() -> None:
+    assert load({"OUTRIDER_LEASE_SECONDS": "1.5"}).lease_seconds == 1.5
+    with pytest.raises(ConfigurationError):
+        load({"OUTRIDER_WORKER_CONCURRENCY": "10.0"})
