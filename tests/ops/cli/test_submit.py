@@ -93,6 +93,21 @@ async def test_the_content_comes_by_option_by_file_or_by_standard_input(
     assert await content_of(conn, said.out.strip()) == ("trois", {})
 
 
+@pytest.mark.usefixtures("served")
+async def test_metadata_that_are_null_are_absent(conn: Conn, outrider: Outrider) -> None:
+    said = await outrider("submit", "echo", "--content", "one", "--metadata", "null")
+    assert await content_of(conn, said.out.strip()) == ("one", {})
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("number", ["NaN", "1e400", "18446744073709551616"])
+async def test_a_number_that_json_cannot_keep_is_refused_not_changed(outrider: Outrider, number: str) -> None:
+    said = await outrider("submit", "echo", "--content", "one", "--metadata", f'{{"a": {number}}}')
+    assert said.code == 1
+    assert "422" in said.err
+    assert "/metadata/a" in said.err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
