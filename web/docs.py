@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import orjson
 from aiohttp import web
 from swagger_ui_bundle import swagger_ui_path
 
 from web.operations import Handler
+from web.wire.schema_text import schema_text
 
 POLICY: Final = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 PAGE: Final = b"""<!doctype html>
@@ -36,7 +36,7 @@ def pages(document: Mapping[str, Any]) -> dict[str, Handler]:
     """The handlers by path."""
     script = "text/javascript"
     return {
-        "/openapi.json": _fixed(orjson.dumps(document), "application/json"),
+        "/openapi.json": _fixed(schema_text(document), "application/json"),
         "/docs": _fixed(PAGE, "text/html"),
         "/docs/start.js": _fixed(START, script),
         "/docs/swagger-ui-bundle.js": _fixed((swagger_ui_path / "swagger-ui-bundle.js").read_bytes(), script),

@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaMode
 
 from engine.pipeline import Pipeline, Registry
 from web.openapi.names import Names
-from web.openapi.shapes import NULL, REF, Json, Untitled, nullable, ref, with_refs, without_defaults
+from web.openapi.shapes import NULL, REF, ForClients, Json, nullable, ref, with_refs, without_defaults
 from web.wire.request_models import JobToRun
 
 JOB: Final = JobToRun.__name__
@@ -73,7 +73,7 @@ def _variant(each: Pipeline, base: Json, metadata: Json, *, optional: bool) -> J
 def _definitions(model: type[BaseModel], job: str, taken: Names) -> tuple[str, dict[str, Json]]:
     """The name of the metadata's schema, and the schema and all that it refers to by name."""
     asked: tuple[str, JsonSchemaMode, TypeAdapter[Any]] = (JOB, "validation", TypeAdapter(model))
-    roots, generated = TypeAdapter.json_schemas([asked], schema_generator=Untitled)
+    roots, generated = TypeAdapter.json_schemas([asked], schema_generator=ForClients)
     [root] = roots.values()
     own = {f"#/$defs/{name}": name for name in generated["$defs"]}
     names = {at: taken.new(job, "Metadata" if at == root["$ref"] else name) for at, name in own.items()}

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from engine.pipeline import Registry
 from web.openapi.examples import body_examples
-from web.openapi.shapes import REF, Json, Untitled, not_null, ref
+from web.openapi.shapes import REF, ForClients, Json, not_null, ref
 from web.operations import Answer, Operation
 from web.problems import CONTENT_TYPE, ProblemDetails
 
@@ -74,7 +74,7 @@ def _parameters(each: Operation) -> list[Json]:
 
 
 def _query(model: type[BaseModel]) -> list[Json]:
-    schema = model.model_json_schema(ref_template=REF, schema_generator=Untitled)
+    schema = model.model_json_schema(ref_template=REF, schema_generator=ForClients)
     return [
         {"name": name, "in": "query", "description": found.pop("description", ""), "schema": not_null(found)}
         for name, found in schema["properties"].items()

@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaMode
 from engine.pipeline import Registry
 from web.openapi.jobs import JOB, job_schemas
 from web.openapi.names import Names
-from web.openapi.shapes import REF, Json, Untitled
+from web.openapi.shapes import REF, ForClients, Json
 from web.operations import Operation
 from web.problems import ProblemDetails
 
@@ -31,6 +31,6 @@ def schemas(operations: Sequence[Operation], registry: Registry) -> Json:
         for models, mode in ((asked, ASKED), (answered, ANSWERED))
         for model in models
     ]
-    _, generated = TypeAdapter.json_schemas(modes, ref_template=REF, schema_generator=Untitled)
+    _, generated = TypeAdapter.json_schemas(modes, ref_template=REF, schema_generator=ForClients)
     found: Json = generated["$defs"]
     return found | job_schemas(found[JOB], Names(found), registry)

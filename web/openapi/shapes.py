@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Final
 
-import orjson
 from pydantic.json_schema import GenerateJsonSchema
 
 Json = dict[str, Any]
@@ -14,11 +14,16 @@ REF: Final = "#/components/schemas/{model}"
 NULL: Final[Json] = {"type": "null"}
 
 
-class Untitled(GenerateJsonSchema):
-    """Gives members no title: generators name types by title, and two types would share one."""
+class ForClients(GenerateJsonSchema):
+    """Schemas without what generators and linters stumble over."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
+        # Generators name types by title, and two types would share one.
         return False
+
+    def tuple_schema(self, schema: Any) -> Json:
+        # A tuple's length is bounded, so nothing more is allowed by this.
+        return {"items": {}, **super().tuple_schema(schema)}
 
 
 def ref(name: str) -> Json:
@@ -81,6 +86,6 @@ def _told(member: Json) -> Json:
     found = {key: value for key, value in member.items() if key != "default"}
     if member["default"] is None:
         return found
-    told = f"Default: {orjson.dumps(member['default']).decode()}."
+    told = f"Default: {json.dumps(member['default'])}."
     description = str(found.get("description", "")).rstrip(". ")
     return found | {"description": f"{description}. {told}" if description else told}

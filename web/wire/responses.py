@@ -19,6 +19,7 @@ from engine.pipeline import Pipeline, Registry
 from engine.queries.audit import AuditRow
 from engine.queries.explain import Explanation
 from engine.queries.jobs import JobView
+from web.wire.schema_text import schema_text
 
 JSON: Final = "application/json"
 UNREGISTERED: Final = Pipeline(preset="unregistered", function=lambda _job, _run: None)
@@ -285,8 +286,8 @@ STATUSES: Final[Mapping[JobState, Status]] = {
 
 # The cache is finite: the models are those of the registered presets.
 @cache
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    return model.model_json_schema()
+def _schema(model: type[BaseModel]) -> Any:
+    return orjson.Fragment(schema_text(model.model_json_schema()))
 
 
 def _shortest(seconds: float) -> float:

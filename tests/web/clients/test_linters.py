@@ -11,11 +11,21 @@ from engine.pipeline import Pipeline, Registry
 from engine.pipelines.storyboard import storyboard
 from tests.web.clients.pipelines import pipelines
 from tests.web.clients.tools import Tools, installed
+from tests.web.openapi.odd_metadata import Odd, Zoo
 from web.api import OPERATIONS
 from web.openapi import document
+from web.wire.schema_text import schema_text
 
 RULES = Path(__file__).with_name("spectral.yaml")
-PRESETS: dict[str, list[Pipeline]] = {"none": [], "one": [storyboard], "many": [storyboard, *pipelines]}
+ODD = [
+    Pipeline(preset="odd", function=print, metadata=Odd),
+    Pipeline(preset="zoo", function=print, metadata=Zoo, description='a "zoo" */'),
+]
+PRESETS: dict[str, list[Pipeline]] = {
+    "none": [],
+    "one": [storyboard],
+    "many": [storyboard, *pipelines, *ODD],
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +37,7 @@ def tools() -> Tools:
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """With the document of these presets as openapi.json."""
     described = document(OPERATIONS, Registry(PRESETS[request.param]))
-    (tmp_path / "openapi.json").write_text(json.dumps(described))
+    (tmp_path / "openapi.json").write_bytes(schema_text(described))
     return tmp_path
 
 

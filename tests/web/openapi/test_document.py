@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import shutil
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
+import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from tests.support.web_harness import REGISTRY, ManualWorker, get, submit
+from tests.support.web_harness import REGISTRY, ManualWorker, WebHarness, get, submit
 from web.api import OPERATIONS
 from web.openapi import document
 
@@ -120,3 +123,23 @@ async def test_the_page_asks_nobody_else(anyone: Any) -> None:
             assert response.status == 200
             assert response.content_type in ("text/css", "text/javascript")
             assert await response.read()
+
+
+@pytest.mark.long
+async def test_the_page_shows_every_operation(shared_harness: WebHarness) -> None:
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("chromium is not installed")
+    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom")
+    browser = await asyncio.create_subprocess_exec(
+        *(chromium, *quiet, f"{shared_harness.url}/docs"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(60):
+            page, _ = await browser.communicate()
+    finally:
+        if browser.returncode is None:
+            browser.kill()
+            await browser.wait()
+    assert page.count(b'class="opblock-summary-path"') == len(OPERATIONS)

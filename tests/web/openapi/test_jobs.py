@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from pydantic import ConfigDict, Field
 
 from engine.pipeline import Metadata, Pipeline, Registry
-from tests.support.web_harness import JOB, REGISTRY
+from tests.support.web_harness import JOB, REGISTRY, served
+from tests.web.openapi.odd_metadata import Odd, Zoo
 from web.api import OPERATIONS
 from web.openapi import document
 
 TYPED = {"content": "x", "preset": "typed", "metadata": {"format": "plain"}}
-
-
-class Cat(Metadata):
-    kind: Literal["cat"]
-    lives: int = 9
-
-
-class Dog(Metadata):
-    """A dog."""
-
-    kind: Literal["dog"]
-    friends: list[Dog] = []  # noqa: RUF012 - pydantic copies it
-
-
-class Zoo(Metadata):
-    model_config = ConfigDict(title="Job")
-
-    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
-    other: Cat | None = None
-    weight: float = Field(1.5, description="in kg")
 
 
 def described(*presets: str, metadata: type[Metadata] | None = None) -> Any:
@@ -153,3 +134,24 @@ def test_a_presets_metadata_keep_their_definitions_apart_from_other_presets() ->
     }
     dog = {"kind": "dog", "friends": [{"kind": "dog"}]}
     assert fits({"content": "x", "preset": "south", "metadata": {"pet": dog}}, spec)
+
+
+async def test_metadata_of_any_shape_are_described(database_url: str) -> None:
+    registry = Registry([Pipeline(preset="odd", function=print, metadata=Odd)])
+    async with served(database_url, registry=registry) as harness:
+        ann = await harness.client("ann")
+        async with ann.get("/openapi.json") as response:
+            spec = json.loads(await response.read(), parse_constant=pytest.fail)
+        OpenAPIV31SpecValidator(spec).validate()
+        members = schemas(spec)["OddJobMetadata"]["properties"]
+        assert members["huge"]["exclusiveMaximum"] == 2**64
+        assert "exclusiveMaximum" not in members["finite"]
+        assert members["pair"]["items"] == {}
+        assert members["properties"]["type"] == "object"
+        job = {"content": "x", "preset": "odd", "metadata": {"@type": "t", "class": "c"}}
+        assert fits(job, spec)
+        async with ann.post("/pipeline/run", json=job) as response:
+            assert response.status == 202
+        async with ann.get("/pipeline/presets") as response:
+            [preset] = (await response.json())["presets"]
+        assert preset["metadata_schema"]["properties"]["huge"]["exclusiveMaximum"] == 2**64
