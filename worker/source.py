@@ -93,8 +93,8 @@ class PostgresSource:
 class FallbackScan:
     """Claims jobs whose message should have come and has not, after a fault of the broker or a change of mode.
 
-    After a full scan the next scan runs at once, to keep up. Otherwise a scan runs once a second, and scans take at
-    most 1/20 of the time.
+    After a full scan the next scan runs at once, to keep up, unless messages come: they name the same jobs, and would
+    all be late. Otherwise a scan runs once a second, and scans take at most 1/20 of the time.
     """
 
     def __init__(self, conn: PinnedConnection, presets: Sequence[str]) -> None:
@@ -102,6 +102,8 @@ class FallbackScan:
         self._presets = list(presets)
         self._cursor: ScanCursor[Attempt] = ScanCursor()
         self._throttle = Throttle(SCAN_SECONDS, most=MAX_SCAN_SECONDS)
+        self._full = False
+        """Whether the last scan found as many jobs as were wanted."""
         self._overdue_throttle = Throttle(most=MAX_OVERDUE_SECONDS)
         self._found_ready, self._found_published = (
             FALLBACK_CLAIMS.labels(status).inc for status in ("ready", "published")
@@ -109,14 +111,16 @@ class FallbackScan:
         self.undelivered: list[Attempt] = []
         """The jobs of the last claim whose message has reached no worker."""
 
-    async def claim(self, worker_id: int, limit: int, *, astray: bool = False) -> list[Attempt]:
-        """Like Source.claim, for a worker without a message at hand; sets `undelivered`.
+    async def claim(
+        self, worker_id: int, limit: int, *, astray: bool = False, messages: bool = False
+    ) -> list[Attempt]:
+        """Like Source.claim, for a worker without a job at hand; sets `undelivered`.
 
-        If messages may have gone `astray`, it waits for them less long.
+        If messages may have gone `astray`, it waits for them less long. `messages` says that some have just come.
         """
         self.undelivered = []
         began = time.monotonic()
-        if not self._throttle.due:
+        if not (self._throttle.due or (self._full and not messages)):
             if astray:
                 self.undelivered = await self.claim_overdue(worker_id, limit, astray=True)
             return self.undelivered
@@ -124,8 +128,8 @@ class FallbackScan:
         ready = await self._cursor.next(lambda marks: self._ready(worker_id, limit, marks))
         room = limit - len(ready)
         published = await self._published(worker_id, room, astray) if room else []
-        if len(published) < room:
-            self._throttle.ended(began)
+        self._full = len(published) == room
+        self._throttle.ended(began)
         self._found_ready(len(ready))
         self._found_published(len(published))
         self.undelivered = published

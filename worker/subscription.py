@@ -95,11 +95,14 @@ class PubSubSource:
 
     async def _claim(self, worker_id: int, limit: int) -> list[Attempt]:
         astray = self._health.astray
-        if self._at_hand and (overdue := await self._fallback.claim_overdue(worker_id, limit, astray=astray)):
-            return overdue
+        messages = bool(self._at_hand)
+        if messages:
+            share = max(1, limit // OVERDUE_SHARE)
+            if overdue := await self._fallback.claim_overdue(worker_id, share, astray=astray):
+                return overdue
         if attempts := await self._claim_at_hand(worker_id, limit):
             return attempts
-        attempts = await self._fallback.claim(worker_id, limit, astray=astray)
+        attempts = await self._fallback.claim(worker_id, limit, astray=astray, messages=messages)
         self._look_for_stall()
         return attempts
 
@@ -164,7 +167,8 @@ class PubSubSource:
 
     async def _receive(self, stream: Stream, wake: Callable[[], None]) -> None:
         while True:
-            while len(self._at_hand) >= self._wanted and not stream.closing:
+            # One answer is read ahead: without a message at hand the next claim would search the outbox.
+            while len(self._at_hand) >= max(1, self._wanted) and not stream.closing:
                 self._room.clear()
                 await self._room.wait()
                 self._health.listened()

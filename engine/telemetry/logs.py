@@ -254,6 +254,8 @@ def _adopt_foreign(level: int) -> None:
     root = logging.getLogger()
     root.handlers = [_Foreign()]
     root.setLevel(max(level, logging.WARNING))
+    # It logs a traceback for each call that has no credentials, and the error of the call says the same.
+    logging.getLogger("grpc._plugin_wrapping").setLevel(logging.CRITICAL)
 
 
 def _dumps(event: Event) -> bytes:

@@ -99,6 +99,19 @@ async def keep_busy(subscription_harness: SubscriptionHarness, at_hand: Callable
         await asyncio.sleep(0.001)
 
 
+async def test_a_backlog_older_than_the_fallbacks_patience_is_claimed_by_its_messages(
+    subscription_harness: SubscriptionHarness,
+) -> None:
+    before, (ran, work) = messages(), ledger()
+    wake_ups = await subscription_harness.published(200)
+    await subscription_harness.age("published_at", 11, *wake_ups)
+    async with subscription_harness.worker(work, slots=4):
+        await subscription_harness.harness.ended(*ids(wake_ups))
+        await subscription_harness.settled()
+    assert ran == dict.fromkeys(ids(wake_ups), 1)
+    assert (messages() - before)["claimed"] > len(wake_ups) / 10, "the rest came before the first message"
+
+
 async def test_a_stream_that_was_lost_is_not_called_stalled_for_what_it_took_along(
     subscription_harness: SubscriptionHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +141,8 @@ async def test_a_worker_that_holds_has_no_stream_and_opens_one_when_it_claims_ag
         async with subscription_harness.worker(work, lease=60) as worker:
             await opened(subscription_harness)
             monkeypatch.setattr(worker.consumer, "_claim", no_claim)
+            claims = worker.consumer._slots.unacknowledged
+            await until(lambda: claims.ended == claims.begun)
             await source_of(worker).hold()
             await until(lambda: subscription_harness.fake.streams(SUB) == 0)
             wake_ups = await subscription_harness.published(3)
@@ -148,6 +163,8 @@ async def test_what_a_held_worker_had_already_been_sent_is_given_back(
     async with subscription_harness.worker(work, slots=3, lease=60) as worker:
         await opened(subscription_harness)
         monkeypatch.setattr(worker.consumer, "_claim", no_claim)
+        claims = worker.consumer._slots.unacknowledged
+        await until(lambda: claims.ended == claims.begun)
         await subscription_harness.published(3)
         await until(lambda: len(subscription_harness.subscription.outstanding) == 3)
         await source_of(worker).hold()

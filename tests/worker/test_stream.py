@@ -54,12 +54,13 @@ async def not_ready(worker: Worker) -> bool:
 async def test_a_stream_that_is_cut_is_opened_again(subscription_harness: SubscriptionHarness) -> None:
     ran, work = ledger()
     with capture_logs() as logs:
-        async with subscription_harness.worker(work):
+        async with subscription_harness.worker(work) as worker:
             await flowing(subscription_harness)
             subscription_harness.fake.cut_streams(SUB)
             await until(lambda: subscription_harness.fake.calls["StreamingPull"] == 2)
             wake_ups = await subscription_harness.published()
             await subscription_harness.harness.ended(*ids(wake_ups))
+            await until(lambda: source_of(worker)._health._breaker.closed)
     assert ran == dict.fromkeys(ids(wake_ups), 1)
     lost, found = named(logs, "stream.lost", "stream.found")
     assert (lost["event"], lost["reason"], found["event"]) == ("stream.lost", "UNAVAILABLE", "stream.found")
@@ -78,6 +79,7 @@ async def test_streams_that_the_broker_ends_are_not_opened_without_a_pause(
                 await until(lambda: source_of(worker)._health._breaker.pause)
             wake_ups = await subscription_harness.published()
             await subscription_harness.harness.ended(*ids(wake_ups))
+            await until(lambda: source_of(worker)._health._breaker.closed)
     assert ran == dict.fromkeys(ids(wake_ups), 1)
     assert [line["event"] for line in named(logs, "stream.lost", "stream.found")] == [
         "stream.lost",
@@ -100,7 +102,7 @@ async def test_a_broker_that_goes_and_comes_back_is_reported_once(
             await subscription_harness.fake.start()
             wake_ups = await subscription_harness.published()
             await subscription_harness.harness.ended(*ids(wake_ups))
-            assert await is_ready(worker)
+            await until(lambda: is_ready(worker))
     assert ran == dict.fromkeys(ids(wake_ups), 1)
     assert len(named(logs, "stream.lost", "stream.found")) == 2
 
@@ -121,7 +123,7 @@ async def test_a_missing_subscription_is_reported_once_probed_and_used_when_it_i
                 assert [change async for change in provision(clients, subscription_harness.system.names)]
             wake_ups = await subscription_harness.published()
             await subscription_harness.harness.ended(*ids(wake_ups))
-            assert len(named(logs, "stream.lost", "stream.found")) == 2
+            await until(lambda: len(named(logs, "stream.lost", "stream.found")) == 2)
     assert ran == dict.fromkeys(ids(wake_ups), 1)
     assert lost["reason"] == "NOT_FOUND"
     assert "outrider provision" in lost["fix"]

@@ -101,7 +101,7 @@ async def test_whatever_a_stream_cannot_be_opened_for_is_told_once_and_tried_aga
             await opened(subscription_harness, 2)
             wake_ups = await subscription_harness.published()
             await subscription_harness.harness.ended(*ids(wake_ups))
-            await source_of(worker).ready()
+            await until(lambda: source_of(worker)._health._breaker.closed)
     assert ran == dict.fromkeys(ids(lost + wake_ups), 1)
     events = [line["event"] for line in logs]
     assert (events.count("stream.lost"), events.count("stream.found"), events.count("loop.failed")) == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import grpc
 import pytest
@@ -97,6 +98,45 @@ asyncio.run(main())
 """
 
 
+WITHOUT_CREDENTIALS = """
+import asyncio
+from engine.settings import load
+from engine.telemetry import logs
+logs.configure(load({"OUTRIDER_LOG_FORMAT": "json"}), "test")
+import grpc.aio
+from google.auth.exceptions import RefreshError
+from google.auth.transport.grpc import AuthMetadataPlugin
+
+
+class Revoked:
+    def before_request(self, *_):
+        raise RefreshError("invalid_grant")
+
+
+async def main():
+    server = grpc.aio.server()
+    host = "127.0.0.1:{}".format(server.add_secure_port("127.0.0.1:0", grpc.local_server_credentials()))
+    await server.start()
+    plugin = grpc.metadata_call_credentials(AuthMetadataPlugin(Revoked(), None))
+    credentials = grpc.composite_channel_credentials(grpc.local_channel_credentials(), plugin)
+    async with grpc.aio.secure_channel(host, credentials) as channel:
+        try:
+            await channel.unary_unary("/service/method")(b"", timeout=20)
+        except grpc.RpcError as error:
+            print(error.details())
+    await server.stop(0)
+
+
+asyncio.run(main())
+"""
+
+
+def test_credentials_that_fail_are_told_by_the_call_alone() -> None:
+    ended = python(WITHOUT_CREDENTIALS, dict(os.environ))
+    assert "invalid_grant" in ended.stdout
+    assert not ended.stderr
+
+
 @pytest.mark.parametrize("verbosity", [None, "error"])
 def test_what_grpc_itself_prints_is_silent_unless_it_is_asked_for(verbosity: str | None) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
@@ -113,3 +153,14 @@ def test_what_grpc_itself_prints_is_silent_unless_it_is_asked_for(verbosity: str
     assert ended.stdout.strip() == "Too many pings"
     assert ("GOAWAY" in ended.stderr) == bool(verbosity)
     assert verbosity or not ended.stderr
+
+
+def python(program: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
