@@ -20,6 +20,9 @@ from engine.text import whole
 MAX_SCENES = 5_000
 """Keeps the output within 4 MiB: a heading and a word take 6 bytes of script, but 150 bytes of output."""
 
+MAX_LISTED = 20_000
+"""Paragraphs. Those of longer scripts run on in a line, because a cue for each would not fit in the output."""
+
 
 class StoryboardMetadata(Metadata):
     format: Literal["plain", "markdown"] = Field(
@@ -66,7 +69,8 @@ def storyboard(job: Job, run: Run) -> Storyboard | None:
     run.progress(0, "reading the script")
     with run.step("script"):
         scenes = _scenes_of(job.content, asked)
-    subtitler = Subtitler(asked.words_per_minute)
+    paragraphs = sum(len(scene.paragraphs) for scene in scenes)
+    subtitler = Subtitler(asked.words_per_minute, apart=paragraphs <= MAX_LISTED)
     views: list[SceneView] = []
     cues: list[Cue] = []
     with run.step("captions"):

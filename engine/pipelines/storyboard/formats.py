@@ -18,8 +18,6 @@ JOINER = "\N{WORD JOINER}"
 
 # webvtt-py drops whatever stands between angle brackets on a line, libass and pysubs2 between braces in a cue. No
 # character inside prevents that, so the pair is written with its full-width forms, which NFKC turns back.
-_ANGLES = re.compile("<.*>")
-_BRACES = re.compile("{[^}]*}")
 _WIDE_ANGLES = str.maketrans("<>", "\uff1c\uff1e")
 _WIDE_BRACES = str.maketrans("{}", "\uff5b\uff5d")
 
@@ -47,17 +45,21 @@ def to_srt(cues: Iterable[Cue]) -> str:
 
 def shown_as_text(text: str) -> str:
     """The text of a SubRip cue, such that each reader shows every word of the text."""
-    if _BRACES.search(text):
+    if _holds_pair(text, "{", "}"):
         text = text.translate(_WIDE_BRACES)
     text = "\n".join(map(_shown_line, text.split("\n")))
     return _joined(_joined(text, _BEGINS_MARK_UP), _BACKSLASH)
 
 
 def _shown_line(line: str) -> str:
-    if _ANGLES.search(line):
+    if _holds_pair(line, "<", ">"):
         line = line.translate(_WIDE_ANGLES)
     # pysubs2 takes any line with two times for a timing.
     return _joined(line, _TIME) if len(_TIME.findall(line)) > 1 else line
+
+
+def _holds_pair(text: str, opening: str, closing: str) -> bool:
+    return 0 <= text.find(opening) < text.rfind(closing)
 
 
 def _joined(text: str, before: re.Pattern[str]) -> str:

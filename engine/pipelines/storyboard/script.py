@@ -10,6 +10,8 @@ from itertools import groupby
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from mdit_py_plugins.deflist import deflist_plugin
+from mdit_py_plugins.footnote import footnote_plugin
 
 from engine.pipelines.storyboard.abbreviations import language_of
 from engine.pipelines.storyboard.words import (
@@ -28,7 +30,19 @@ from engine.pipelines.storyboard.words import (
 SCENE_SECONDS = 45
 TITLE_COLUMNS = 42
 
-FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=\S)(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\n|\Z)")
+FRONT_MATTER = re.compile(
+    r"\A---[ \t]*\n(?=\S)(?:.*\n)*?(?:---|\.\.\.)[ \t]*(?:\n|\Z)"
+    r"|\A\+\+\+[ \t]*\n(?:.*\n)*?\+\+\+[ \t]*(?:\n|\Z)"
+    r"|\A\{[ \t]*\n(?:(?:[ \t].*)?\n)*\}[ \t]*(?:\n|\Z)"
+)
+"""YAML, TOML or JSON before the text, as site generators read it."""
+
+# What begins the first paragraph of a block on GitHub: the box of a task, the kind of an alert. The plug-in for tasks
+# takes time that grows with the square of their number.
+MARKERS = {
+    "list_item_open": re.compile(r"\A\[[ xX]\](?:\s+|\Z)"),
+    "blockquote_open": re.compile(r"\A\[!(?:NOTE|TIP|IMPORTANT|WARNING|CAUTION)\]\s*"),
+}
 
 
 @dataclass(slots=True)
@@ -80,19 +94,30 @@ def _plain(content: str) -> Iterator[Section]:
 
 
 def _markdown(content: str) -> list[Section]:
-    """The sections of a Markdown text. Dropped: code blocks, HTML, front matter, image addresses (not their texts)."""
-    # One parser for each script: at its first use a parser fills a cache of rules, which threads must not share.
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    """The sections of a Markdown text.
+
+    Dropped: code blocks, HTML, front matter, footnotes, the boxes of tasks, image addresses (not their texts).
+    """
     sections = [Section("")]
-    container = ""
-    for token in parser.parse(FRONT_MATTER.sub("", content)):
+    outer = container = ""
+    for token in _parser().parse(FRONT_MATTER.sub("", content)):
+        if token.type == "footnote_block_open":
+            # Footnotes, wherever they are written, come last.
+            break
         if token.type == "inline" and container == "heading_open":
             sections.append(Section(" ".join(_text(token).split())))
         elif token.type == "inline":
-            sections[-1].paragraphs.append(_text(token))
+            text = _text(token)
+            sections[-1].paragraphs.append(MARKERS[outer].sub("", text) if outer in MARKERS else text)
         else:
-            container = token.type
+            outer, container = container, token.type
     return sections
+
+
+def _parser() -> MarkdownIt:
+    """One for each script: at its first use a parser fills a cache of rules, which threads must not share."""
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    return parser.use(footnote_plugin).use(deflist_plugin)
 
 
 def _text(token: Token) -> str:

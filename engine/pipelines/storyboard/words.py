@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 from unicodedata import east_asian_width
 
@@ -61,7 +62,7 @@ def split(text: str, language: str = "") -> list[Word]:
     tokens = [token for token in (token.strip(NO_BREAK) for token in _BREAK.split(text)) if token]
     known = abbreviations(language)
     words: list[Word] = []
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in pairwise([*tokens, ""]):
         if token in TRAILING and words:
             words[-1] = words[-1]._replace(stop=KEEP)
         # Every other piece is a space.

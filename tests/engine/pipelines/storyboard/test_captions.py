@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from unicodedata import category
+from typing import Literal
+from unicodedata import category, east_asian_width
 
 import pytest
 
@@ -134,6 +135,34 @@ def test_short_sentences_share_a_cue_rather_than_rush() -> None:
     cues = assert_keeps_the_rules(draw("No. Yes. Why? " * 40, words_per_minute=300))
     assert draw("No. Yes. Why? " * 40, words_per_minute=300)["duration_seconds"] == pytest.approx(24, abs=1)
     assert len(cues) <= 24
+
+
+@pytest.mark.parametrize("pace", [80, 150])
+@pytest.mark.parametrize("text", [*TEXTS.values(), "Donaudampfschifffahrtsgesellschaft verdient. " * 40])
+def test_nobody_has_to_read_more_than_twenty_characters_a_second(text: str, pace: int) -> None:
+    for cue in assert_keeps_the_rules(draw(text, words_per_minute=pace)):
+        columns = sum(len(line) + sum(east_asian_width(c) in "WF" for c in line) for line in cue.lines)
+        assert columns <= 20 * (cue.end - cue.start + 1) / 1000 or cue.end - cue.start == 7000
+
+
+def test_a_narration_twice_as_fast_is_read_at_most_twice_as_fast() -> None:
+    for cue in assert_keeps_the_rules(draw("Unquestionably incomprehensible. " * 40, words_per_minute=300)):
+        assert len("".join(cue.lines)) <= 40 * (cue.end - cue.start + 1) / 1000
+
+
+@pytest.mark.parametrize("form", ["plain", "markdown"])
+def test_paragraphs_and_items_share_no_line(form: Literal["plain", "markdown"]) -> None:
+    items = [
+        "milk",
+        "eggs",
+        "a loaf of bread",
+        "tea",
+        "the long item that needs a second line of the cue to be shown",
+    ]
+    script = "\n\n".join(items) if form == "plain" else "".join(f"- {item}\n" for item in items)
+    shown = [line for cue in assert_keeps_the_rules(draw(script, format=form)) for line in cue.lines]
+    assert shown[:4] == items[:4]
+    assert " ".join(shown[4:]) == items[4]
 
 
 def test_text_is_never_taken_for_mark_up_or_timing_in_webvtt() -> None:

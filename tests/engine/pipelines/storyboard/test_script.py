@@ -128,6 +128,24 @@ def test_a_long_section_stays_one_scene_under_its_heading() -> None:
         ("**bo**ld, __underlined__ and snake_case", "bold, underlined and snake_case"),
         ("[text][1]\n\n[1]: https://example.com 'title'", "text"),
         ("- a\n- b\n\n  c", "a\n\nb\n\nc"),
+        ("+++\ntitle = 'no'\n+++\nBody", "Body"),
+        ("+++\nnever closed", "+++ never closed"),
+        ('{\n  "title": "no",\n  "tags": ["a"]\n}\n\nBody', "Body"),
+        ("{\nThis is text.\n}", "{ This is text. }"),
+        (
+            "A claim[^1], another[^long].\n\n[^1]: No.\n[^long]: No\n\n    and no.\n\nMore",
+            "A claim, another.\n\nMore",
+        ),
+        ("An aside^[not said] here", "An aside here"),
+        ("No note[^9] is written", "No note[^9] is written"),
+        (
+            "- [ ] buy milk\n- [x] sell cow\n- [X]\n- [link](x) stays\n\n[ ] not a task",
+            "buy milk\n\nsell cow\n\nlink stays\n\n[ ] not a task",
+        ),
+        ("1. [ ] first\n   [x] not a box", "first [x] not a box"),
+        ("Term\n: What it means\n: And more", "Term\n\nWhat it means\n\nAnd more"),
+        ("> [!NOTE]\n> Take care", "Take care"),
+        ("[ref]: http://example.com\n\n<!-- hidden -->\n\nsaid", "said"),
     ],
 )
 def test_markdown(script: str, said: str) -> None:
