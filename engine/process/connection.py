@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import ERROR, RequestHandler
+from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 
 from engine.process import refusals
 from engine.process.door import LINGER_SECONDS, Door, Visitor
@@ -29,7 +29,7 @@ LINGER_BYTES: Final = 4 << 20
 class Connection(RequestHandler):
     """One connection. Malformed HTTP, which never reaches a middleware, is the client's fault: nothing is logged."""
 
-    __slots__ = ("_body", "_discarded", "_door", "_head_bytes", "_timer", "_visitor")
+    __slots__ = ("_body", "_broken", "_discarded", "_door", "_head_bytes", "_timer", "_visitor")
 
     def __init__(self, door: Door, visitor: Visitor, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,6 +37,7 @@ class Connection(RequestHandler):
         self._visitor = visitor
         self._timer: asyncio.TimerHandle | None = None
         self._body: StreamReader = EMPTY_PAYLOAD
+        self._broken = False
         self._head_bytes = 0
         self._discarded = 0
 
@@ -59,7 +60,7 @@ class Connection(RequestHandler):
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._force_close:
+        if self._force_close or self._broken:
             self._discard(len(data))
             return
         heads, in_body = self._request_count, not self._body.is_eof()
@@ -74,7 +75,9 @@ class Connection(RequestHandler):
         self._cancel_timer()
         self._head_bytes = 0
         if self._messages:
-            self._body = self._messages[-1][1]
+            message, self._body = self._messages[-1]
+            # Behind what is not HTTP nothing can be understood.
+            self._broken = isinstance(message, _ErrInfo)
         if self._body is EMPTY_PAYLOAD and data and not data.endswith(b"\r\n\r\n"):
             # The next head has begun.
             self._head_goes_on(1)
@@ -85,7 +88,12 @@ class Connection(RequestHandler):
         self._head_bytes += size
         if self._timer is None:
             self._expect_head()
-        if self._head_bytes > refusals.MAX_HEAD_BYTES:
+        if self._head_bytes <= refusals.MAX_HEAD_BYTES or self.transport is None:
+            return
+        if self._request_in_progress or self._messages:
+            # The answer to the request before it is given up: nothing may be sent in its place.
+            self.transport.abort()
+        else:
             self._close_with(*refusals.LONG_HEAD)
 
     def _expect_head(self) -> None:

@@ -171,6 +171,21 @@ async def test_a_head_without_end_gets_a_431(monkeypatch: pytest.MonkeyPatch) ->
         assert (await closed(client)).startswith(b"HTTP/1.1 431")
 
 
+async def test_a_head_without_end_behind_a_request_in_flight_ends_both_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(refusals, "MAX_HEAD_BYTES", 4000)
+    async with serving() as app:
+        client = await app.connect(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: app.waiting == 1)
+        client[1].write(b"GET / HTTP/1.1\r\n" + b"A: x\r\n" * 100)
+        client[1].write(b"B: " + b"x" * 5000)
+        assert await closed(client) == b""
+        app.gate.set()
+        assert b"hello" in await app.ask(await app.connect())
+    assert not caplog.records
+
+
 # The caps
 
 
