@@ -54,6 +54,11 @@ async def lapse_dead(conn: Conn, **options: Any) -> list[Lapsed]:
     return await lapse(conn, dead, **options)
 
 
+async def rewritten(conn: Conn, job_id: UUID, metadata: str) -> None:
+    """Put `metadata` in the place of a job's own, as an older version may have stored what is refused now."""
+    await conn.execute("UPDATE jobs SET metadata = %s::text::jsonb WHERE id = %s", [metadata, job_id])
+
+
 async def suspected(conn: Conn, level: int, **changes: Any) -> Job:
     """A ready job under suspicion, as lapses leave it. Nobody sees it before."""
     async with conn.transaction():

@@ -12,7 +12,7 @@ from engine.moves import cancel, promote, redrive
 from engine.pipeline import Metadata
 from engine.queries.audit import unreadable_runs
 from engine.queries.explain import explain
-from tests.support.database import Conn, counters, fetchone, trail
+from tests.support.database import Conn, counters, fetchone, rewritten, trail
 from tests.support.worker_harness import WorkerHarness, attempts, preset
 from worker.outcome import within_patience
 
@@ -164,10 +164,8 @@ async def test_explain_says_what_an_unreadable_job_waits_for(harness: WorkerHarn
 
 async def test_metadata_that_no_code_can_read_fail_the_job_at_once(harness: WorkerHarness) -> None:
     good = await harness.enqueue("shop", metadata={"speed": 3})
-    bad, _ = await fetchone(
-        harness.conn,
-        "SELECT outrider_enqueue('ann', 'shop', 'text', '{\"speed\": 1e131071}'::text::jsonb), 1",
-    )
+    bad = await harness.enqueue("shop", metadata={"speed": 3})
+    await rewritten(harness.conn, bad, '{"speed": 1e131071}')
     async with harness.worker(old):
         first, second = await harness.ended(good, bad)
     assert (first.state, second.state) == (JobState.COMPLETED, JobState.FAILED)

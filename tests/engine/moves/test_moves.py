@@ -22,6 +22,7 @@ from tests.support.database import (
     fetchone,
     lapse_dead,
     new,
+    rewritten,
     started,
     trail,
     worker,
@@ -103,8 +104,7 @@ async def test_a_worker_without_a_live_row_claims_nothing(conn: Conn, seconds: f
 async def test_metadata_that_cannot_be_decoded_costs_its_own_job_only(conn: Conn) -> None:
     me = await worker(conn)
     good = await enqueue(conn, new(metadata={"a": 1}))
-    deep = b"""('{"n": ' || repeat('[', 3000) || repeat(']', 3000) || '}')::jsonb"""
-    await conn.execute(b"SELECT outrider_enqueue('ann', 'p', 'x', " + deep + b")")
+    await rewritten(conn, (await enqueue(conn, new())).id, '{"n": ' + "[" * 3000 + "]" * 3000 + "}")
     bad, fine = sorted(await claim(conn, me, LANES, 10), key=lambda a: a.job.id == good.id)
     assert bad.undecodable
     assert fine.undecodable is None

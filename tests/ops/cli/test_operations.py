@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_statuses_and_scopes_are_those_of_the_api() -> None:
     """They are written down again, for what has them imports what is heavy."""
-    assert [*Status] == [*get_args(shown.Status)]
+    assert [*Status] == [*get_args(shown.Status.__value__)]
     assert [*Scope] == [auth.READ, auth.WRITE, auth.ADMIN]
 
 
