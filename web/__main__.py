@@ -11,8 +11,8 @@ import structlog
 
 from engine.pipeline import load_pipelines
 from engine.process.admin import admin_server
-from engine.process.admission import Limits
 from engine.process.descriptors import fitting
+from engine.process.http.admission import Limits
 from engine.process.run import DONE, calm_the_collector, run
 from engine.settings import Settings
 from engine.storage.notify import Notifier, WakeHint

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from aiohttp import web
 
 from engine.errors import ConfigurationError
-from engine.process.admission import Limits
-from engine.process.listener import listening
+from engine.process.http.admission import Limits
+from engine.process.http.listener import listening
 from web import problems
 from web.middleware import REQUEST_ID, new_request_id
 from web.problems import Refused

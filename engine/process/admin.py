@@ -11,9 +11,9 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from engine import version
 from engine.errors import ConfigurationError, DatabaseUnavailable, OutriderError
-from engine.process.admission import Limits
 from engine.process.autoscale import Autoscale
-from engine.process.listener import listening
+from engine.process.http.admission import Limits
+from engine.process.http.listener import listening
 from engine.settings import Settings
 from engine.telemetry.metrics import BUILD, CONFIG, LOOP_LAG_SECONDS
 

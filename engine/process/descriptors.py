@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from engine.process.admission import Limits
+from engine.process.http.admission import Limits
 
 RESERVED: Final = 200
 """Descriptors that are left to the database, the log, files, the admin server and an author's code."""

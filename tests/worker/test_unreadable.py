@@ -12,7 +12,7 @@ from engine.moves import cancel, promote, redrive
 from engine.pipeline import Metadata
 from engine.queries.audit import unreadable_runs
 from engine.queries.explain import explain
-from tests.support.database import Conn, counters, fetchone, rewritten, trail
+from tests.support.database import Conn, counters, rewritten, trail
 from tests.support.worker_harness import WorkerHarness, attempts, preset
 from worker.outcome import within_patience
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.process.admission import Full, Limits, OpenConnections, address_of
+from engine.process.http.admission import Full, Limits, OpenConnections, address_of
 
 
 def opened(*names: str, connections: int = 4, per_address: int = 2) -> OpenConnections[str]:

@@ -8,12 +8,12 @@ from typing import Final, cast
 
 from aiohttp import web
 
-from engine.process import refusals
-from engine.process.acceptor import Acceptor, bind
-from engine.process.admission import Limits
-from engine.process.connection import Connection
-from engine.process.door import Door, Server, Visitor
-from engine.process.refusals import Refusal
+from engine.process.http import refusals
+from engine.process.http.acceptor import Acceptor, bind
+from engine.process.http.admission import Limits
+from engine.process.http.connection import Connection
+from engine.process.http.door import Door, Server, Visitor
+from engine.process.http.refusals import Refusal
 
 KEEPALIVE_SECONDS: Final = 620.0
 """Longer than Google's load balancers keep connections (600 s): they would send into closing ones."""

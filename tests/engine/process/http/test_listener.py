@@ -15,9 +15,10 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from engine.process import acceptor, connection, descriptors, door, refusals
-from engine.process.admission import Limits
-from engine.process.listener import listening
+from engine.process import descriptors
+from engine.process.http import acceptor, connection, door, refusals
+from engine.process.http.admission import Limits
+from engine.process.http.listener import listening
 from engine.telemetry.metrics import CONNECTIONS_CLOSED, HTTP_CONNECTIONS
 from ops.waiting import until
 

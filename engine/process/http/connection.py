@@ -16,8 +16,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 
-from engine.process import refusals
-from engine.process.door import LINGER_SECONDS, Door, Visitor
+from engine.process.http import refusals
+from engine.process.http.door import LINGER_SECONDS, Door, Visitor
 
 DRAIN_BYTES: Final = 256 * 1024
 DRAIN_SECONDS: Final = 2.0

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol
 
-from engine.process import refusals
-from engine.process.admission import Full, Limits, OpenConnections, address_of
+from engine.process.http import refusals
+from engine.process.http.admission import Full, Limits, OpenConnections, address_of
 from engine.telemetry.metrics import CONNECTIONS_CLOSED, HTTP_CONNECTIONS
 
 LINGER_SECONDS: Final = 2.0
