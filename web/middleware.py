@@ -18,7 +18,8 @@ from engine.telemetry.instruments import Histogram
 from engine.telemetry.metrics import HTTP_IN_FLIGHT, HTTP_SECONDS
 from engine.telemetry.spans import OFF, Span
 from web import metrics, problems
-from web.operations import Api, Handler
+from web.log_quota import LogQuota
+from web.operations import KNOWN, Api, Handler
 from web.problems import Refused
 from web.wire import parsing
 
@@ -48,6 +49,7 @@ def boundary(api: Api) -> Middleware:
     """The middleware that turns errors into answers. aiohttp passes its parameters by name."""
     # Bound once, because the lazy proxy binds again at each line.
     log = structlog.get_logger().bind()
+    quota = LogQuota()
 
     @web.middleware
     async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -57,7 +59,7 @@ def boundary(api: Api) -> Middleware:
         try:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001 - only an answer may pass the boundary
-            response = _refusing(request, error)
+            response = _refusing(request, error, quota)
         finally:
             HTTP_IN_FLIGHT.dec()
         if api.draining.is_set() and not response.prepared:
@@ -67,21 +69,26 @@ def boundary(api: Api) -> Middleware:
         context = request[SPAN].traceparent or parsing.traceparent(request)
         _histogram(resource, _method(request, response), response.status).traced(seconds, context)
         metrics.answered(_route(resource) or UNKNOWN_ROUTE, response.status)
-        made = {"job_id": request[parsing.JOB]} if parsing.JOB in request else {}
-        log.info(
-            "request.answered", status=response.status, ms=round(seconds * 1000, 2), **made, **_ids(request)
-        )
+        if KNOWN in request or quota.allows():
+            made = {"job_id": request[parsing.JOB]} if parsing.JOB in request else {}
+            log.info(
+                "request.answered",
+                status=response.status,
+                ms=round(seconds * 1000, 2),
+                **made,
+                **_ids(request),
+            )
         return response
 
     return surround
 
 
-def _refusing(request: web.Request, error: Exception) -> web.Response:
+def _refusing(request: web.Request, error: Exception, quota: LogQuota) -> web.Response:
     """The answer to a failed request. The error is held by no frame of its traceback: that would keep the body."""
     if left(request, error):
         return web.Response(status=CLIENT_LEFT, reason="Client Closed Request")
     refused = problems.refusal(error)
-    _log_error(error, refused, request)
+    _log_error(error, refused, request, quota)
     instance = problems.reference(request.rel_url.raw_path)
     return problems.render(refused, instance=instance, request_id=request[KEPT])
 
@@ -92,11 +99,13 @@ def left(request: web.Request, error: Exception) -> bool:
     return isinstance(error, ClientConnectionResetError) and (transport is None or transport.is_closing())
 
 
-def _log_error(error: Exception, refused: Refused, request: web.Request) -> None:
+def _log_error(error: Exception, refused: Refused, request: web.Request, quota: LogQuota) -> None:
     """Log an error that is not the client's fault, with the ids by which the client can name the request."""
     if error is refused:
         return
     if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if KNOWN not in request and not quota.allows():
+            return
         structlog.get_logger().warning(
             "request.unserved", error=f"{type(error).__name__}: {error}", **_ids(request)
         )

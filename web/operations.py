@@ -24,6 +24,9 @@ MIB: Final = 1 << 20
 PATIENCE_SECONDS: Final = 5.0
 """How often a request that waits for its job checks that its client is still connected."""
 
+KNOWN: Final = web.RequestKey("known", bool)
+"""Set once a request's token is verified."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Function = Callable[..., Awaitable[web.StreamResponse]]
@@ -149,6 +152,7 @@ class Operation:
             caller = ANYONE
             if self.scope is not None:
                 caller = await api.auth.caller(request.headers.getall("Authorization", ()))
+                request[KNOWN] = True
                 caller.require(self.scope)
             given: dict[str, Any] = {}
             if (query := parsing.query(request, query_model)) is not None:

@@ -54,7 +54,7 @@ class Served:
 
 @contextmanager
 def served(url: str, folder: Path, descriptors: int | None) -> Iterator[Served]:
-    """A web process, with so many descriptors at most. It logs all but its answers, one line each."""
+    """A web process, with so many descriptors at most."""
     port, admin_port, log = free_port(), free_port(), folder / "web.log"
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OUTRIDER_")} | {
         "OUTRIDER_DATABASE_URL": url,
@@ -62,7 +62,6 @@ def served(url: str, folder: Path, descriptors: int | None) -> Iterator[Served]:
         "OUTRIDER_HTTP_PORT": str(port),
         "OUTRIDER_ADMIN_PORT": str(admin_port),
         "OUTRIDER_LOG_FORMAT": "json",
-        "OUTRIDER_LOG_LEVEL": "warning",
     }
     limited = (*LIMITED, str(descriptors)) if descriptors else ()
     command = [*limited, sys.executable, "-m", "web"]

@@ -9,7 +9,9 @@ import pytest
 from prometheus_client import REGISTRY as METRICS
 from structlog.testing import capture_logs
 
+from ops.waiting import until
 from tests.support.web_harness import JOB, SECRET, WebHarness, get, submit, token
+from web import log_quota
 
 
 def metric(name: str, **labels: str) -> float:
@@ -37,6 +39,24 @@ async def test_a_request_is_one_line_that_holds_no_token(web_harness: WebHarness
     text = orjson.dumps(lines).decode()
     for secret in (good.split()[1], bad, SECRET, "cursor", JOB["content"]):
         assert secret not in text
+
+
+async def test_a_flood_of_requests_without_a_token_fills_no_log(
+    ann: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_quota, "REPORT_SECONDS", 0.5)
+    asked = 100
+    with capture_logs() as lines:
+        for path in ("/pipeline/jobs", "/nowhere", "/healthz", "/openapi.json") * (asked // 4):
+            async with ann.get(path, headers={"Authorization": ""}):
+                pass
+        # Who is known is logged all the same.
+        job_id = await submit(ann)
+        [unlogged] = await until(lambda: [line for line in lines if line["event"] == "requests.unlogged"])
+    answered = [line for line in lines if line["event"] == "request.answered"]
+    assert answered[-1]["job_id"] == job_id
+    assert len(answered) - 1 < asked / 2
+    assert unlogged["count"] == asked - (len(answered) - 1)
 
 
 async def test_an_error_of_ours_is_logged_with_its_cause_and_answered_without(
