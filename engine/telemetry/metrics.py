@@ -145,7 +145,7 @@ BREAKER_OPEN = Gauge(
 )
 RELAY_CYCLED_AT = Moment(
     "outrider_relay_cycled_timestamp_seconds",
-    "When the relay last looked for rows, or its breaker was open",
+    "When the relay last looked for rows, or waited for the broker",
     ["topic"],
 )
 WAKE_UPS_REFUSED = Counter("outrider_wake_ups_refused", "Wake-ups that the broker will never accept")

@@ -72,7 +72,6 @@ class PublishLoop(Generic[ItemT]):
         self._publisher = publisher
         self._breaker = Breaker()
         self._wake = asyncio.Event()
-        self._room = asyncio.Semaphore(IN_FLIGHT)
         self._size = RequestSize(MAX_ROWS)
         self._failures = 0
         """Requests that failed since the last one that was answered."""
@@ -80,12 +79,11 @@ class PublishLoop(Generic[ItemT]):
         """When the broker last took messages."""
         self._failing: Exception | None = None
         """Why the last read of the outbox failed."""
-        self._cycled = time.monotonic()
         self._seconds = PUBLISH_SECONDS.labels(subject)
         self._rows = PUBLISH_ROWS.labels(subject)
         self._taken = PUBLISHED_ROWS.labels(subject)
         self._shown_cycle = RELAY_CYCLED_AT.labels(subject)
-        self._shown_cycle.set_to_current_time()
+        self._turned()
         self._show(None)
 
     def wake(self) -> None:
@@ -99,8 +97,13 @@ class PublishLoop(Generic[ItemT]):
 
     @property
     def behind_seconds(self) -> float:
-        """Seconds since the last read of the outbox; 0 while the breaker is open, which is no fault of the relay."""
+        """Seconds since the last read of the outbox, or wait for the broker; 0 while the breaker is open."""
         return time.monotonic() - self._cycled if self._breaker.closed else 0.0
+
+    def _turned(self) -> None:
+        """Note that the outbox was read, or that the loop waits for the broker."""
+        self._cycled = time.monotonic()
+        self._shown_cycle.set_to_current_time()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish until `stop`, then wait STOP_SECONDS for the requests in flight."""
@@ -117,37 +120,45 @@ class PublishLoop(Generic[ItemT]):
 
     async def _run(self, stop: asyncio.Event, sends: dict[asyncio.Task[None], list[Outgoing[ItemT]]]) -> None:
         idle = MIN_IDLE_SECONDS
+        probe: asyncio.Task[None] | None = None
         while not stop.is_set():
             if self._breaker.pause:
-                self._shown_cycle.set_to_current_time()
+                self._turned()
                 await pause(stop, self._breaker.pause)
+                continue
+            if len(sends) >= IN_FLIGHT or probe in sends:
+                # A request may take minutes, so the wait ends sooner, to look at `stop`.
+                self._turned()
+                await asyncio.wait(sends, timeout=MAX_IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 continue
             # Cleared before rows are taken: a hint that arrives meanwhile must not be lost.
             self._wake.clear()
-            await self._room.acquire()
-            if self._breaker.pause:  # a request in flight has failed
-                self._room.release()
-                continue
-            apart = self._failures >= LONE_PROBES
-            room = self._size.room(probing=not self._breaker.closed, alone=apart)
-            began = time.monotonic()
-            rows = await self._take(room)
-            if rows:
+            if send := await self._begin(sends):
                 idle = MIN_IDLE_SECONDS
-                sizes = [row.size for row in rows]
-                self._size.add(sizes)
-                until = began + reserved_seconds(room.ahead + sum(sizes))
-                send = asyncio.create_task(self._send(rows, Delivery(self._source, self, until, apart=apart)))
-                sends[send] = rows
-                send.add_done_callback(sends.pop)
-                if not self._breaker.closed:
-                    await send  # a probe goes alone
+                probe = None if self._breaker.closed else send
                 continue
-            self._room.release()
             idle = min(idle * 2, MAX_IDLE_SECONDS)
             with suppress(TimeoutError):
                 async with asyncio.timeout(idle):
                     await self._wake.wait()
+
+    async def _begin(
+        self, sends: dict[asyncio.Task[None], list[Outgoing[ItemT]]]
+    ) -> asyncio.Task[None] | None:
+        """Begin to publish the next rows, if there are any. The task is in `sends` until it ends."""
+        apart = self._failures >= LONE_PROBES
+        room = self._size.room(probing=not self._breaker.closed, alone=apart)
+        began = time.monotonic()
+        rows = await self._take(room)
+        if not rows:
+            return None
+        sizes = [row.size for row in rows]
+        self._size.add(sizes)
+        until = began + reserved_seconds(room.ahead + sum(sizes))
+        send = asyncio.create_task(self._send(rows, Delivery(self._source, self, until, apart=apart)))
+        sends[send] = rows
+        send.add_done_callback(sends.pop)
+        return send
 
     async def _finish(self, sends: Mapping[asyncio.Task[None], list[Outgoing[ItemT]]]) -> None:
         """Wait for the requests in flight, then cancel them and release their rows."""
@@ -176,8 +187,8 @@ class PublishLoop(Generic[ItemT]):
             return []
         if self._failing is not None:
             log.info("outbox.found", topic=self._name)
-        self._failing, self._cycled = None, time.monotonic()
-        self._shown_cycle.set_to_current_time()
+        self._failing = None
+        self._turned()
         return rows
 
     async def _send(self, rows: Sequence[Outgoing[ItemT]], delivery: Delivery[ItemT]) -> None:
@@ -191,7 +202,6 @@ class PublishLoop(Generic[ItemT]):
             note_fault("publish", error)
         finally:
             self._size.remove([row.size for row in rows])
-            self._room.release()
 
     async def ask(self, messages: Sequence[Message], size: int) -> Answer | None:
         """Publish `messages` in one request. Returns what is wrong, or None if the broker has taken them."""

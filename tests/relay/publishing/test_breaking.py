@@ -13,6 +13,7 @@ import pytest
 from engine.pubsub.messages import Message
 from ops.waiting import WAIT_SECONDS, until
 from relay.publishing.publish_loop import IN_FLIGHT, PublishLoop
+from tests.relay.relay_harness import metric
 
 
 class Row(NamedTuple):
@@ -24,6 +25,7 @@ class Endless:
 
     def __init__(self) -> None:
         self.taken = 0
+        self.released = 0
 
     async def take(self, _room: object) -> list[Row]:
         self.taken += 1
@@ -31,7 +33,8 @@ class Endless:
 
     async def sent(self, items: Sequence[Row]) -> None: ...
 
-    async def release(self, items: Sequence[Row]) -> None: ...
+    async def release(self, items: Sequence[Row]) -> None:
+        self.released += len(items)
 
     async def set_back(self, item: Row, reason: str, cause: object, pause: float) -> None: ...
 
@@ -59,6 +62,8 @@ class Broker:
 class Publishing:
     rows: Endless
     broker: Broker
+    loop: PublishLoop[Row]
+    stop: asyncio.Event
 
     async def has_asked(self, requests: int) -> None:
         """Wait for so many requests, and until the loop waits for something else."""
@@ -72,12 +77,12 @@ class Publishing:
 
 @pytest.fixture
 async def publishing() -> AsyncIterator[Publishing]:
-    made = Publishing(Endless(), Broker())
-    loop: PublishLoop[Row] = PublishLoop("jobs", "projects/test/topics/t", made.rows, made.broker)
-    stop = asyncio.Event()
-    task = asyncio.create_task(loop.run(stop))
+    rows, broker = Endless(), Broker()
+    loop: PublishLoop[Row] = PublishLoop("jobs", "projects/test/topics/t", rows, broker)
+    made = Publishing(rows, broker, loop, asyncio.Event())
+    task = asyncio.create_task(loop.run(made.stop))
     yield made
-    stop.set()
+    made.stop.set()
     async with asyncio.timeout(WAIT_SECONDS):
         while not task.done():
             for request in made.broker.requests:
@@ -109,3 +114,25 @@ async def test_probes_go_one_at_a_time_and_a_success_ends_that(publishing: Publi
     publishing.broker.requests[-1].set_result(None)
     await publishing.has_asked(2 * IN_FLIGHT + 2)
     assert len(publishing.broker.requests) == 2 * IN_FLIGHT + 2
+
+
+@pytest.mark.parametrize("probing", [False, True])
+async def test_a_stop_waits_for_no_request_that_is_never_answered_and_releases_its_rows(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch, probing: bool
+) -> None:
+    monkeypatch.setattr("relay.publishing.publish_loop.STOP_SECONDS", 0.01)
+    await publishing.has_asked(IN_FLIGHT)
+    if probing:
+        for request in publishing.broker.requests:
+            publishing.broker.fail(request)
+        await publishing.has_asked(IN_FLIGHT + 1)
+    publishing.stop.set()
+    await until(lambda: publishing.rows.released == (IN_FLIGHT + 1 if probing else IN_FLIGHT))
+
+
+async def test_a_loop_that_waits_for_the_broker_looks_alive(publishing: Publishing) -> None:
+    """A large request may take two minutes on a slow line, and no database is away."""
+    await publishing.has_asked(IN_FLIGHT)
+    cycled = metric("relay_cycled_timestamp_seconds", topic="jobs")
+    await until(lambda: metric("relay_cycled_timestamp_seconds", topic="jobs") > cycled)
+    assert publishing.loop.behind_seconds < WAIT_SECONDS
