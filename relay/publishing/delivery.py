@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Final, Generic, NamedTuple, Protocol
+from typing import Final, Generic, NamedTuple
 
 from psycopg import Error
 
@@ -12,6 +12,7 @@ from engine.errors import DatabaseUnavailable
 from engine.pubsub.client import Fault
 from engine.pubsub.messages import Message
 from relay.publishing.answers import UNSENDABLE, Answer, Verdict
+from relay.publishing.broker import Broker
 from relay.publishing.outbox_sources import Cause, ItemT, OutboxSource
 from relay.publishing.request_size import SMALL_BYTES, size_of
 
@@ -30,25 +31,6 @@ class Outgoing(NamedTuple, Generic[ItemT]):
     def of(cls, item: ItemT) -> Outgoing[ItemT]:
         message = item.message
         return cls(item, message, size_of(message), getattr(item, "failures", 0))
-
-
-class Broker(Protocol):
-    """What a delivery asks of its loop, and tells it."""
-
-    async def ask(self, messages: Sequence[Message], size: int) -> Answer | None:
-        """Publish messages of so many bytes. None if the broker has taken them."""
-
-    def answered(self) -> None:
-        """The broker is there: it has taken messages, or refused one."""
-
-    def unanswered(self, answer: Answer) -> float:
-        """The broker is away, or misconfigured: no message is to blame. Returns the seconds of its pause."""
-
-    def healthy(self) -> bool:
-        """Whether the broker has taken messages of the topic just now."""
-
-    def patient(self) -> bool:
-        """Whether the breaker is closed."""
 
 
 class Delivery(Generic[ItemT]):
@@ -93,7 +75,7 @@ class Delivery(Generic[ItemT]):
             await self._found(rows, answer)
         elif answer.verdict is Verdict.DOUBTFUL and (self._apart or self._searchable(answer)):
             await self._found(rows, answer)
-        elif answer.verdict is Verdict.TOO_SLOW and size > SMALL_BYTES and self._broker.patient():
+        elif answer.verdict is Verdict.TOO_SLOW and size > SMALL_BYTES and self._broker.closed:
             # No proof that the broker is away. The next requests are smaller, and say more.
             await self._give_up(items, answer, Cause.TRANSIENT, 0.0)
         else:
@@ -102,11 +84,11 @@ class Delivery(Generic[ItemT]):
 
     def _searchable(self, answer: Answer) -> bool:
         """A missing topic or right is one for every message, unless messages are taken."""
-        return answer.fault is not Fault.MISCONFIGURED or self._taken or self._broker.healthy()
+        return answer.fault is not Fault.MISCONFIGURED or self._taken or self._broker.healthy
 
     def _cause(self, row: Outgoing[ItemT], answer: Answer) -> Cause | None:
         """Why a row is set back that got no answer, or an answer that should pass. None: it need not be."""
-        if (row.failures or self._apart) and self._broker.healthy():
+        if (row.failures or self._apart) and self._broker.healthy:
             return Cause.TRANSIENT
         # Missing credentials are missing for every message.
         return Cause.UNKNOWN if self._apart and answer.fault is Fault.PASSING else None
@@ -155,7 +137,7 @@ class Delivery(Generic[ItemT]):
         """A message that fails alone while others are taken is to blame itself, else the broker is."""
         if not self._alone:
             return
-        guilty, pause = self._taken or self._broker.healthy(), 0.0
+        guilty, pause = self._taken or self._broker.healthy, 0.0
         if not guilty:
             pause = self._broker.unanswered(self._alone[-1][1])
         for item, answer in self._alone:

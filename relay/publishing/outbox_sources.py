@@ -28,13 +28,12 @@ from engine.tables.events import Event, Topic
 from engine.tables.outbox import lanes_of, ready_presets
 from engine.telemetry.metrics import EVENTS_QUARANTINED, EVENTS_SET_BACK, STAGE_SECONDS, WAKE_UPS_REFUSED
 from relay.publishing.known_presets import MAX_LEARNT, KnownPresets
-from relay.publishing.request_size import FLOOR_BYTES_PER_SECOND, Room
+from relay.publishing.request_size import FLOOR_BYTES_PER_SECOND, MAX_ROWS, Room
 
 RESERVED_SECONDS: Final = 10.0
 """Of an empty request: twice what it may take, so that there is time to mark. Bytes add to both alike."""
 MARK_PAUSES: Final = (0.0, 0.5, 2.0)
 """Seconds to wait after each failed try to mark."""
-MAX_ROWS: Final = 500
 WAKE_UP_BYTES: Final = 512
 """Of a wake-up with its attributes, about."""
 MAX_FAILURES: Final = 6

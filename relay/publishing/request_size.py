@@ -14,6 +14,7 @@ from engine.storage.batch_size import BatchSize
 
 MAX_BYTES: Final = 8_000_000
 """Size of one request at most; the service takes 10 MB and 1000 messages."""
+MAX_ROWS: Final = 500
 SMALL_BYTES: Final = 64 * 1024
 """A request of this size passes within seconds on any line that is worth the name."""
 ANY_BYTES: Final = 2**31 - 1
@@ -56,8 +57,7 @@ class RequestSize:
     next ones are smaller.
     """
 
-    def __init__(self, max_rows: int) -> None:
-        self._max_rows = max_rows
+    def __init__(self) -> None:
         self._bytes = BatchSize(MAX_BYTES, GOOD_SECONDS, SMALL_BYTES, _timed_out)
         self._small = 0
         self._large = 0
@@ -68,7 +68,7 @@ class RequestSize:
         return Room(
             bytes=min(size, SMALL_BYTES) if probing else size,
             row_bytes=SMALL_BYTES if self._large else ANY_BYTES,
-            rows=1 if alone else self._max_rows,
+            rows=1 if alone else MAX_ROWS,
             ahead=self._small + self._large,
         )
 

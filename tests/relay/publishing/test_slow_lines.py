@@ -115,7 +115,7 @@ def test_the_time_of_a_request_grows_with_its_bytes() -> None:
 
 
 def test_one_large_request_at_a_time_and_small_rows_pass_it() -> None:
-    size = RequestSize(500)
+    size = RequestSize()
     assert size.room(probing=False, alone=False)[:3] == (MAX_BYTES, 2**31 - 1, 500)
     size.add([3_000_000])
     room = size.room(probing=False, alone=False)
