@@ -59,6 +59,7 @@ NEEDS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 """The rights by process and relation."""
+PROCESSES: Final = ("web", "worker", "relay")
 
 # A relation that is missing is the schema's fault, not the role's.
 LACKING: LiteralString = """

@@ -11,7 +11,7 @@ import structlog
 from engine.errors import BrokerUnavailable
 from engine.model import Attempt
 from engine.pubsub.breaker import Breaker
-from engine.pubsub.client import Fault
+from engine.pubsub.client import PROVISION, Fault
 from engine.telemetry.metrics import STREAM_STALLS
 from worker.stream import StreamLost
 
@@ -88,17 +88,12 @@ class StreamHealth:
         # A refused stream is handled like a misconfigured one: it is tried again, and logged with a fix.
         kind = Fault.MISCONFIGURED if lost.kind is Fault.REFUSED else lost.kind
         if self._breaker.fail(kind) and not quiet:
-            fix = (
-                "run `outrider provision`, and check the process's Pub/Sub permissions"
-                if kind is Fault.MISCONFIGURED
-                else None
-            )
             log.warning(
                 "stream.lost",
                 subscription=self._subscription,
                 reason=lost.reason.name,
                 error=str(lost),
-                fix=fix,
+                fix=PROVISION if kind is Fault.MISCONFIGURED else None,
             )
 
     def missed(self, attempts: Sequence[Attempt]) -> None:

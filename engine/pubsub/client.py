@@ -40,6 +40,8 @@ OPTIONS: Final = (
     # Else clients with the same options share one connection, and wait for each other on a slow line.
     ("grpc.use_local_subchannel_pool", 1),
 )
+PROVISION: Final = "run `outrider provision`, and check the process's Pub/Sub permissions"
+"""What to do about Fault.MISCONFIGURED."""
 Metadata = tuple[tuple[str, str], ...]
 
 

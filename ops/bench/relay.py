@@ -23,9 +23,9 @@ from ops.bench.server import empty, fill
 from ops.harness.postgres import Databases
 from ops.waiting import eventually
 from relay.provision.apply import open_clients, provision
-from relay.publishing.request_size import MAX_ROWS
 from relay.publishing.publish_loop import IN_FLIGHT
 from relay.publishing.publisher import connected
+from relay.publishing.request_size import MAX_ROWS
 
 TITLE = "Rows drained from the outbox to Pub/Sub by one relay (rows/s)"
 PRESET: Final = "noop"

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import grpc
 from google.auth.exceptions import GoogleAuthError
 
-from engine.pubsub.client import Fault, code, details, fault
+from engine.pubsub.client import PROVISION, Fault, code, details, fault
 
 
 class Unsendable(Exception):
@@ -45,7 +45,6 @@ UNSENDABLE: Final = "UNSENDABLE"
 """The broker was never asked."""
 NO_TOKEN: Final = "metadata from plugin failed"  # noqa: S105 - gRPC's words
 """In gRPC's words for a call that was never sent, because its credentials gave no token."""
-PROVISION: Final = "run `outrider provision`, and check the process's Pub/Sub permissions"
 CREDENTIALS: Final = "check the process's Google credentials (GOOGLE_APPLICATION_CREDENTIALS)"
 
 _Code = grpc.StatusCode

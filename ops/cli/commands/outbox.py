@@ -145,42 +145,20 @@ def _user() -> str:
 
 
 def _print_held(refused: Sequence[Quarantined], slow: Sequence[SetBack]) -> None:
-    if refused:
-        echo("")
-        table(
-            ["event", "topic", "job", "bytes", "age", "quarantined", "reason"],
-            [
-                (
-                    each.id,
-                    each.topic,
-                    each.job_id,
-                    each.bytes,
-                    span(each.age_seconds),
-                    each.quarantined_at,
-                    each.reason,
-                )
-                for each in refused
-            ],
-            empty="",
-        )
-    if slow:
-        echo("")
-        table(
-            ["event", "topic", "job", "bytes", "age", "failures", "reason"],
-            [
-                (
-                    each.id,
-                    each.topic,
-                    each.job_id,
-                    each.bytes,
-                    span(each.age_seconds),
-                    each.failures,
-                    each.reason,
-                )
-                for each in slow
-            ],
-            empty="",
-        )
+    for column, rows in (
+        ("quarantined", [(each, each.quarantined_at) for each in refused]),
+        ("failures", [(each, each.failures) for each in slow]),
+    ):
+        if rows:
+            echo("")
+            table(
+                ["event", "topic", "job", "bytes", "age", column, "reason"],
+                [
+                    (each.id, each.topic, each.job_id, each.bytes, span(each.age_seconds), value, each.reason)
+                    for each, value in rows
+                ],
+                empty="",
+            )
 
 
 def _print_counts(jobs: Sequence[JobCount], events: Sequence[EventCount]) -> None:

@@ -126,10 +126,9 @@ async def _publishing(conn: Connection) -> str:
 
 async def _rights(conn: Connection) -> str:
     """Check that the role may run a process. Rights without which maintenance is slower or blind are reported."""
-    processes = [process for process in rights.NEEDS if process != "operator"]
-    able = [process for process in processes if await _may_run(conn, process)]
+    able = [process for process in rights.PROCESSES if await _may_run(conn, process)]
     if not able:
-        await rights.check(conn, processes)
+        await rights.check(conn, rights.PROCESSES)
     others = [name for (name,) in await fetchall(conn, KEPT_BY_OTHERS, [ANALYZED])]
     [(sees_all, role)] = await fetchall(conn, SEES_ALL)
     keeps = (
