@@ -31,7 +31,9 @@ LONE_PROBES: Final = 5
 """After so many failures in a row, a probe has one row, each time another one: a row may be what the broker cannot
 answer."""
 HEALTHY_SECONDS: Final = 60.0
-"""For so long after a success, a message that fails alone is to blame itself."""
+MAX_ALONE: Final = 4
+"""For so long after a success, a message that fails alone is to blame itself, but only if fewer than MAX_ALONE have
+done so since. Else it is the broker: a topic may be deleted, or a right taken away, at any moment."""
 STATES: Final[Mapping[Fault | None, State]] = {
     None: "publishing",
     Fault.PASSING: "passing",
@@ -55,6 +57,8 @@ class Broker:
         """Requests that failed since the last one that was answered."""
         self._taken_at = -math.inf
         """When the broker last took messages."""
+        self._alone = 0
+        """Failures of messages alone since then, see `failed_alone`."""
         self._seconds = PUBLISH_SECONDS.labels(subject)
         self._rows = PUBLISH_ROWS.labels(subject)
         self._taken = PUBLISHED_ROWS.labels(subject)
@@ -83,8 +87,8 @@ class Broker:
 
     @property
     def healthy(self) -> bool:
-        """Whether the broker has taken messages of the topic just now."""
-        return time.monotonic() - self._taken_at < HEALTHY_SECONDS
+        """Whether the broker has taken messages of the topic just now, and few have failed alone since."""
+        return self._alone < MAX_ALONE and time.monotonic() - self._taken_at < HEALTHY_SECONDS
 
     async def ask(self, messages: Sequence[Message], size: int) -> Answer | None:
         """Publish messages of so many bytes in one request. Returns what is wrong, or None if they were taken."""
@@ -106,8 +110,16 @@ class Broker:
                 note_fault("publish", error)
             return answer
         self._taken.inc(len(messages))
-        self._taken_at = time.monotonic()
+        self._taken_at, self._alone = time.monotonic(), 0
         return None
+
+    def failed_alone(self, answer: Answer, *, before: bool) -> None:
+        """Note that a message has failed alone, and none was taken with it.
+
+        One that has done so `before` says nothing new of the broker, unless the answer is about the configuration.
+        """
+        if not before or answer.fault is Fault.MISCONFIGURED:
+            self._alone += 1
 
     def answered(self) -> None:
         """Note that the broker is there: it has taken messages, or refused one."""

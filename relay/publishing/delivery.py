@@ -47,7 +47,7 @@ class Delivery(Generic[ItemT]):
         self._until = until
         self._apart = apart
         self._taken = False
-        self._alone: list[tuple[ItemT, Answer]] = []
+        self._alone: list[tuple[Outgoing[ItemT], Answer]] = []
         """The messages that failed alone, and perhaps for their own fault."""
 
     async def run(self, rows: Sequence[Outgoing[ItemT]]) -> None:
@@ -57,7 +57,7 @@ class Delivery(Generic[ItemT]):
             await self._publish(rows)
         except (DatabaseUnavailable, Error) as error:
             failed = error
-        await self._judge()
+        await self._blame()
         if failed is not None:
             raise failed
 
@@ -72,9 +72,9 @@ class Delivery(Generic[ItemT]):
         elif answer.verdict is Verdict.REFUSED:
             if answer.code != UNSENDABLE:
                 self._broker.answered()
-            await self._found(rows, answer)
+            await self._search(rows, answer)
         elif answer.verdict is Verdict.DOUBTFUL and (self._apart or self._searchable(answer)):
-            await self._found(rows, answer)
+            await self._search(rows, answer)
         elif answer.verdict is Verdict.TOO_SLOW and size > SMALL_BYTES and self._broker.closed:
             # No proof that the broker is away. The next requests are smaller, and say more.
             await self._give_up(items, answer, Cause.TRANSIENT, 0.0)
@@ -101,13 +101,13 @@ class Delivery(Generic[ItemT]):
         else:
             await self._source.release(items)
 
-    async def _found(self, rows: Sequence[Outgoing[ItemT]], answer: Answer) -> None:
+    async def _search(self, rows: Sequence[Outgoing[ItemT]], answer: Answer) -> None:
         if len(rows) > 1:
             await self._publish_halves(rows)
         elif answer.verdict is Verdict.REFUSED:
             await self._source.refuse(rows[0].item, answer.details)
         else:
-            self._alone.append((rows[0].item, answer))
+            self._alone.append((rows[0], answer))
 
     async def _publish_halves(self, rows: Sequence[Outgoing[ItemT]]) -> None:
         """Find the bad message by halving: the broker refuses a whole request for one message.
@@ -133,12 +133,15 @@ class Delivery(Generic[ItemT]):
         hopeless = len(self._alone) >= HOPELESS and not self._taken
         return hopeless or time.monotonic() >= self._until
 
-    async def _judge(self) -> None:
+    async def _blame(self) -> None:
         """A message that fails alone while others are taken is to blame itself, else the broker is."""
         if not self._alone:
             return
         guilty, pause = self._taken or self._broker.healthy, 0.0
         if not guilty:
             pause = self._broker.unanswered(self._alone[-1][1])
-        for item, answer in self._alone:
-            await self._source.set_back(item, str(answer), Cause.GUILTY if guilty else Cause.UNKNOWN, pause)
+        for row, answer in self._alone:
+            if not self._taken:
+                self._broker.failed_alone(answer, before=row.failures > 0)
+            cause = Cause.GUILTY if guilty else Cause.UNKNOWN
+            await self._source.set_back(row.item, str(answer), cause, pause)
