@@ -25,8 +25,10 @@ log = structlog.get_logger()
 FRESH_SECONDS: Final = 300.0
 STALE_SECONDS: Final = 24 * 3600.0
 """How long a key set is used while its issuer cannot be reached."""
-UNKNOWN_SECONDS: Final = 30.0
+UNKNOWN_SECONDS: Final = 10.0
 """Minimum time between two fetches because of tokens that no key of the set verifies."""
+RENEW_SECONDS: Final = 30.0
+"""Minimum time between two tries to renew a set that is no longer fresh."""
 MISSING_SECONDS: Final = 1.0
 
 
@@ -61,8 +63,8 @@ class Jwks:
     """A cached JWKS. One fetch runs at a time. An old set is renewed in the background, and kept if that fails.
 
     A request that no key verifies waits for a fetch, but at most one every UNKNOWN_SECONDS: anyone can invent key ids
-    and signatures. A request that a key verifies never waits for that fetch. A key that its issuer removes goes with
-    the first renewal after FRESH_SECONDS.
+    and signatures. Other fetches do not count: a key may be rotated just after one of them. A request that a key
+    verifies never waits for that fetch. A key that its issuer removes goes with the first renewal after FRESH_SECONDS.
     """
 
     def __init__(self, fetch: Fetch, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,6 +73,7 @@ class Jwks:
         self._keys: list[Key] = []
         self._fetched_at = -math.inf
         self._tried_at = -math.inf
+        self._asked_at = -math.inf
         self._renewal: asyncio.Task[None] | None = None
         # Before the first fetch the age of the key set counts from here.
         JWKS_FETCHED_AT.set_to_current_time()
@@ -96,15 +99,15 @@ class Jwks:
     async def find(self, kid: str | None) -> Sequence[Key]:
         await self._available()
         if self._clock() - self._fetched_at > FRESH_SECONDS:
-            self._renew(after=UNKNOWN_SECONDS)
+            self._renew(after=RENEW_SECONDS)
         if not (found := matching(self._keys, kid)):
-            await self._renewed(after=UNKNOWN_SECONDS)
+            await self._asked()
             found = matching(self._keys, kid)
         return found
 
     async def find_newer(self, kid: str | None) -> Sequence[Key]:
         known = self._keys
-        await self._renewed(after=UNKNOWN_SECONDS)
+        await self._asked()
         return () if self._keys == known else matching(self._keys, kid)
 
     async def aclose(self) -> None:
@@ -128,6 +131,14 @@ class Jwks:
         except KeysUnavailable as error:
             # Anyone can read /readyz, so the issuer's address and answer are only in the log.
             raise KeysUnavailable("no key set is loaded: see keys.load_failed in the log") from error
+
+    async def _asked(self) -> None:
+        """Wait for a fetch because of a token that no key verifies, unless the last such fetch is too recent."""
+        if self._renewal is None:
+            if self._clock() - self._asked_at < UNKNOWN_SECONDS:
+                return
+            self._asked_at = self._clock()
+        await self._renewed(after=0.0)
 
     async def _renewed(self, *, after: float) -> None:
         if renewal := self._renew(after=after):

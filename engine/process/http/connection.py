@@ -53,11 +53,17 @@ class Connection(RequestHandler):
 
     def replace(self) -> None:
         """Close the connection for another one's sake."""
-        transport = self.transport
-        self.force_close()
-        if transport is not None:
-            # A client that does not read what it was sent would keep the closing connection.
-            transport.abort()
+        self._abort()
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let what is in flight end within `timeout` seconds, then close. aiohttp itself may wait twice as long."""
+        try:
+            async with asyncio.timeout(timeout):
+                await super().shutdown(None)
+        except TimeoutError:
+            if self._task_handler is not None:
+                self._task_handler.cancel()
+            self._abort()
 
     def data_received(self, data: bytes) -> None:
         if self._force_close or self._broken:
@@ -157,6 +163,13 @@ class Connection(RequestHandler):
         assert self.transport is not None
         self.transport.write(refusals.raw(self._door.refusal(status, detail)))
         self._linger()
+
+    def _abort(self) -> None:
+        transport = self.transport
+        self.force_close()
+        if transport is not None:
+            # A client that does not read what it was sent would keep the closing connection.
+            transport.abort()
 
     def _linger(self) -> None:
         """Close in a way that lets the client read its answer: say that nothing follows, and discard what comes."""

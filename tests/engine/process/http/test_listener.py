@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -396,3 +397,39 @@ async def test_both_families_of_a_name_are_bound() -> None:
     assert bound
     for each in bound:
         each.close()
+
+
+# Stopping
+
+
+async def test_a_stop_waits_for_what_is_in_flight_as_long_as_it_may_and_no_longer() -> None:
+    """One request is never answered, one body never comes, one answer is never read."""
+    drain_seconds, waiting = 2.0, list[str]()
+
+    async def wait(_request: web.Request) -> web.Response:
+        waiting.append("answer")
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    async def read(request: web.Request) -> web.Response:
+        waiting.append("body")
+        return web.Response(body=await request.read())
+
+    async def large(_request: web.Request) -> web.Response:
+        waiting.append("reader")
+        return web.Response(body=b"x" * (16 << 20))
+
+    served = web.Application()
+    served.add_routes([web.get("/wait", wait), web.post("/read", read), web.get("/large", large)])
+    app = App(0, asyncio.Event())
+    async with asyncio.timeout(WAIT):
+        async with listening(
+            served, HOST, 0, server="api", limits=Limits(), drain_seconds=drain_seconds
+        ) as app.port:
+            await app.connect(GET.replace(b"/", b"/wait", 1))
+            await app.connect(b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf")
+            await app.connect(GET.replace(b"/", b"/large", 1))
+            await until(lambda: len(waiting) == 3)
+            began = time.monotonic()
+        # aiohttp's own way takes the drain twice.
+        assert drain_seconds <= time.monotonic() - began < 2 * drain_seconds
+        app.leave()
