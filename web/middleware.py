@@ -10,7 +10,7 @@ from typing import Final
 
 import psycopg
 import structlog
-from aiohttp import ClientConnectionResetError, web
+from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from engine.telemetry import traceparent, tracing
@@ -20,6 +20,7 @@ from engine.telemetry.spans import OFF, Span
 from web import metrics, problems
 from web.log_quota import LogQuota
 from web.operations import KNOWN, Api, Handler
+from web.presence import left
 from web.problems import Refused
 from web.wire import parsing
 
@@ -91,12 +92,6 @@ def _refusing(request: web.Request, error: Exception, quota: LogQuota) -> web.Re
     _log_error(error, refused, request, quota)
     instance = problems.reference(request.rel_url.raw_path)
     return problems.render(refused, instance=instance, request_id=request[KEPT])
-
-
-def left(request: web.Request, error: Exception) -> bool:
-    """Whether `error` only says that the client has left. One of ours stays one, such as a lost database."""
-    transport = request.transport
-    return isinstance(error, ClientConnectionResetError) and (transport is None or transport.is_closing())
 
 
 def _log_error(error: Exception, refused: Refused, request: web.Request, quota: LogQuota) -> None:

@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, ParamSpec, TypeVar
 
+from aiohttp import web
+
 from engine.errors import Overloaded
+from web.presence import require_client
 
 LARGE_BYTES: Final = 64 * 1024
 MAX_WAITING_BYTES: Final = 64 << 20
@@ -22,13 +25,19 @@ class Offload:
         self._turn = asyncio.Lock()
         self._waiting = 0
 
-    async def run(self, size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call `work`, which handles `size` bytes, in a thread. Raises Overloaded while too many bytes wait."""
+    async def run(
+        self, request: web.BaseRequest, size: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Call `work`, which handles `size` bytes of `request`, in a thread.
+
+        Raises Overloaded while too many bytes wait, or ClientConnectionResetError if the client leaves before its turn.
+        """
         if self._waiting >= MAX_WAITING_BYTES:
             raise Overloaded("many large requests are waiting already")
         self._waiting += size
         try:
             async with self._turn:
+                require_client(request)
                 return await asyncio.to_thread(work, *args, **kwargs)
         finally:
             self._waiting -= size

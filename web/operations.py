@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, ParamSpec, TypeVar, get_type_hints
 
-from aiohttp import ClientConnectionResetError, web
+from aiohttp import web
 from pydantic import BaseModel
 
 from engine.pipeline import Registry
@@ -16,6 +16,7 @@ from engine.process.admin import Checks
 from engine.queries.jobs import JobView
 from web.auth.tokens import ANYONE, Authenticator, Caller
 from web.offload import LARGE_BYTES, Offload
+from web.presence import gone
 from web.store import Store
 from web.watcher import Watch
 from web.wire import parsing
@@ -61,11 +62,14 @@ class Call:
     document: bytes = b""
 
     async def offload(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call `work` on the document, in a thread if the document is large. Raises Overloaded."""
+        """Call `work` on the document, in a thread if the document is large.
+
+        Raises Overloaded, or ClientConnectionResetError if the client leaves before its turn.
+        """
         size = len(self.document)
         if size <= LARGE_BYTES:
             return work(*args, **kwargs)
-        return await self.api.offload.run(size, work, *args, **kwargs)
+        return await self.api.offload.run(self.request, size, work, *args, **kwargs)
 
     async def changed(self, watch: Watch, view: JobView, seconds: float = math.inf) -> bool:
         """Wait until the job differs from `view`.
@@ -74,23 +78,12 @@ class Call:
         """
         clock = asyncio.get_running_loop().time
         until = clock() + seconds
-        while not watch.closed and not self.gone:
+        while not watch.closed and not gone(self.request):
             if (left := min(until - clock(), self.caller.seconds_left)) <= 0:
                 break
             if await watch.wait((view.version, view.progress_n), min(left, PATIENCE_SECONDS)):
                 return True
         return False
-
-    @property
-    def gone(self) -> bool:
-        """Whether the client has left: aiohttp does not cancel its handler."""
-        transport = self.request.transport
-        return transport is None or transport.is_closing()
-
-    def require_client(self) -> None:
-        """Raise ClientConnectionResetError, as writing to the client would, if the client has left."""
-        if self.gone:
-            raise ClientConnectionResetError("the client has left")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 import struct
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
+from engine.errors import Overloaded
 from engine.telemetry.metrics import HTTP_IN_FLIGHT
 from ops.waiting import until
 from tests.support.web_harness import JOB, WebHarness, bearer, submit
-from web import operations
+from web import offload, operations
 from web.wire import parsing
 
 BODY = orjson.dumps(JOB)
@@ -30,10 +32,15 @@ def head(method: str, path: str, *more: str) -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *fields, *more, "", ""]).encode()
 
 
-async def leave_after(web_harness: WebHarness, said: bytes, *, reset: bool, seconds: float = 0) -> None:
-    """Send a request and leave."""
+async def sent(web_harness: WebHarness, said: bytes) -> asyncio.StreamWriter:
     _, writer = await asyncio.open_connection("127.0.0.1", web_harness.port)
     writer.write(said)
+    return writer
+
+
+async def leave_after(web_harness: WebHarness, said: bytes, *, reset: bool, seconds: float = 0) -> None:
+    """Send a request and leave."""
+    writer = await sent(web_harness, said)
     await asyncio.sleep(seconds)
     if reset:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
@@ -116,6 +123,31 @@ async def test_a_stream_whose_client_has_left_is_a_499_in_log_and_metrics(
         assert response.status == 200
 
 
+async def test_a_large_body_whose_client_leaves_before_its_turn_is_not_worked_on(
+    web_harness: WebHarness, ann: Any
+) -> None:
+    batch = orjson.dumps({"jobs": [JOB | {"content": "x" * offload.LARGE_BYTES}]})
+    packed = gzip.compress(batch)
+    bodies = (
+        head("POST", "/pipeline/batch", f"Content-Length: {len(batch)}") + batch,
+        head("POST", "/pipeline/batch", f"Content-Length: {len(packed)}", "Content-Encoding: gzip") + packed,
+    )
+    desk = web_harness.api.offload
+    with capture_logs() as lines:
+        async with asyncio.timeout(15):
+            async with desk._turn:
+                writers = [await sent(web_harness, said) for said in bodies]
+                await until(lambda: desk._waiting > len(batch))
+                for writer in writers:
+                    writer.close()
+                async with ann.get("/healthz") as response:
+                    assert response.status == 200
+            await until(lambda: len(answered(lines)) == 3)
+    assert answered(lines) == [200, 499, 499]
+    async with ann.get("/pipeline/jobs") as response:
+        assert (await response.json())["jobs"] == []
+
+
 async def test_half_a_body_is_a_499(web_harness: WebHarness) -> None:
     with capture_logs() as lines:
         async with asyncio.timeout(15):
@@ -142,3 +174,27 @@ async def test_a_lost_connection_of_ours_stays_ours(
     monkeypatch.setattr(web_harness.store, "read", fails)
     async with ann.get(f"/pipeline/job/{job_id}/events") as response:
         assert response.status == status
+
+
+async def test_a_client_that_leaves_before_it_is_turned_away_is_a_499(
+    web_harness: WebHarness, ann: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = await submit(ann)
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def overloaded(*_args: Any) -> Any:
+        asked.set()
+        await gate.wait()
+        raise Overloaded("too much is waiting")
+
+    monkeypatch.setattr(web_harness.store, "read", overloaded)
+    with capture_logs() as lines:
+        async with asyncio.timeout(15):
+            await leave_after(web_harness, head("GET", f"/pipeline/job/{job_id}"), reset=True, seconds=0.2)
+            await asked.wait()
+            async with ann.get("/healthz") as response:
+                assert response.status == 200
+            gate.set()
+            await until(lambda: len(answered(lines)) == 2)
+    assert answered(lines) == [200, 499]
+    assert {line["event"] for line in lines} == {"request.answered"}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import aiohttp
 import orjson
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from engine.errors import Overloaded
 from ops.waiting import until
@@ -97,6 +98,8 @@ async def test_large_documents_take_turns_and_only_so_many_bytes_wait(
 ) -> None:
     monkeypatch.setattr(aside, "MAX_WAITING_BYTES", 10)
     desk, gate, order = Offload(), threading.Event(), list[int]()
+    request = make_mocked_request("POST", "/")
+    request.transport.is_closing.return_value = False  # type: ignore[union-attr]
 
     def work(n: int) -> int:
         assert gate.wait(10)
@@ -104,10 +107,10 @@ async def test_large_documents_take_turns_and_only_so_many_bytes_wait(
         return n
 
     async with asyncio.timeout(10):
-        tasks = [asyncio.create_task(desk.run(5, work, n)) for n in (1, 2)]
+        tasks = [asyncio.create_task(desk.run(request, 5, work, n)) for n in (1, 2)]
         await until(lambda: desk._waiting == 10)
         with pytest.raises(Overloaded):
-            await desk.run(5, work, 3)
+            await desk.run(request, 5, work, 3)
         gate.set()
         assert await asyncio.gather(*tasks) == order == [1, 2]
-        assert await desk.run(5, work, 4) == 4
+        assert await desk.run(request, 5, work, 4) == 4

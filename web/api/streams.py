@@ -18,6 +18,7 @@ from engine.queries.jobs import JobView
 from engine.telemetry.metrics import SSE_CONNECTIONS
 from web.auth.tokens import READ
 from web.operations import Answer, Call, Header, operation
+from web.presence import require_client
 from web.watcher import Watch
 from web.wire import responses
 
@@ -66,7 +67,7 @@ async def events(call: Call, job_id: UUID) -> web.StreamResponse:
             response.force_close()
         if call.request.method == "HEAD":
             return web.Response(headers=response.headers)
-        call.require_client()
+        require_client(call.request)
         await response.prepare(call.request)
         async with response:
             with SSE_CONNECTIONS.track_inprogress():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
+from aiohttp import web
+
 from web.offload import LARGE_BYTES, Offload
 from web.problems import Refused
 
@@ -27,12 +29,15 @@ def coding(given: Sequence[str]) -> str | None:
     return codings[0]
 
 
-async def inflated(raw: bytes, coding: str, limit: int, offload: Offload) -> bytes:
-    """`raw` without its coding: in a thread, unless it turns out to be small. Raises Refused (400, 413), Overloaded."""
+async def inflated(request: web.BaseRequest, raw: bytes, coding: str, limit: int, offload: Offload) -> bytes:
+    """`raw` without its coding: in a thread, unless it turns out to be small.
+
+    Raises Refused (400, 413), Overloaded, or ClientConnectionResetError if the client leaves before its turn.
+    """
     inflation = _Inflation(raw, coding, limit)
     inflation.go_on(min(LARGE_BYTES, limit + 1))
     if not inflation.over:
-        await offload.run(len(raw), inflation.go_on, limit + 1)
+        await offload.run(request, len(raw), inflation.go_on, limit + 1)
     return inflation.document()
 
 

@@ -69,7 +69,7 @@ async def body(request: web.Request, limit: int, offload: Offload) -> bytes:
     _check_media(request)
     coding = inflate.coding(request.headers.getall("Content-Encoding", ()))
     raw = await _raw(request, limit)
-    return raw if coding is None else await inflate.inflated(raw, coding, limit, offload)
+    return raw if coding is None else await inflate.inflated(request, raw, coding, limit, offload)
 
 
 async def _raw(request: web.Request, limit: int) -> bytes:
