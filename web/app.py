@@ -10,7 +10,7 @@ from aiohttp import web
 
 from web import docs, metrics, middleware, openapi
 from web.api import OPERATIONS
-from web.cors import Cors
+from web.cors import OF_NO_REQUEST, Cors
 from web.operations import Api, Handler
 from web.problems import Refused
 
@@ -21,6 +21,7 @@ def create_app(api: Api) -> web.Application:
     app = web.Application(middlewares=[middleware.traced, middleware.boundary(api)])
     app.on_response_prepare.append(middleware.finish_headers)
     cors = Cors(api.cors_origins, OPERATIONS)
+    app[OF_NO_REQUEST] = cors.of_no_request()
     if cors.on:
         app.on_response_prepare.append(cors.finish_headers)
     paths: defaultdict[str, dict[str, Handler]] = defaultdict(dict)

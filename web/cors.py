@@ -15,6 +15,8 @@ from web.openapi.paths import HEADERS as OF_REFUSALS
 from web.operations import Handler, Operation
 
 ANY: Final = "*"
+OF_NO_REQUEST: Final = web.AppKey("of_no_request", dict[str, str])
+"""The headers that an application adds to answers to what never becomes a request."""
 MAX_AGE_SECONDS: Final = 7200
 """How long a browser remembers a preflight. Chromium allows no more."""
 READ_OF_ALL: Final = frozenset({"X-Request-Id", "traceparent", "tracestate"})
@@ -38,9 +40,17 @@ class Cors:
         """An on_response_prepare signal: every answer needs the headers, refusals and streams, too."""
         # For caches, also where the origin may not read the answer: the next one may.
         response.headers["Vary"] = ", ".join([*response.headers.getall("Vary", ()), "Origin"])
-        if (origin := self._allowed(request)) is not None:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Expose-Headers"] = self._exposed
+        response.headers.update(self._readable_by(self._allowed(request)))
+
+    def of_no_request(self) -> dict[str, str]:
+        """The headers of an answer to what never became a request, so that its origin is unknown.
+
+        A page can read such an answer if one origin alone is allowed, or any.
+        """
+        if not self.on:
+            return {}
+        only = next(iter(self._origins)) if len(self._origins) == 1 else None
+        return {"Vary": "Origin", **self._readable_by(ANY if ANY in self._origins else only)}
 
     def preflight(self, allow: str, refuse: Handler) -> Handler:
         """The handler of OPTIONS for a path with the methods `allow`. What is no preflight goes to `refuse`."""
@@ -57,6 +67,11 @@ class Cors:
             return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
 
         return handle
+
+    def _readable_by(self, origin: str | None) -> dict[str, str]:
+        if origin is None:
+            return {}
+        return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": self._exposed}
 
     def _allowed(self, request: web.Request) -> str | None:
         """The value of Access-Control-Allow-Origin; None if the request names no origin that is allowed."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from aiohttp import web
 
@@ -11,6 +12,7 @@ from engine.errors import ConfigurationError
 from engine.process.http.admission import Limits
 from engine.process.http.listener import listening
 from web import problems
+from web.cors import OF_NO_REQUEST
 from web.middleware import REQUEST_ID, new_request_id
 from web.problems import Refused
 
@@ -23,14 +25,14 @@ class _Response(web.Response):
         self.headers.popall("Server", None)
 
 
-def _refusal(status: int, detail: str) -> web.Response:
+def _refusal(more: Mapping[str, str], status: int, detail: str) -> web.Response:
     request_id = new_request_id()
     rendered = problems.render(Refused(status, detail), instance="", request_id=request_id)
     return _Response(
         status=status,
         body=rendered.body,
         content_type=problems.CONTENT_TYPE,
-        headers={REQUEST_ID: request_id},
+        headers={REQUEST_ID: request_id, **more},
     )
 
 
@@ -42,6 +44,7 @@ async def serving(
 
     Raises ConfigurationError if the server cannot listen on the address.
     """
+    more = app[OF_NO_REQUEST]
     async with AsyncExitStack() as stack:
         listener = listening(
             app,
@@ -50,7 +53,7 @@ async def serving(
             server="api",
             limits=limits or Limits(),
             drain_seconds=drain_seconds,
-            refusal=_refusal,
+            refusal=partial(_refusal, more),
         )
         try:
             bound = await stack.enter_async_context(listener)

@@ -123,6 +123,7 @@ async def test_every_answer_to_an_allowed_page_can_be_read_with_all_its_headers(
         (400, page, "POST", "/pipeline/run", {"data": b"{", "headers": json}),
         (413, page, "POST", "/pipeline/run", {"data": BytesIO(bytes(2 << 20)), "headers": json}),
         (415, page, "POST", "/pipeline/run", {"data": b"x", "headers": text}),
+        (415, page, "POST", "/pipeline/run", {"data": b"x", "headers": json | {"Content-Encoding": "br"}}),
         (200, page, "GET", f"/pipeline/job/{job_id}", {"headers": {"Prefer": "wait=1"}}),
         (200, page, "HEAD", f"/pipeline/job/{job_id}", {}),
         (304, page, "GET", f"/pipeline/job/{job_id}", {"headers": tag}),
@@ -150,6 +151,27 @@ async def test_every_answer_to_an_allowed_page_can_be_read_with_all_its_headers(
         *("etag", "idempotent-replayed", "link", "location", "preference-applied", "retry-after"),
         *("www-authenticate", "x-request-id", "accept-post", "allow"),
     }
+
+
+@pytest.mark.parametrize(("allowed", "readable_by"), [(PAGE, PAGE), ("*", "*"), (f"{PAGE},{OTHER}", None)])
+async def test_what_never_becomes_a_request_can_be_read_where_the_origin_is_beyond_doubt(
+    database_url: str, allowed: str, readable_by: str | None
+) -> None:
+    async with served(database_url, cors_origins=allowed) as web_harness:
+        client = await web_harness.client("ann")
+        client.headers["Origin"] = PAGE
+        for status, path, headers in (
+            (414, "/" + "x" * 9000, {}),
+            (431, "/", {"X-Long": "x" * 20_000}),
+            (431, "/", {f"X-{n}": "x" for n in range(130)}),
+            (400, "/", {"Transfer-Encoding": "gzip", "Content-Length": "5"}),
+        ):
+            async with client.get(path, headers=headers) as response:
+                assert response.status == status
+                assert response.headers["Vary"] == "Origin"
+                assert response.headers.get("Access-Control-Allow-Origin") == readable_by
+                exposed = listed(response.headers.get("Access-Control-Expose-Headers", ""))
+                assert ("retry-after" in exposed) is (readable_by is not None)
 
 
 async def test_a_page_can_read_that_the_keys_are_unavailable(database_url: str) -> None:

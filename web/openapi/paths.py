@@ -18,9 +18,12 @@ BEARER: Final = "bearer"
 HEADERS: Final = {
     401: {"WWW-Authenticate": "How to authenticate."},
     403: {"WWW-Authenticate": "The missing scope."},
-    415: {"Accept-Post": "The accepted media type."},
+    415: {"Accept-Post": "The accepted media type.", "Accept-Encoding": "The accepted codings of a body."},
     503: {"Retry-After": "Seconds to wait before the next request."},
 }
+UNASKED: Final = frozenset({400, 408, 414, 431, 503})
+"""The refusals of what never becomes a request: malformed, late, too long, or beyond the cap of connections."""
+PROBLEM: Final[Json] = {CONTENT_TYPE: {"schema": ref(ProblemDetails.__name__)}}
 JOB_ID: Final[Json] = {
     "name": "job_id",
     "in": "path",
@@ -38,7 +41,7 @@ def path_items(operations: Sequence[Operation], registry: Registry) -> dict[str,
 
 
 def _operation(each: Operation, registry: Registry) -> Json:
-    answers = sorted((_answers(each) | _refusals(each)).items())
+    answers = sorted((_refusals(each) | _answers(each)).items())
     found: Json = {
         "operationId": each.name,
         "summary": each.summary,
@@ -82,10 +85,13 @@ def _query(model: type[BaseModel]) -> list[Json]:
 
 
 def _answers(each: Operation) -> dict[int, Json]:
-    return {
+    found = {
         status: _answer(answer, each.links if status < HTTPStatus.MULTIPLE_CHOICES else ())
         for status, answer in each.answers.items()
     }
+    for status in found.keys() & UNASKED:
+        found[status]["content"] |= PROBLEM
+    return found
 
 
 def _answer(answer: Answer, links: Sequence[str]) -> Json:
@@ -103,22 +109,22 @@ def _answer(answer: Answer, links: Sequence[str]) -> Json:
 
 
 def _refusals(each: Operation) -> dict[int, Json]:
-    statuses = {400, *each.refuses}
+    statuses = {*UNASKED, *each.refuses}
     if each.scope is not None:
-        statuses |= {401, 403, 503}
+        statuses |= {401, 403}
     if "job_id" in each.parts:
         statuses |= {404}
     if each.query is not None:
         statuses |= {422}
     if each.body is not None:
-        statuses |= {408, 413, 415, 422}
+        statuses |= {413, 415, 422}
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "headers": _headers(HEADERS.get(status, {})),
-            "content": {CONTENT_TYPE: {"schema": ref(ProblemDetails.__name__)}},
+            "content": PROBLEM,
         }
-        for status in statuses - each.answers.keys()
+        for status in statuses
     }
 
 

@@ -42,10 +42,27 @@ def test_every_operation_is_in_it_with_its_refusals() -> None:
             assert f"`{each.scope}`" in found["description"]
         else:
             assert found["security"] == []
+        # What never becomes a request is refused on every path.
+        for status in ("400", "408", "414", "431", "503"):
+            assert "application/problem+json" in found["responses"][status]["content"]
         if "{job_id}" in each.path:
             assert "404" in found["responses"]
         if each.body is not None:
             assert {"413", "415", "422"} <= found["responses"].keys()
+
+
+async def test_every_header_of_a_refused_coding_is_in_the_document(anyone: Any) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "br"}
+    async with anyone.post("/pipeline/run", data=b"x", headers=headers) as response:
+        assert response.status == 415
+        said = {"Accept-Post", "Accept-Encoding", "X-Request-Id"}
+        assert said <= response.headers.keys()
+    assert said <= SPEC["paths"]["/pipeline/run"]["post"]["responses"]["415"]["headers"].keys()
+
+
+def test_readiness_tells_what_is_not_ready_and_what_is_no_request() -> None:
+    found = SPEC["paths"]["/readyz"]["get"]["responses"]["503"]["content"]
+    assert found.keys() == {"application/json", "application/problem+json"}
 
 
 def test_every_operation_is_described_under_a_tag_that_is_described() -> None:
