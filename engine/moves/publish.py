@@ -56,7 +56,7 @@ WHERE job_id = ANY (ARRAY(
 """
 # A relay releases its own reservation alone: after the end of that, another relay may have the wake-up on its way.
 RELEASE: LiteralString = """
-UPDATE outbox SET publish_until = NULL
+UPDATE outbox SET publish_until = clock_timestamp() + %(seconds)s::float8 * interval '1 second'
 WHERE job_id = ANY (ARRAY(
     SELECT q.job_id
     FROM unnest(%(id)s::uuid[], %(until)s::timestamptz[]) AS x(id, publish_until)
@@ -101,9 +101,15 @@ async def published(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> i
 
 
 @timed("release reserved")
-async def release(conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp]) -> None:
-    """End the reservation of jobs whose wake-ups could not be published, so that a relay tries again."""
+async def release(
+    conn: AsyncConnection[Any], wake_ups: Sequence[WakeUp], *, seconds: float | None = None
+) -> None:
+    """End the reservation of jobs whose wake-ups could not be published, so that a relay tries again.
+
+    After `seconds`, if they are given: workers may claim the jobs meanwhile.
+    """
     reservations = {
+        "seconds": seconds,
         "id": bare_array(each.job_id for each in wake_ups),
         "until": array(each.until for each in wake_ups),
     }

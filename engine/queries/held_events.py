@@ -9,6 +9,8 @@ from typing import Any, LiteralString
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
+from engine.tables.events import IS_SET_BACK
+
 _HELD: LiteralString = """
 SELECT id, topic, attributes ->> 'message_id' AS message_id, attributes ->> 'job_id' AS job_id,
        octet_length(payload) AS bytes, reason,
@@ -29,10 +31,10 @@ SET_BACK: LiteralString = (
     _HELD
     + """failures
 FROM outbox_events
-WHERE quarantined_at IS NULL AND failures > 0
+WHERE quarantined_at IS NULL AND {set_back}
 ORDER BY failures DESC, id
 LIMIT %s
-"""
+""".replace("{set_back}", IS_SET_BACK)
 )
 
 
@@ -58,7 +60,7 @@ class Quarantined(HeldEvent):
 
 @dataclass(frozen=True, slots=True)
 class SetBack(HeldEvent):
-    """An event that failed alone, `failures` times, and is tried again after a pause."""
+    """An event that failed alone, and is tried again after a pause. `failures` counts its tries while others left."""
 
     failures: int
 

@@ -38,15 +38,30 @@ class ScanCursor(Generic[Row]):
 
     def __init__(self) -> None:
         self._marks: dict[Hashable, int] = {}
+        self._turns: dict[Hashable, int] = {}
         self._sweeps = Throttle(SWEEP_SECONDS, most=MAX_SWEEP_SECONDS)
 
     async def next(self, scan: Scan[Row]) -> list[Row]:
         """The next rows. `scan(marks)` looks above the mark of each lane; `scan(None)` is a sweep from the start."""
+        self._turns.clear()
         if self._sweeps.due:
             return await self._sweep(scan)
         found = self._passed(await scan(self._marks))
         if not found and self._sweeps.allowed:
             return await self._sweep(scan)
+        return found
+
+    async def turn(self, scan: Scan[Row]) -> list[Row]:
+        """The rows after those of the last turn, and after the last row the first ones again.
+
+        For a search among rows that may fail and stay: `next` would find the first of them each time.
+        """
+        found = await scan(self._turns) if self._turns else []
+        if not found:
+            self._turns.clear()
+            found = await scan(None)
+        for row in found:
+            self._turns[row.lane] = max(self._turns.get(row.lane, 0), row.position)
         return found
 
     async def _sweep(self, scan: Scan[Row]) -> list[Row]:

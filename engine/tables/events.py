@@ -34,6 +34,9 @@ _RESULT: LiteralString = """json_build_object(
                    'completed_at', to_char(e.finished_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
                    'schema_version', 1"""
 
+IS_SET_BACK: LiteralString = "(failures > 0 OR (reason IS NOT NULL AND publish_until IS NOT NULL))"
+"""Whether an event has failed alone and waits for its next try. Without failures, others failed as well."""
+
 # The last part of the moves that write a result. It follows a CTE `ended` (job_id, user_id, attempt, version, state,
 # output json, error jsonb, reason, ran interval, finished_at). Without `publish_results` the scan of `ended` never
 # starts.

@@ -1,7 +1,7 @@
 """What operators do with events that are not published: discard them, or have them published again.
 
-Each is one statement, which writes what it did to operator_actions. An event counts as held if it is quarantined or has
-failed alone; any other is left alone, because a relay may have it on its way.
+Each is one statement, which writes what it did to operator_actions. An event counts as held if it is quarantined or set
+back; any other is left alone, because a relay may have it on its way.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from psycopg import AsyncConnection
 
 from engine.storage.literals import bare_array
 from engine.storage.statements import fetchall
+from engine.tables.events import IS_SET_BACK
 
 _HELD: LiteralString = """
 WITH held AS (
@@ -21,10 +22,10 @@ WITH held AS (
                'bytes', octet_length(payload), 'sha256', encode(sha256(payload), 'hex'), 'created_at', created_at,
                'quarantined_at', quarantined_at, 'failures', failures, 'reason', reason) AS facts
     FROM outbox_events
-    WHERE id = ANY (%(ids)s::bigint[]) AND (quarantined_at IS NOT NULL OR failures > 0)
+    WHERE id = ANY (%(ids)s::bigint[]) AND (quarantined_at IS NOT NULL OR {set_back})
     ORDER BY id
     FOR UPDATE
-)"""
+)""".replace("{set_back}", IS_SET_BACK)
 
 DISCARD: LiteralString = """{held}, gone AS (
     DELETE FROM outbox_events WHERE id IN (SELECT id FROM held)

@@ -43,6 +43,8 @@ BREAKER_PAUSES: Final = 3.0
 MAX_BREAKER_SECONDS: Final = 15.0
 """How long a row waits that failed when nothing else succeeded either: for three pauses of the breaker, so that the
 next probes try other rows."""
+WAKE_UP_PAUSE_SECONDS: Final = 30.0
+"""How long a wake-up waits that alone could not be sent. The fallback scan has its job long before."""
 
 log = structlog.get_logger()
 
@@ -101,7 +103,8 @@ class WakeUps:
         self._presets.hinted(presets)
 
     async def take(self, room: Room) -> list[WakeUp]:
-        return await self._cursor.next(partial(self._scan, room))
+        following = self._cursor.turn if room.lone else self._cursor.next
+        return await following(partial(self._scan, room))
 
     async def _scan(self, room: Room, marks: Marks | None) -> list[WakeUp]:
         async with self._connections.taking() as (conn, limit):
@@ -128,12 +131,13 @@ class WakeUps:
     async def release(self, items: Sequence[WakeUp]) -> None:
         await self._connections.mark(lambda conn: publish.release(conn, items))
 
-    async def set_back(self, item: WakeUp, reason: str, cause: Cause, pause: float) -> None:  # noqa: ARG002
-        """As good as refused, if the job's wake-up is to blame. Else workers find the job soon."""
+    async def set_back(self, item: WakeUp, reason: str, cause: Cause, pause: float) -> None:
+        """As good as refused, if the job's wake-up is to blame. Else workers find the job soon, and others go first."""
         if cause is Cause.GUILTY:
             await self.refuse(item, reason)
-        else:
-            await self.release([item])
+            return
+        seconds = WAKE_UP_PAUSE_SECONDS if cause is Cause.TRANSIENT else after_failure(0, cause, pause)[1]
+        await self._connections.mark(lambda conn: publish.release(conn, [item], seconds=seconds))
 
     async def refuse(self, item: WakeUp, reason: str) -> None:
         """Mark the job as published all the same: workers look for jobs whose message does not come."""
@@ -156,7 +160,8 @@ class Events:
         self._set_back = EVENTS_SET_BACK.labels(topic).inc
 
     async def take(self, room: Room) -> list[Event]:
-        found = await self._cursor.next(partial(self._scan, room))
+        following = self._cursor.turn if room.lone else self._cursor.next
+        found = await following(partial(self._scan, room))
         for event in found:
             if event.size > events.MAX_BYTES:
                 await self.refuse(event, f"{event.size} bytes, more than Pub/Sub takes")

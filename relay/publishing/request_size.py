@@ -49,6 +49,11 @@ class Room(NamedTuple):
     ahead: int
     """The bytes of the topic that are on their way already."""
 
+    @property
+    def lone(self) -> bool:
+        """Whether one row is tried at a time, each in its turn."""
+        return self.rows == 1
+
 
 class RequestSize:
     """The room of one topic's requests.

@@ -124,3 +124,15 @@ async def test_lanes_that_come_and_go_do_not_pile_up(monkeypatch: pytest.MonkeyP
     await cursor.next(finds(Row("lane 9", 11), Row("lane 9", 10)))
     await cursor.next(finds(Row("lane 9", 12)))
     assert asked[-1] == {"lane 7": 7, "lane 8": 8, "lane 9": 11}
+
+
+async def test_turns_come_to_each_row_that_stays_and_begin_again_after_the_last(queue: Queue) -> None:
+    queue.rows = [Row("a", 1), Row("b", 2), Row("a", 3)]
+
+    async def first(marks: Marks | None) -> list[Row]:
+        found = [row for row in queue.rows if row.position > (marks or {}).get(row.lane, 0)]
+        return found[:1]
+
+    assert [(await queue.cursor.turn(first))[0].position for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    await queue.cursor.next(first)
+    assert await queue.cursor.turn(first) == [Row("a", 1)]

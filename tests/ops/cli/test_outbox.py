@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from engine.moves.enqueue import enqueue
+from engine.pubsub.messages import Message
 from engine.tables import events
 from engine.tables.operator_actions import OperatorAction, latest
 from engine.tables.relay_status import RelayStatus, report
@@ -248,3 +249,17 @@ async def test_events_that_cannot_be_published_are_listed_with_bytes_age_and_fai
         (1, 1, 1)
     ]
     assert (await outrider("outbox", "status")).code == 0
+
+
+@pytest.mark.parametrize("verb", ["discard", "republish"])
+async def test_an_event_that_nothing_else_shows_to_be_at_fault_is_listed_and_can_be_acted_on(
+    conn: Conn, outrider: Outrider, verb: str
+) -> None:
+    """The only event of its topic fails: the broker may be to blame, or the event."""
+    await events.write(conn, "results", Message(b"{}", {"message_id": "m"}))
+    [event] = await events.reserve(conn, "results", low=0, limit=9, max_bytes=1000, seconds=9)
+    assert (await outrider("outbox", verb, event.id, "--reason", "x")).code == 1
+    await events.set_back(conn, event, seconds=9, failures=0, reason="INTERNAL: no")
+    [shown] = (await outrider("outbox", "status", "--json")).json["set_back"]
+    assert (shown["id"], shown["failures"], shown["reason"]) == (event.id, 0, "INTERNAL: no")
+    assert (await outrider("outbox", verb, event.id, "--reason", "x")).code == 0
