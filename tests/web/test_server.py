@@ -324,7 +324,7 @@ async def test_a_loop_that_fails_is_logged_and_the_process_serves_on(
 async def test_stopping_fails_no_request_that_is_being_answered(
     database_url: str, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
-    monkeypatch.setattr(entry, "NOTICE_SECONDS", 0.3)
+    monkeypatch.setattr(entry, "NOTICE_SECONDS", 2.0)
     stop = asyncio.Event()
     given = settings(
         database_url=database_url,
