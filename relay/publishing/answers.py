@@ -60,11 +60,12 @@ VERDICTS: Final = {
 """By code (https://cloud.google.com/pubsub/docs/reference/error-codes). The others are doubtful."""
 
 TOO_LARGE: Final = re.compile(
-    r"larger than|too (large|big|long)|(message|payload|request|body|entity) size|size (limit|exceeds)",
+    r"^(?!.*quota).*?\b(message|payload|request|body|entity|data)"
+    r"(( size| length)?( is| was)? (larger than|too (large|big|long))| size .*(limit|exceed|max))",
     re.IGNORECASE,
 )
 """gRPC and proxies call a message too large under many codes, RESOURCE_EXHAUSTED and INTERNAL among them. A quota that
-is used up is no such thing."""
+is used up, a header that is too large and a time that is too long are no such thing."""
 
 
 def judge(error: BaseException) -> Answer:

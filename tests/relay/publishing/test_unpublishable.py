@@ -219,12 +219,29 @@ def test_credentials_that_only_fail_for_now_are_no_fault_of_the_configuration() 
         (Code.UNKNOWN, "413 Request Entity Too Large", Verdict.REFUSED),
         (Code.RESOURCE_EXHAUSTED, "Quota exceeded for quota metric 'Regional publisher'", Verdict.PASSING),
         (Code.RESOURCE_EXHAUSTED, "", Verdict.PASSING),
+        (
+            Code.UNKNOWN,
+            "The value for data is too large. You passed 10000001 in the request",
+            Verdict.REFUSED,
+        ),
+        (Code.UNKNOWN, "Request payload size exceeds the limit: 10485760 bytes.", Verdict.REFUSED),
+        (Code.UNAVAILABLE, "http: request body too large", Verdict.REFUSED),
+        (Code.UNKNOWN, "[Errno 90] Message too long", Verdict.REFUSED),
+        (Code.RESOURCE_EXHAUSTED, "Quota exceeded: publish request size limit per minute", Verdict.PASSING),
+        (Code.UNAVAILABLE, "upstream sent too big header while reading response header", Verdict.PASSING),
+        (Code.UNAVAILABLE, "the operation took too long", Verdict.PASSING),
+        (Code.UNAVAILABLE, "the request took too long", Verdict.PASSING),
+        (Code.UNAVAILABLE, "400 Request Header Or Cookie Too Large", Verdict.PASSING),
+        (Code.RESOURCE_EXHAUSTED, "queue size limit reached", Verdict.PASSING),
+        (Code.UNAVAILABLE, "retry delay larger than the deadline", Verdict.PASSING),
         (Code.OUT_OF_RANGE, "", Verdict.REFUSED),
         (Code.DATA_LOSS, "", Verdict.DOUBTFUL),
         (Code.DEADLINE_EXCEEDED, "Deadline Exceeded", Verdict.TOO_SLOW),
     ],
 )
-def test_a_message_too_large_is_told_from_a_quota(code: grpc.StatusCode, said: str, verdict: Verdict) -> None:
+def test_a_message_too_large_is_told_from_a_quota_and_an_outage(
+    code: grpc.StatusCode, said: str, verdict: Verdict
+) -> None:
     nothing = grpc.aio.Metadata()
     assert judge(grpc.aio.AioRpcError(code, nothing, nothing, said)).verdict is verdict
 
