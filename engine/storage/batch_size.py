@@ -17,7 +17,7 @@ a time-out only if it came late."""
 
 
 class BatchSize:
-    """Halved when a run is cut off by its deadline, doubled when one is quick, from `least` up to `most` rows.
+    """Halved when a run is cut off by its deadline, doubled when one is quick, from `least` up to `most`.
 
     A statement that hits its deadline is rolled back: with a fixed size a slow database would do nothing for ever.
     `seconds` is the deadline of one run, or how long a run should take at most: a run that took many times as long
@@ -32,7 +32,7 @@ class BatchSize:
         least: int = 1,
         cut_off: Callable[[Exception], bool] = lambda error: isinstance(error, QueryCanceled),
     ) -> None:
-        self.rows = most
+        self.current = most
         self._most = most
         self._least = least
         self._seconds = seconds
@@ -40,14 +40,14 @@ class BatchSize:
 
     @contextmanager
     def run(self, used: int | None = None) -> Iterator[int]:
-        """Yield the number of rows for this run, and judge its length at its end. `used` is how many it has, if known.
+        """Yield the size for this run, and judge its length at its end. `used` is how much of it the run has, if known.
 
         A small run says nothing of larger ones by being quick.
         """
         began = time.monotonic()
-        used = self.rows if used is None else used
+        used = self.current if used is None else used
         try:
-            yield self.rows
+            yield self.current
         except Exception as error:
             # Any error, because a severed connection fails in many ways; it goes on to the caller. A failure that came
             # sooner than the deadline is of another kind.
@@ -57,11 +57,11 @@ class BatchSize:
         share = self._share(began)
         if share > 1:
             self._shrink(used, share)
-        elif share < QUICK and 2 * used >= self.rows:
-            self.rows = min(2 * self.rows, self._most)
+        elif share < QUICK and 2 * used >= self.current:
+            self.current = min(2 * self.current, self._most)
 
     def _share(self, began: float) -> float:
         return (time.monotonic() - began) / self._seconds
 
     def _shrink(self, used: int, share: float) -> None:
-        self.rows = max(self._least, min(self.rows, used) // max(2, math.ceil(share)))
+        self.current = max(self._least, min(self.current, used) // max(2, math.ceil(share)))

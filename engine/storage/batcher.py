@@ -121,7 +121,7 @@ class Batcher(Generic[T, R]):
     def _take(self) -> list[_Waiting[T, R]]:
         group: list[_Waiting[T, R]] = []
         weight = 0
-        while self._queue and len(group) < self._size.rows:
+        while self._queue and len(group) < self._size.current:
             if group and weight + self._queue[0].weight > self._max_weight:
                 break
             waiting = self._queue.popleft()

@@ -69,10 +69,9 @@ RESULT_EVENTS: LiteralString = """
 """.replace("{result}", _RESULT).replace("{large}", _LARGE)
 
 # Reserves as many events as fit into one request, but at least one. One that has failed alone goes alone, so that the
-# others do not fail with it. The index finds them in the order of ids, above
-# `low`: otherwise dead entries that a held snapshot keeps would be read again and again. Rows are compared, because
-# `topic = … AND id > …` lets the planner walk the primary key, past every event of the other topic and every
-# quarantined event.
+# others do not fail with it. The index finds them in the order of ids, above `low`: otherwise dead entries that a held
+# snapshot keeps would be read again and again. Rows are compared, because `topic = … AND id > …` lets the planner walk
+# the primary key, past every event of the other topic and every quarantined event.
 RESERVE: LiteralString = """
 WITH due AS MATERIALIZED (
     SELECT id, octet_length(payload) + octet_length(attributes::text) AS bytes, failures

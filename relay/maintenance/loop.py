@@ -138,7 +138,7 @@ class Maintenance:
     ) -> None:
         """Repeat a task until `stop`, whatever the task raises: all relays would stop at the same fault."""
         while not stop.is_set():
-            full, rows = size.rows, 0
+            full, rows = size.current, 0
             try:
                 rows = await work()
             except BaseException as error:

@@ -252,7 +252,7 @@ class ConnectionPair:
         """The connection, and how many rows to take: so many as can be marked, too, or they are published again."""
         async with self._taking.use() as conn:
             with self._take_size.run() as limit:
-                yield conn, min(limit, self._mark_size.rows)
+                yield conn, min(limit, self._mark_size.current)
 
     async def mark(self, write: Callable[[Connection], Awaitable[object]]) -> None:
         """Run `write`, with retries: rows that are not marked are published a second time.

@@ -69,7 +69,7 @@ class RequestSize:
 
     def room(self, *, probing: bool, alone: bool) -> Room:
         """The room for the next request. A probe is small, or has but one row if it goes `alone`."""
-        size = max(0, self._bytes.rows - self._small)
+        size = max(0, self._bytes.current - self._small)
         return Room(
             bytes=min(size, SMALL_BYTES) if probing else size,
             row_bytes=SMALL_BYTES if self._large else ANY_BYTES,

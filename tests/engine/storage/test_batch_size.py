@@ -26,7 +26,7 @@ def ran(size: BatchSize, clock: Clock, seconds: float, error: Exception | None =
         clock.now += seconds
         if error is not None:
             raise error
-    return size.rows
+    return size.current
 
 
 @pytest.mark.parametrize(
