@@ -11,7 +11,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
@@ -19,6 +19,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from engine.process.http import refusals
 from engine.process.http.door import LINGER_SECONDS, Door, Visitor
 
+SPOKEN: Final = (HttpVersion11, HttpVersion10)
 DRAIN_BYTES: Final = 256 * 1024
 DRAIN_SECONDS: Final = 2.0
 """What is read of an unwanted body so that the connection can serve another request."""
@@ -72,9 +73,21 @@ class Connection(RequestHandler):
         heads, in_body = self._request_count, not self._body.is_eof()
         super().data_received(data)
         if self._request_count != heads:
+            self._refuse_other_versions(self._request_count - heads)
             self._head_arrived(data)
         elif data and not in_body:
             self._head_goes_on(len(data))
+
+    def _refuse_other_versions(self, arrived: int) -> None:
+        """Take requests of versions that this server does not speak for malformed: the parser knows 0.9 and 2.0."""
+        for place in range(-arrived, 0):
+            message, _ = self._messages[place]
+            if not isinstance(message, _ErrInfo) and message.version not in SPOKEN:
+                fault = HttpProcessingError(message="not a version that is spoken here")
+                self._messages[place] = (
+                    _ErrInfo(HTTPStatus.BAD_REQUEST, fault, fault.message),
+                    EMPTY_PAYLOAD,
+                )
 
     def _head_arrived(self, data: bytes) -> None:
         self._door.open.busy(self._visitor)
