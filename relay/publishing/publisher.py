@@ -14,12 +14,13 @@ from google.pubsub_v1.types import PublishRequest, PubsubMessage
 from engine.pubsub.client import open_publisher, routed
 from engine.pubsub.messages import Message
 from relay.publishing.answers import Unsendable
-from relay.publishing.request_size import allowed_seconds
+from relay.publishing.request_size import SMALL_BYTES, allowed_seconds
 
 FOR_GOOGLE: Final = "googclient_traceparent"
 """The attribute in which Google's own clients look for the trace of a message."""
-CONNECTIONS: Final = 3
-"""One a topic: what waits in the buffers of a slow line delays its own topic alone."""
+CONNECTIONS: Final = 5
+"""One for the small messages of each topic, and one for the large ones of results and of dead letters: what waits in
+the buffers of a slow line delays no small message."""
 
 RawRequest: Final = PublishRequest.pb()
 RawMessage: Final = PubsubMessage.pb()
@@ -35,7 +36,7 @@ class Publisher(Protocol):
 
 @dataclass(slots=True)
 class _Line:
-    """The connection of a topic, and how many bytes are on their way."""
+    """A connection, and how many bytes are on their way there."""
 
     send: Any
     bytes: int = 0
@@ -46,17 +47,22 @@ class PubSubPublisher:
 
     def __init__(self, *sends: Any) -> None:
         self._sends = cycle(sends)
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[str, bool], _Line] = {}
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
         request = RawRequest(topic=topic, messages=[_raw(message) for message in messages])
         size = request.ByteSize()
-        line = self._lines.get(topic) or self._lines.setdefault(topic, _Line(next(self._sends)))
+        line = self._line(topic, large=any(len(message.data) > SMALL_BYTES for message in messages))
         line.bytes += size
         try:
             await line.send(request, timeout=allowed_seconds(line.bytes), metadata=routed(topic, "topic"))
         finally:
             line.bytes -= size
+
+    def _line(self, topic: str, *, large: bool) -> _Line:
+        if (topic, large) not in self._lines:
+            self._lines[topic, large] = _Line(next(self._sends))
+        return self._lines[topic, large]
 
 
 def _raw(message: Message) -> Any:

@@ -55,6 +55,7 @@ class Watched:
         self._publisher = publisher
         self._may_go = asyncio.Event()
         self.requests: list[int] = []
+        self.began = 0
         self.published = asyncio.Event()
         if not hold:
             self.let_go()
@@ -63,6 +64,7 @@ class Watched:
         self._may_go.set()
 
     async def publish(self, topic: str, messages: Sequence[Message]) -> None:
+        self.began += 1
         await self._publisher.publish(topic, messages)
         self.requests.append(len(messages))
         self.published.set()
@@ -143,6 +145,9 @@ class RelayHarness:
             " + (SELECT count(*) FROM outbox_events WHERE publish_until > clock_timestamp())",
         )
         return int(count)
+
+    def has_sent(self, event: str) -> bool:
+        return event in self.sent(RESULTS)
 
     async def age(self) -> None:
         """Let every reservation end."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import grpc
 import pytest
@@ -56,6 +57,20 @@ async def test_large_and_small_messages_and_wake_ups_all_leave_over_a_slow_line_
     assert sorted(relay_harness.jobs_sent()) == sorted(jobs)
     assert sorted(relay_harness.sent(RESULTS)) == sorted(big + small)
     assert logged(lines, "breaker.opened") == []
+
+
+async def test_small_messages_pass_a_large_one_that_is_on_its_way(
+    relay_harness: RelayHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the line's buffers hold all of the large one, which takes 24 s."""
+    [large] = await relay_harness.write_events(b"x" * 3_000_000)
+    async with over(relay_harness, monkeypatch, 1 * MBIT) as relay:
+        await until(lambda: relay.publisher.began == 1)
+        await asyncio.sleep(0.5)  # the line's own time
+        for _ in range(3):
+            [small] = await relay_harness.write_events(b"x")
+            await until(partial(relay_harness.has_sent, small))
+        assert large not in relay_harness.sent(RESULTS)
 
 
 async def test_a_large_request_that_times_out_opens_no_breaker_and_a_single_one_lets_the_others_pass(
