@@ -29,43 +29,74 @@ _COMMON_WORDS = {
 # Abbreviations that stand before a name, a number or a word in capitals, and end no sentence whatever follows.
 _BEFORE_CAPITALS = {
     "en": "Mr Mrs Ms Mx Messrs Dr Drs Prof Rev Hon Pres Gov Sen Rep Amb Capt Cmdr Cdr Col Gen Maj Lt Sgt Cpl Pvt Adm"
-    " Brig Msgr St Ste Mt Ft Fig Figs Eq Eqs Vol Vols vol vols fig figs vs cf viz approx ca e.g i.e eg ie",
+    " Brig Msgr Rt"
+    " Supt Asst Atty Insp Det Ald Bros Mme Mmes Mlle St Ste Mt Ft"
+    " Fig Figs Eq Eqs Vol Vols vol vols fig figs vs cf viz approx ca e.g i.e eg ie",
     "de": "Hr Hrn Fr Frl Dr Prof Dipl Ing Mag Hl St Nr Nrn Abb Bd Kap Vgl vgl Abt bzw ggf evtl ca inkl exkl sog bspw lt"
     " zzgl einschl insb insbes Hrsg geb gest z.B d.h u.a i.d.R o.g v.a z d",
-    "fr": "M MM Me Mgr Dr Pr Prof St Ste env cf av apr vol fig chap p ex p.ex",
+    "fr": "M MM Me Mme Mmes Mlle Mlles Mgr Dr Pr Prof St Ste env cf av apr vol fig chap p ex p.ex",
     "es": "Sr Sra Srta Sres Sras D Dª Dña Dr Dra Prof Profa Lic Ing Arq Ud Uds Vd Vds Gral Cap Cnel Sto Sta Av Avda EE"
-    " núm pág págs aprox ej p.ej",
+    " Hnos Excmo Excma Ilmo Ilma núm pág págs aprox ej p.ej",
     "it": "Sig Sigg Sig.ra Dott Dott.ssa Prof Prof.ssa Ing Avv Arch Geom Mons Spett pag pagg cfr Cfr",
     "pt": "Sr Sra Srs Sras Srta Dr Dra Drs Prof Profa Eng Exmo Exma Ilmo Av pág págs aprox ex p.ex",
-    "nl": "Dhr dhr mevr Mevr Mw mw dr drs ir ing prof ds nr blz bijv bv o.a d.w.z ca",
-    "pl": "prof dr mgr inż ks św im ul nr np tj ok str rys gen płk kpt",
-    "ru": "г ул просп пл пер стр рис табл гл им проф акад доц св т.е т см ср напр",
+    "nl": "Dhr dhr mevr Mevr Mw mw dr drs mr ir ing prof ds nr blz bijv bv o.a d.w.z ca",
+    "pl": "prof dr mgr inż ks św im ul nr np tj ok str rys gen płk kpt hab al pl os",
+    "ru": "г ул просп пл пер оз пос дер стр рис табл гл им проф акад доц св т.е т см ср напр",
 }
 
-# Abbreviations that a sentence may well end with: so it does if a capital follows.
+# Languages that write titles small within a sentence.
+_SMALL_TITLES = frozenset({"es", "it", "pt", "nl"})
+
+# Abbreviations that a sentence may well end with: so a line may break there if a capital follows.
 _AT_ENDS = {
     "en": "al etc Inc Ltd Co Corp Jr Sr Nos pp Sec Ch Eq ed eds dept univ ave blvd rd No Art Jan Feb Apr Aug Sept Oct"
-    " Nov Dec Tue Tues Thu Thurs Fri est min max misc no p",
+    " Nov Dec Tue Tues Thu Thurs Fri est min max misc no nos p"
+    " Mon Wed Thur Sat Sun sect para app trans ibid cit chap ch",
     "de": "usw etc Abs Art Tel Std Min Mio Mrd",
     "fr": "etc art éd réf bd no tél janv févr",
-    "es": "etc UU Cía Ltda tel",
-    "it": "ecc art vol n es tel",
+    "es": "etc UU Cía Ltda tel art vol s",
+    "it": "ecc art sec vol n es tel",
     "pt": "etc Ltda art vol n tel",
     "nl": "enz jl jr sr",
     "pl": "itd itp godz tys zł",
-    "ru": "гг д п тыс млн млрд руб коп др пр э н в вв кв",
+    "ru": "гг д п тыс млн млрд руб коп др пр э н в вв кв ст р",
 }
 
 # Words of CLDR's lists and of ours that are ordinary words first.
 _ORDINARY = """
     no in on do go is by to or up as all act hat link job joe long card min test port best max am so sa mo di id pro i
-    mer mar sol bien kit ver out com mai pal ill fund jam mart cap ed rep art end
+    mer mar sol bien kit ver out com mai pal ill fund jam mart cap ed rep art end app
 """
 
 _NO_WORD = re.compile(r"(?:[^\W\d]{1,2}\.)+[^\W\d]{1,2}\.|[^\W\d]\.")
 _INITIAL = re.compile(r"[^\W\d]\.")
 ORDINAL = re.compile(r"\d{1,2}\.")
-_OPENERS = "\"'“‘„«‹([{¿¡"
+# What stands before an abbreviation in one word: an article that is elided, a title, or mark-up.
+_BEFORE = re.compile(r"\A(?:[^\W\d]{1,6}['’]|.*[-–—/])(?=[^\W\d]{2,}\.\Z)")
+_OPENERS = "\"'“‘„«‹([{¿¡*_—–"
+# Words that German writes with a name in one.
+_COMPOUND = re.compile(r"[^\W\d]{2,}(?:str|nr|tel)\.")
+# "St." before one of these is a street, and may end a sentence.
+_NO_SAINTS = frozenset(
+    [
+        "The",
+        "He",
+        "She",
+        "It",
+        "They",
+        "We",
+        "I",
+        "You",
+        "This",
+        "That",
+        "There",
+        "But",
+        "And",
+        "In",
+        "On",
+        "At",
+    ]
+)
 
 
 class Abbreviations(NamedTuple):
@@ -78,7 +109,9 @@ class Abbreviations(NamedTuple):
 
     def holds(self, word: str, following: str) -> bool:
         """Whether the word, which ends with a full stop, belongs together with the text that follows."""
-        word = word.lstrip(_OPENERS)
+        word = _bare(word)
+        if word == "St." and following in _NO_SAINTS:
+            return False
         if word in self.before_capitals or (_INITIAL.fullmatch(word) and word != "I."):
             return True
         if ORDINAL.fullmatch(word):
@@ -87,13 +120,15 @@ class Abbreviations(NamedTuple):
 
     def ends_sentence(self, word: str, following: str) -> bool:
         """Whether the word's full stop ends a sentence."""
-        word = word.lstrip(_OPENERS)
+        word = _bare(word)
         if self.holds(word, following):
             return False
         return not self._abbreviates(word) or (_capital(following) and word[:-1].lower() in _ORDINARY.split())
 
     def _abbreviates(self, word: str) -> bool:
-        return word in self.known or bool(_NO_WORD.fullmatch(word))
+        return word in self.known or bool(
+            _NO_WORD.fullmatch(word) or (self.ordinals and _COMPOUND.fullmatch(word))
+        )
 
 
 @cache
@@ -123,7 +158,18 @@ def language_of(text: str) -> str:
 def _listed(lists: Mapping[str, str], languages: list[str]) -> frozenset[str]:
     """With a full stop, and as it stands at the beginning of a sentence as well."""
     words = {word for language in languages for word in lists[language].split()}
+    words |= {
+        word.lower()
+        for language in languages
+        if language in _SMALL_TITLES
+        for word in lists[language].split()
+    }
     return frozenset(f"{form}." for word in words for form in (word, word[0].upper() + word[1:]))
+
+
+def _bare(word: str) -> str:
+    """The abbreviation in a word such as "dell'art." or "Prof.-Dr."."""
+    return _BEFORE.sub("", word.lstrip(_OPENERS), count=1)
 
 
 @cache

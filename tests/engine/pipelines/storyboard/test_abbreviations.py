@@ -20,21 +20,32 @@ SENTENCES = {
         "Mr. and Mrs. J. R. Smith have a Ph.D. in law, i.e. a doctorate.|That is all.",
         "So do I.|Go on.|Come in.|Then sit with that and this.|1. Take it.|2. Give it.",
         "Prof. Jones vs. Dr. Brown, cf. Smith.|In 1990.|It was the end.",
+        "The Rt. Hon. Bob and/or Dr. Jones met *Capt. Hook* and —Sgt. Bell, op. cit. 8, sect. 4, para. 3.|No.|Bob.",
+        "That is Bob's.|It is a follow-up.|Check-in.|They don't.|The rest is in stand-by.|He left.",
     ],
     "de": [
         "Das ist z. B. Berlin, d. h. die Stadt.|Er kam bzw. Karl ging usw. und nicht Nr. 5 mit.",
         "Das war gut.|Am 3. Oktober kam Dr. Meier.",
         "Der Hr. Schmidt und die Fr. Koch, vgl. Abb. 3 und Bd. 2, ca. 5 Leute, ggf. Anna, d.h. alle.|Das ist gut.",
+        "Das ist Dipl.-Ing. Müller und die Prof.-Dr. Schmidt mit Art.-Nr. 7 in der Hauptstr. hier.|Wer mag.|Du nicht.",
     ],
     "fr": [
+        "C'est l'art. 3 et l'av. J.-C. dans une ville.",
+        "Voir Mme. Durand et Mlle. Petit pour qui c'est d'env. 5.|L'est.|Il dort.",
         "M. Dupont et Mme Durand ont env. 3 enfants, p. ex. Luc, dans une maison.",
         "Il est pour lui et là.|Il est là.|C'est la mer.|Elle dort.",
     ],
     "es": [
         "El Sr. López y Ud. viven en EE. UU. desde 1990 con la Dra. Gómez.|Los dos están en la pág. 3.|No.|Sí."
     ],
-    "it": ["Il Sig. Rossi e la Dott. Bianchi sono nel vol. 2, pag. 3.|Il Prof. Verdi dorme."],
-    "pt": ["O Sr. Silva e a Dra. Costa não são da Av. Brasil, p. ex. os dois.|Fim do livro."],
+    "it": [
+        "Il sig. Neri e l'avv. Bianchi sono di Roma, dell'art. 5 e dell'ing. Rossi.|È il sec. XX.|Non dorme.",
+        "Il Sig. Rossi e la Dott. Bianchi sono nel vol. 2, pag. 3.|Il Prof. Verdi dorme.",
+    ],
+    "pt": [
+        "O sr. Silva e a dra. Costa não são dos dois.|Fim.",
+        "O Sr. Silva e a Dra. Costa não são da Av. Brasil, p. ex. os dois.|Fim do livro.",
+    ],
     "nl": ["Het is niet dhr. Jansen en mevr. Bakker, bijv. Anna, d.w.z. Piet, ca. 5.|Einde."],
     "ru": [
         "Это т. е. Москва.|В 1990 г. Москва росла.|Он живёт на ул. Ленина и т. д. в доме.|А. С. Пушкин писал."
