@@ -75,7 +75,7 @@ class Times:
 
 
 def _in_utc(moment: datetime) -> datetime | None:
-    """`moment` in UTC, or None without a zone. What Python's calendar cannot express is its first or last moment."""
+    """`moment` in UTC. None without a zone, or if that is before the year 1 or after the year 9999."""
     try:
         offset = moment.utcoffset()
     except Exception:  # noqa: BLE001 - a zone may be anybody's code; one that fails is none
@@ -84,10 +84,9 @@ def _in_utc(moment: datetime) -> datetime | None:
         return None
     try:
         # Of a subclass's moment, too, this is a plain datetime.
-        known = datetime.combine(moment.date(), moment.time()) - offset
+        return (datetime.combine(moment.date(), moment.time()) - offset).replace(tzinfo=UTC)
     except OverflowError:
-        known = datetime.min if offset > timedelta(0) else datetime.max  # noqa: DTZ901 - UTC follows
-    return known.replace(tzinfo=UTC)
+        return None
 
 
 USER_ID: Final = Range(1, 255, "characters")

@@ -124,7 +124,7 @@ class NewJob:
     - `metadata`: parameters of the pipeline, at most 256 KiB as JSON and nested at most 64 deep. `enqueue` does not
       check them against the pipeline's model: see `Metadata`.
     - `priority`: 1 (most urgent) to 4.
-    - `run_at`: the earliest start, with a time zone. None or a past time means at once.
+    - `run_at`: the earliest start, with a time zone, in the years 1 to 9998 of UTC. None or a past time means at once.
     - `delay_seconds`: the earliest start in seconds after the start of the transaction, by the database's clock, at
       most a year. Not together with `run_at`.
     - `max_attempts`: the number of errors at which the job fails, 1 to 25. None means the pipeline's own.

@@ -90,6 +90,8 @@ BEGIN
                     FROM jsonb_path_query(a.metadata::jsonb, 'strict $.** ? (@.type() == "number")') AS found (value),
                          LATERAL (SELECT value::numeric) AS n (number))
          END, 'metadata: an integer beyond 64 bits'),
+        -- RFC 3339 and Python know no earlier time.
+        (a.run_at < '0001-01-01T00:00Z', no_time),
         (a.priority NOT BETWEEN 1 AND 4, 'priority: not 1 to 4'),
         (a.max_attempts NOT BETWEEN 1 AND 25, 'max_attempts: not 1 to 25'),
         (a.delay_seconds NOT BETWEEN 0 AND 31536000, 'delay_seconds: not 0 to 31536000'),

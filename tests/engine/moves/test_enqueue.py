@@ -59,7 +59,7 @@ async def test_a_job_for_later_waits(conn: Conn) -> None:
 
 async def test_a_time_long_past_means_at_once_to_python_and_to_sql(conn: Conn) -> None:
     await enqueue(conn, new(run_at=datetime.min.replace(tzinfo=UTC)))
-    for moment in ("-infinity", "0044-03-15 BC", "1969-12-31T23:59Z"):
+    for moment in ("0001-01-01T00:00Z", "1969-12-31T23:59Z"):
         await conn.execute("SELECT outrider_enqueue('ann', 'p', 'text', run_at => %s)", [moment])
     statuses = await (await conn.execute("SELECT DISTINCT status, run_at FROM outbox")).fetchall()
     assert statuses == [("ready", datetime(1970, 1, 1, tzinfo=UTC))]

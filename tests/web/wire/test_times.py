@@ -83,12 +83,19 @@ def test_the_fault_is_named_at_its_place(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["0001-01-01T00:00:00+05:00", "0001-01-01T00:00:00-05:00", "1969-12-31T23:59:59Z"]
+    "written", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00-05:00", "1969-12-31T23:59:59Z"]
 )
 def test_a_time_long_past_is_accepted_and_counts_as_the_first(written: str) -> None:
     asked = parsed(JobToRun, job(written))
     assert asked.run_at is not None
     assert RUN_AT.clamped(asked.run_at) == RUN_AT.first
+
+
+@pytest.mark.parametrize("written", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"])
+def test_a_time_outside_the_calendar_in_utc_is_refused(written: str) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        parsed(JobToRun, job(written))
+    assert [tuple(problem) for problem in refused.value.problems] == [("/run_at", RUN_AT.fault)]
 
 
 def job(run_at: Any) -> bytes:
