@@ -42,6 +42,9 @@ OPTIONS: Final = (
 )
 PROVISION: Final = "run `outrider provision`, and check the process's Pub/Sub permissions"
 """What to do about Fault.MISCONFIGURED."""
+PUBLISH_PING_MS: Final = 60_000
+"""A publish is answered within two minutes or given up, and each answer ends a server's count of pings: of these, no
+server forbids two. A publisher has no stream that notices a connection on which nothing passes any more."""
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -114,7 +117,7 @@ async def open_publisher() -> AsyncIterator[PublisherAsyncClient]:
 
     Raises ConfigurationError if there are no credentials. The client connects at its first use.
     """
-    async with _channel(PublisherGrpcAsyncIOTransport) as channel:
+    async with _channel(PublisherGrpcAsyncIOTransport, PUBLISH_PING_MS) as channel:
         yield PublisherAsyncClient(transport=PublisherGrpcAsyncIOTransport(channel=channel))
 
 
@@ -126,16 +129,18 @@ async def open_subscriber() -> AsyncIterator[SubscriberAsyncClient]:
 
 
 @asynccontextmanager
-async def _channel(transport: Any) -> AsyncIterator[grpc.aio.Channel]:
+async def _channel(transport: Any, ping_ms: int | None = None) -> AsyncIterator[grpc.aio.Channel]:
     emulator = os.environ.get(EMULATOR)
+    pings = {} if ping_ms is None else {"grpc.keepalive_time_ms": ping_ms}
+    options = tuple((dict(OPTIONS) | pings).items())
     if emulator:
-        channel = grpc.aio.insecure_channel(emulator, options=OPTIONS)
+        channel = grpc.aio.insecure_channel(emulator, options=options)
     else:
         # In a thread, because the search for credentials reads files and may ask a metadata server.
         try:
             credentials, _ = await asyncio.to_thread(google.auth.default, scopes=transport.AUTH_SCOPES)
         except GoogleAuthError as error:
             raise ConfigurationError([f"no credentials for Pub/Sub: {error}"]) from error
-        channel = transport.create_channel(transport.DEFAULT_HOST, credentials=credentials, options=OPTIONS)
+        channel = transport.create_channel(transport.DEFAULT_HOST, credentials=credentials, options=options)
     async with channel:
         yield channel
