@@ -7,7 +7,7 @@ import pytest
 
 from ops.harness.pubsub_fake import Fail
 from ops.waiting import until
-from relay.publishing import publish_loop
+from relay.publishing import broker
 from tests.relay.relay_harness import RESULTS, RelayHarness
 from tests.support.database import fetchone
 
@@ -21,7 +21,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of tenths of a second. The broker counts as healthy for none after a success."""
     monkeypatch.setattr("engine.pubsub.breaker.PROBE_SECONDS", 0.1)
     monkeypatch.setattr("engine.pubsub.breaker.MAX_SECONDS", 0.2)
-    monkeypatch.setattr(publish_loop, "HEALTHY_SECONDS", 0.0)
+    monkeypatch.setattr(broker, "HEALTHY_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)
@@ -58,7 +58,7 @@ async def test_events_pass_those_that_fail_at_their_head(
 async def test_a_wake_up_that_alone_gets_no_answer_waits_while_workers_may_claim_its_job(
     relay_harness: RelayHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish_loop, "HEALTHY_SECONDS", 60.0)
+    monkeypatch.setattr(broker, "HEALTHY_SECONDS", 60.0)
     relay_harness.fake.inject(Fail(method="Publish", containing="poison", code=Code.UNAVAILABLE))
     set_back = (
         "SELECT status::text, publish_until > clock_timestamp() + interval '20 s'"
