@@ -240,7 +240,7 @@ async def test_no_header_makes_a_5xx_and_the_server_goes_on(
         await asyncio.gather(*(client() for _ in range(CONNECTIONS)))
     print(sorted(found.items()))
     assert not wrong
-    assert {line["event"] for line in lines} <= {"request.answered"}
+    assert {line["event"] for line in lines} <= {"request.answered", "requests.unlogged"}
     assert not caplog.records
     async with ann.post("/pipeline/run", json=JOB) as response:
         assert response.status == 202
