@@ -100,3 +100,5 @@ DELAY_SECONDS: Final = Range(0, 31_536_000)
 RUN_AT: Final = Times(datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 BACKOFF_SECONDS: Final = Range(0, 600)
 """A bound of pipelines, not of jobs."""
+MEMORY_MB: Final = Range(64, 1_048_576, "MiB")
+"""A bound of pipelines. The interpreter with the engine in it takes about 50."""

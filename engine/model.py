@@ -72,6 +72,8 @@ class Reason(StrEnum):
     """The worker is gone and its lease has run out. The attempt ran alone there: this counts as a crash."""
     LAPSED_BESIDE_OTHERS = "lapsed beside others"
     """The worker is gone, and any of its attempts may be why. No crash is counted, but the job is suspected."""
+    LAPSED_APART = "lapsed apart"
+    """The worker is gone, and the attempt ran in a process of its own there, so it is not why."""
     REDRIVEN = "redriven"
 
     @property
@@ -91,6 +93,7 @@ _OUTCOMES = frozenset(Reason) - {
     Reason.LEASE_LOST,
     Reason.LAPSED,
     Reason.LAPSED_BESIDE_OTHERS,
+    Reason.LAPSED_APART,
     Reason.REDRIVEN,
 }
 

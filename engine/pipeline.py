@@ -9,13 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from engine.errors import ConfigurationError
-from engine.limits import BACKOFF_SECONDS, MAX_ATTEMPTS, PRESET, TIMEOUT_SECONDS
+from engine.limits import BACKOFF_SECONDS, MAX_ATTEMPTS, MEMORY_MB, PRESET, TIMEOUT_SECONDS
 from engine.model import Job
+
+
+class Flag(Protocol):
+    """What one may look at, and wait for, as at a threading.Event."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the flag is set, at most `timeout` seconds. Returns whether it is."""
 
 
 class Run(Protocol):
@@ -33,6 +42,10 @@ class Run(Protocol):
         A plain function must check this event from time to time. An async function also gets a CancelledError.
         """
 
+    @property
+    def stopping(self) -> Flag:
+        """Set when the worker has begun to drain: the attempt may go on for the drain time, and is released then."""
+
     def progress(self, fraction: float, message: str = "") -> None:
         """Show `fraction` (0..1, clamped) and a message to the job's owner. Never blocks, never raises.
 
@@ -47,6 +60,7 @@ class Run(Protocol):
 
 
 Function = Callable[[Job, Run], Any]
+Runs = Literal["task", "thread", "process"]
 
 
 class Metadata(BaseModel):
@@ -77,6 +91,11 @@ class Pipeline:
       `backoff * 2**n` seconds after n earlier errors, at most 600.
     - `after_attempt`: called without arguments after each attempt, in its thread or on the event loop, for example
       Django's `close_old_connections`. It counts towards the attempt's time. An error in it is logged, no more.
+    - `runs`: where an attempt runs. "task": on the worker's event loop; the choice for async functions. "thread": in a
+      thread of the worker. "process": in a process of its own, which a time-out or a cancellation ends, and which
+      costs no neighbour an attempt when it crashes.
+    - `memory_mb`: the private memory in MiB that an attempt in a process may have; beyond it Python raises
+      MemoryError there.
     - `is_async`: derived from `function`.
 
     Raises ConfigurationError with every value that is out of its bounds.
@@ -90,11 +109,16 @@ class Pipeline:
     max_attempts: int = 5
     backoff: float = 1.0
     after_attempt: Callable[[], object] | None = None
+    runs: Runs | None = None
+    memory_mb: int | None = None
     is_async: bool = field(init=False)
 
     def __post_init__(self) -> None:
         body = _body(self.function)
-        object.__setattr__(self, "is_async", inspect.iscoroutinefunction(body))
+        is_async = inspect.iscoroutinefunction(body)
+        object.__setattr__(self, "is_async", is_async)
+        if self.runs is None:
+            object.__setattr__(self, "runs", "task" if is_async else "thread")
         kind = _unfit_kind(self.function, body)
         bounded = (
             ("function", kind is None, f"is {kind}"),
@@ -102,6 +126,11 @@ class Pipeline:
             ("timeout", self.timeout in TIMEOUT_SECONDS, TIMEOUT_SECONDS.fault),
             ("max_attempts", self.max_attempts in MAX_ATTEMPTS, MAX_ATTEMPTS.fault),
             ("backoff", self.backoff in BACKOFF_SECONDS, BACKOFF_SECONDS.fault),
+            ("runs", self.runs in get_args(Runs), f"must be one of {', '.join(get_args(Runs))}"),
+            ("runs", self.runs != "task" or is_async, "a plain function cannot run as a task"),
+            ("runs", self.runs != "thread" or not is_async, "an async function cannot run in a thread"),
+            ("memory_mb", self.memory_mb is None or self.runs == "process", "needs runs='process'"),
+            ("memory_mb", self.memory_mb is None or self.memory_mb in MEMORY_MB, MEMORY_MB.fault),
             ("after_attempt", _is_hook(self.after_attempt), "must be a plain function"),
         )
         if faults := [f"{name}: {fault}" for name, good, fault in bounded if not good]:
@@ -142,6 +171,8 @@ def pipeline(
     max_attempts: int = 5,
     backoff: float = 1.0,
     after_attempt: Callable[[], object] | None = None,
+    runs: Runs | None = None,
+    memory_mb: int | None = None,
 ) -> Callable[[Function], Pipeline]:
     """Declare the decorated function as the pipeline of `preset`. The arguments are the fields of `Pipeline`.
 
@@ -159,6 +190,8 @@ def pipeline(
             max_attempts=max_attempts,
             backoff=backoff,
             after_attempt=after_attempt,
+            runs=runs,
+            memory_mb=memory_mb,
         )
 
     return declare

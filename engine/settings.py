@@ -93,6 +93,8 @@ class Settings(BaseModel):
     cors_origins: Annotated[tuple[str, ...], Listed] = ()
     pipelines: Annotated[tuple[str, ...], Listed] = ()
     worker_concurrency: Annotated[int, Field(ge=1, le=1000), Digits] = 10
+    child_max_jobs: Annotated[int, Field(ge=1, le=1_000_000), Digits] = 1000
+    child_max_mb: Annotated[int, Field(ge=64, le=1_048_576), Digits] = 512
     lease_seconds: Annotated[float, Field(ge=1, le=3600), Decimal] = 30.0
     drain_seconds: Annotated[float, Field(ge=0, le=3600), Decimal] = 25.0
     log_format: Literal["json", "console"] | None = None

@@ -68,6 +68,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             retention_days=settings.retention_days,
             on_ready=notifier.notify,
             presets=registry,
+            apart=[each.preset for each in registry.values() if each.runs == "process"],
             publish_results=settings.publish_results,
         )
         checks = {

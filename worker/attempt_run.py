@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from engine.pipeline import Flag
 from engine.telemetry import tracing
 from engine.telemetry.spans import Span
 
@@ -24,6 +25,10 @@ class AttemptRun:
     @property
     def cancelled(self) -> threading.Event:
         return self._execution.cancelled
+
+    @property
+    def stopping(self) -> Flag:
+        return self._execution.stopping
 
     def progress(self, fraction: float, message: str = "") -> None:
         self._execution.progress(fraction, message)

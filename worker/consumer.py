@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -17,6 +18,7 @@ from psycopg import Error
 from engine.errors import DatabaseUnavailable, OutriderError
 from engine.model import Attempt, Cancelled, Outcome, Reason, Released
 from engine.pipeline import Pipeline
+from engine.process.loop_watch import describe_by
 from engine.process.loops import keep_running, note_fault
 from engine.process.run import process_name
 from engine.storage.connections import Pool
@@ -26,6 +28,7 @@ from engine.tables.workers import Leased, Registration
 from engine.telemetry import tracing
 from engine.telemetry.metrics import WORKER_BUSY, WORKER_SLOTS
 from worker.attempt_metrics import AttemptMetrics
+from worker.children.pool import Children
 from worker.execution import GRACE_SECONDS, Execution
 from worker.interpreter import InterpreterWatch
 from worker.lease import Lease
@@ -60,7 +63,10 @@ class Consumer:
         lease_seconds: float,
         drain_seconds: float,
         publish_results: bool = False,
+        children: Children | None = None,
     ) -> None:
+        self._children = children
+        self._stopping = threading.Event()
         self._url, self._pool, self._source, self._registry = url, pool, source, registry
         self._drain_seconds = drain_seconds
         self._draining = False
@@ -107,6 +113,8 @@ class Consumer:
             stack.push_async_callback(self._recorder.aclose)
             stack.push_async_callback(asyncio.to_thread, self._lease.close)
             self._lease.start()
+            describe_by(self._slots.named)
+            stack.callback(describe_by, None)
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(keep_running("listen", listen, self._url, self._on_hint)),
@@ -170,7 +178,9 @@ class Consumer:
         return attempts
 
     def _start(self, attempt: Attempt) -> None:
-        execution = Execution(attempt, self._registry[attempt.job.preset], self._record_stuck)
+        execution = Execution(
+            attempt, self._registry[attempt.job.preset], self._record_stuck, self._stopping, self._children
+        )
         self._slots.take(execution)
         execution.task = self._loop.create_task(self._run(execution), context=execution.span.context())
 
@@ -193,6 +203,7 @@ class Consumer:
             self._metrics.recorded(execution, written)
         finally:
             self._slots.drop(execution)
+            execution.release_child()
 
     def _record_stuck(self, execution: Execution, outcome: Outcome) -> None:
         """Record the outcome of an attempt whose pipeline runs on: `_run` still waits for the pipeline."""
@@ -235,6 +246,7 @@ class Consumer:
             self._drop_lost()
             now = time.monotonic()
             for execution in list(self._slots.held.values()):
+                execution.look()
                 if now > execution.deadline:
                     execution.time_out()
             stuck = self._slots.stuck
@@ -265,6 +277,9 @@ class Consumer:
     async def _drain(self) -> None:
         """Finish running attempts within the drain time, then release the rest and wait until that is written."""
         self._draining = self._slots.full = True
+        self._stopping.set()
+        if self._children is not None:
+            self._children.stop()
         held = self._slots.held
         if held:
             log.info("worker.draining", attempts=len(held), seconds=self._drain_seconds)

@@ -6,15 +6,16 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final, LiteralString
+from typing import Final, LiteralString, Protocol
 
 import structlog
 from psycopg import AsyncCursor, Error, errors
 from psycopg.pq import TransactionStatus
 
 from engine.errors import DatabaseUnavailable, LeaseLost, PermanentError
-from engine.model import Completed
+from engine.model import Attempt, Completed
 from engine.moves import recorded
+from engine.pipeline import Pipeline
 from engine.process import fork
 from engine.storage import session
 from engine.storage.adapters import lend_adapters, regain_adapters
@@ -23,7 +24,8 @@ from engine.storage.deadline import transient
 from engine.storage.faults import by_blame
 from engine.storage.statements import fetchone
 from engine.telemetry import tracing
-from worker.execution import GRACE_SECONDS, Execution
+from engine.telemetry.spans import Span
+from worker.execution import GRACE_SECONDS
 from worker.outcome import DeadlinePassed, leaves, record
 from worker.rows import write
 
@@ -52,6 +54,17 @@ ENDED: Final = "the effects ended the transaction that they run in: they must ne
 log = structlog.get_logger()
 
 
+class Committed(Protocol):
+    """The attempt that is committed: an Execution, or what a child knows of it."""
+
+    @property
+    def attempt(self) -> Attempt: ...
+    @property
+    def pipeline(self) -> Pipeline: ...
+    @property
+    def span(self) -> Span: ...
+
+
 class EffectsCommit:
     """Commits one completed attempt. The commit is tried again after an outage or a deadlock.
 
@@ -62,7 +75,7 @@ class EffectsCommit:
         self,
         pool: Pool,
         worker_id: Callable[[], int | None],
-        execution: Execution,
+        execution: Committed,
         outcome: Completed,
         metadata: str,
         *,

@@ -9,6 +9,8 @@ from typing import Final
 from engine.pipeline import Pipeline
 from engine.settings import Settings
 from engine.storage.connections import open_pool
+from worker.children.pool import open_children
+from worker.children.setting import Setting
 from worker.consumer import Consumer
 from worker.source import Source
 
@@ -22,7 +24,9 @@ async def open_consumer(
 ) -> AsyncIterator[Consumer]:
     """The consumer of a process, with its pools. Effects have a pool of their own: they may hold connections long."""
     slots = settings.worker_concurrency
+    setting = Setting(settings, "worker", settings.child_max_jobs, settings.child_max_mb << 20)
     async with (
+        open_children(setting) as children,
         open_pool(url, name="worker", size=2) as pool,
         open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), reset_on_return=True) as effects,
     ):
@@ -36,4 +40,5 @@ async def open_consumer(
             lease_seconds=settings.lease_seconds,
             drain_seconds=settings.drain_seconds,
             publish_results=settings.publish_results,
+            children=children,
         )

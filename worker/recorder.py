@@ -26,9 +26,11 @@ from engine.storage.connections import Connection, PinnedConnection, Pool
 from engine.storage.deadline import STATEMENT_SECONDS
 from engine.storage.faults import by_blame
 from engine.telemetry import tracing
+from worker.children.frames import Commit
+from worker.children.handle import ChildEffects
 from worker.effects import EffectsCommit
-from worker.execution import Execution
-from worker.outcome import after, record, substitutes, within_budget, within_patience
+from worker.execution import GRACE_SECONDS, Execution
+from worker.outcome import DeadlinePassed, after, record, substitutes, within_budget, within_patience
 from worker.rows import Row, key_of, size_of, write
 
 MAX_BATCH: Final = 500
@@ -155,6 +157,8 @@ class Recorder:
         return Released(Reason.SHUTDOWN) if task.cancelled() else task.result()
 
     async def _committed(self, execution: Execution, outcome: Completed, metadata: str) -> Outcome:
+        if isinstance(outcome.effects, ChildEffects):
+            return await self._committed_by_child(execution, outcome, metadata)
         commit = EffectsCommit(
             self._pool, self._worker_id, execution, outcome, metadata, publish_results=self._publish_results
         )
@@ -168,6 +172,28 @@ class Recorder:
                 raise
             return after(error)
         return outcome
+
+    async def _committed_by_child(self, execution: Execution, outcome: Completed, metadata: str) -> Outcome:
+        effects = outcome.effects
+        assert isinstance(effects, ChildEffects)
+        limit = execution.attempt.timeout_seconds or execution.pipeline.timeout
+        try:
+            async with asyncio.timeout(limit + GRACE_SECONDS):
+                written = await effects.commit(Commit(metadata, self._publish_results))
+        except (TimeoutError, asyncio.CancelledError):
+            # With the child ends its transaction, and nobody waits for the answer of another one.
+            effects.child.terminate(0.0)
+            await effects.child.over
+            if being_cancelled():
+                raise
+            written = after(DeadlinePassed(f"the effects did not end within {limit:g} s"))
+        if written is None:
+            # It has died, perhaps after the commit.
+            async with self._reading.use() as conn:
+                if await recorded(conn, [execution.attempt.key]):
+                    return outcome
+            written = effects.died
+        return written
 
     async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
         """Write one group, and try again until the write is acknowledged or the lease is lost.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -68,6 +69,14 @@ class Slots:
         """The attempt's outcome has been written, or never will be."""
         self.held.pop(execution.attempt.key, None)
         self._changed()
+
+    def named(self, task: asyncio.Task[Any]) -> dict[str, Any]:
+        """The attempt that runs in `task`, as log lines name it; empty if none does."""
+        for execution in list(self.held.values()):
+            if execution.task is task:
+                job = execution.attempt.job
+                return {"job_id": job.id, "preset": job.preset, "attempt": execution.number}
+        return {}
 
     def _changed(self) -> None:
         if self.full:

@@ -1,12 +1,13 @@
 """Lapse: maintenance ends the attempts of workers that are gone, and charges a crash where it is clear to whom.
 
 A worker that held one attempt died of that attempt, as far as anybody can tell: a crash is counted. Of several attempts
-any may be why: none is charged, and each is suspected, see engine/moves/claim.py on how suspects run.
+any may be why: none is charged, and each is suspected, see engine/moves/claim.py on how suspects run. An attempt that
+ran in a process of its own cannot be why, and does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
@@ -51,7 +52,8 @@ LAPSE: LiteralString = (
     """
 WITH dead AS MATERIALIZED (
     SELECT x.id, x.whole,
-           (SELECT count(*) FROM outbox o WHERE o.status = 'leased' AND o.worker_id = x.id) AS held
+           (SELECT count(*) FROM outbox o
+            WHERE o.status = 'leased' AND o.worker_id = x.id AND o.preset <> ALL (%(apart)s::text[])) AS held
     FROM unnest(%(ids)s::bigint[], %(whole)s::boolean[]) AS x(id, whole)
 ), held AS MATERIALIZED (
     SELECT q.job_id, q.user_id, q.preset, q.attempt, q.version + 1 AS version, q.errors,
@@ -61,12 +63,16 @@ WITH dead AS MATERIALIZED (
                  ELSE 'PENDING' END)::job_state AS to_state,
            -- A job that died alone runs alone: next time it may take others along.
            CASE WHEN d.charged = 1 THEN %(max_suspicion)s
+                WHEN d.apart THEN q.suspicion
                 ELSE least(q.suspicion + 1, %(max_suspicion)s) END AS suspicion,
            NULL::timestamptz AS due_at,
-           CASE WHEN d.charged = 1 THEN %(reason)s::text ELSE %(beside_others)s::text END AS reason,
+           CASE WHEN d.charged = 1 THEN %(reason)s::text
+                WHEN d.apart THEN %(lapsed_apart)s::text
+                ELSE %(beside_others)s::text END AS reason,
            jsonb_build_object('type', 'WorkerLost', 'attempt', q.attempt, 'message',
                               'worker ' || d.id || ' stopped without an answer while '
                               || CASE WHEN d.charged = 1 THEN 'this attempt ran alone on it'
+                                      WHEN d.apart THEN 'this attempt ran in a process of its own'
                                       WHEN d.whole THEN 'it ran ' || d.held || ' attempts'
                                       ELSE 'it ran this attempt and perhaps others' END
                               || coalesce('; the last step that it began: ' || p.step, '')
@@ -74,8 +80,11 @@ WITH dead AS MATERIALIZED (
                                           || round(p.fraction * 100) || ' percent ' || p.message, '')) AS error,
            'WorkerLost' AS fingerprint, clock_timestamp() AS finished_at, d.id AS worker_id, d.charged,
            coalesce(nullif(p.message, ''), p.step) AS progress
-    FROM (SELECT id, whole, held, (whole AND held = 1)::integer AS charged FROM dead) d
-    JOIN outbox q ON q.status = 'leased' AND q.worker_id = d.id
+    FROM dead
+    JOIN outbox q ON q.status = 'leased' AND q.worker_id = dead.id
+    CROSS JOIN LATERAL (
+        SELECT dead.id, dead.whole, dead.held, apart, (dead.whole AND dead.held = 1 AND NOT apart)::integer AS charged
+        FROM (SELECT q.preset = ANY (%(apart)s::text[]) AS apart) x) d
     LEFT JOIN job_progress p ON p.job_id = q.job_id AND p.attempt = q.attempt
     ORDER BY q.job_id
     FOR UPDATE OF q SKIP LOCKED
@@ -117,10 +126,15 @@ async def look(conn: AsyncConnection[Any], lease_seconds: float) -> list[Sightin
 
 @timed("lapse")
 async def lapse(
-    conn: AsyncConnection[Any], dead: Sequence[Sighting], *, publish_results: bool = False
+    conn: AsyncConnection[Any],
+    dead: Sequence[Sighting],
+    *,
+    apart: Collection[str] = (),
+    publish_results: bool = False,
 ) -> list[Lapsed]:
     """Delete the rows of those `dead` workers that are still as they were seen, and lapse their attempts.
 
+    `apart` are the presets whose attempts run in processes of their own.
     Both or neither: a lapse that fails must leave the rows, or workers that live would find theirs gone. Rows of
     attempts that somebody has locked are left over for a later look.
     """
@@ -137,6 +151,8 @@ async def lapse(
             "publish_results": publish_results,
             "reason": Reason.LAPSED,
             "beside_others": Reason.LAPSED_BESIDE_OTHERS,
+            "apart": list(apart),
+            "lapsed_apart": Reason.LAPSED_APART,
         }
         rows = await fetchall(conn, LAPSE, parameters) if gone else []
     return [

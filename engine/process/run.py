@@ -19,6 +19,7 @@ import structlog
 from engine.errors import ConfigurationError, OutriderError
 from engine.process import descriptors, fork
 from engine.process.ending import LAST_WORDS_SECONDS, Ending, leave
+from engine.process.loop_watch import LoopWatch
 from engine.settings import Settings, load
 from engine.telemetry import logs, tracing
 
@@ -113,7 +114,11 @@ async def _signalled(main: Main, settings: Settings) -> int:
             _abort(signal.Signals(number))
 
     fork.protect(loop, _heed_signals(heed))
-    return await main(settings, stop)
+    watch = LoopWatch()
+    try:
+        return await main(settings, stop)
+    finally:
+        watch.stop()
 
 
 def _heed_signals(heed: Callable[[int], None]) -> tuple[socket.socket, socket.socket]:

@@ -10,7 +10,8 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final
@@ -37,16 +38,20 @@ MAX_TEXT: Final = 16_384
 Event = MutableMapping[str, Any]
 
 _lines: _Lines | None = None
+_about: dict[str, Any] = {}
 
 
-def configure(settings: Settings, role: str) -> None:
-    """Log to standard error: for people on a terminal, else as JSON lines. OUTRIDER_LOG_FORMAT takes precedence."""
-    form = settings.log_format or ("console" if sys.stderr.isatty() else "json")
+def configure(settings: Settings, role: str, *, to: Any = None) -> None:
+    """Log to standard error: for people on a terminal, else as JSON lines. OUTRIDER_LOG_FORMAT takes precedence.
+
+    A child logs `to` its worker instead, in the format that `format_of` has found there.
+    """
+    form = format_of(settings)
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     if form == "json":
         global _lines
         # Past the buffer: a child that is forked while its lines are written would write them again.
-        lines = _lines = _Lines(getattr(sys.stderr.buffer, "raw", sys.stderr.buffer))
+        lines = _lines = _Lines(to or getattr(sys.stderr.buffer, "raw", sys.stderr.buffer))
         structlog.configure(
             processors=[_Line(role)],
             wrapper_class=_direct(level),
@@ -62,16 +67,38 @@ def configure(settings: Settings, role: str) -> None:
                 # Before the redaction. The console's own tracebacks would show local variables.
                 structlog.processors.format_exc_info,
                 redact,
-                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+                structlog.dev.ConsoleRenderer(colors=to is None and sys.stderr.isatty()),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),
-            logger_factory=lambda *_: _Printed(sys.stderr),
+            logger_factory=lambda *_: _Printed(_Texts(to) if to else sys.stderr),
             cache_logger_on_first_use=True,
         )
     _adopt_foreign(level)
     # gRPC's core prints lines of its own to standard error. What matters in them is in the errors of the calls, too.
     # The core reads this once, when it is imported: that comes later, in the processes that need it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def format_of(settings: Settings) -> str:
+    return settings.log_format or ("console" if sys.stderr.isatty() else "json")
+
+
+def pass_on(lines: bytes) -> None:
+    """Write finished lines of a child to this process's log, after those that wait."""
+    if _lines is not None:
+        _lines.warning(lines.rstrip(b"\n"))
+    else:
+        _Printed(sys.stderr).write(lines.decode(errors="replace"))
+
+
+@contextmanager
+def about(**fields: Any) -> Iterator[None]:
+    """Add `fields` to each line within the block, whoever logs it. For a process that does one thing at a time."""
+    _about.update(fields)
+    try:
+        yield
+    finally:
+        _about.clear()
 
 
 def forked() -> None:
@@ -108,6 +135,8 @@ class _Named:
 
     def __call__(self, _logger: Any, _method: str, event: Event) -> Event:
         event.setdefault("role", self._role)
+        for name, value in _about.items():
+            event.setdefault(name, value)
         return event
 
 
@@ -183,6 +212,18 @@ class _Sink:
         except (OSError, ValueError):
             # The text is lost, as said above. `suppress` would cost as much as the write.
             pass
+
+    def flush(self) -> None: ...
+
+
+class _Texts:
+    """A stream of text over one of bytes."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._stream.write(text.encode(errors="replace"))
 
     def flush(self) -> None: ...
 

@@ -102,6 +102,12 @@ BATCH_SECONDS = Histogram(
 
 # Workers.
 WORKER_SLOTS = Gauge("outrider_worker_slots", "Attempts this process can run at once")
+CHILDREN = Gauge("outrider_children", "Living children of this process, which run attempts of their own")
+CHILDREN_ENDED = Counter(
+    "outrider_children_ended", "Children that ended, by how: dismissed, exit, signal", ["how"]
+)
+for _how in ("dismissed", "exit", "signal"):
+    CHILDREN_ENDED.labels(_how)
 WORKER_BUSY = Gauge("outrider_worker_busy_slots", "Attempts this process runs now")
 HEARTBEATS = Counter("outrider_heartbeats", "Heartbeats of the worker's lease, by outcome", ["outcome"])
 LEASES_LOST = Counter("outrider_leases_lost", "Leases that this worker has lost")
@@ -213,6 +219,9 @@ POOL_CONNECTIONS = Gauge(
 )
 LOOP_LAG_SECONDS = Histogram(
     "outrider_event_loop_lag_seconds", "Seconds by which the event loop runs a timer late", buckets=SECONDS
+)
+LOOP_BLOCKED = Counter(
+    "outrider_loop_blocked", "Times that something kept the event loop from turning for a second or longer"
 )
 LOOP_FAULTS = Counter(
     "outrider_loop_faults", "Endless loops that failed unexpectedly and were started again, by loop", ["loop"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -57,7 +57,8 @@ log = structlog.get_logger()
 class Maintenance:
     """Runs every task until `stop`. `on_ready` is called when jobs have become ready.
 
-    Metrics of `presets` are shown from the start, even without jobs. `publish_results` is an argument of the moves.
+    Metrics of `presets` are shown from the start, even without jobs. `apart` and `publish_results` are arguments of
+    the moves.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Maintenance:
         retention_days: int = 0,
         on_ready: Callable[[], None],
         presets: Iterable[str] = (),
+        apart: Collection[str] = (),
         publish_results: bool = False,
     ) -> None:
         presets = tuple(presets)
@@ -76,6 +78,7 @@ class Maintenance:
         self._pool = pool
         self._lease_seconds = lease_seconds
         self._on_ready = on_ready
+        self._apart = apart
         self._publish_results = publish_results
         # Slow tasks may hold the whole pool. These two must go on, because nothing else brings jobs back.
         self._promoting = PinnedConnection(url, name="promote")
@@ -174,7 +177,9 @@ class Maintenance:
                 lapsed = []
                 if dead:
                     with self._lapses.run() as limit:
-                        lapsed = await lapse(conn, dead[:limit], publish_results=self._publish_results)
+                        lapsed = await lapse(
+                            conn, dead[:limit], apart=self._apart, publish_results=self._publish_results
+                        )
         except BaseException:
             # What keeps a relay from looking or lapsing may keep workers from their heartbeats.
             self._observed.forget()

@@ -56,6 +56,7 @@ def test_each_reason_has_words_of_its_own() -> None:
         "LEASE_LOST": "lease lost",
         "LAPSED": "lapsed",
         "LAPSED_BESIDE_OTHERS": "lapsed beside others",
+        "LAPSED_APART": "lapsed apart",
         "REDRIVEN": "redriven",
     }
     assert Reason.__members__.keys() == {reason.name for reason in Reason}  # an alias would share its words

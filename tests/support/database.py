@@ -17,7 +17,7 @@ from engine.moves.lapse import Lapsed, look
 from engine.storage import statements
 from engine.tables.outbox import Lane
 
-LANES = [Lane("p", priority) for priority in (1, 2, 3, 4)]
+LANES = [Lane(preset, priority) for preset in ("p", "q") for priority in (1, 2, 3, 4)]
 
 Conn = AsyncConnection[Any]
 

@@ -19,6 +19,7 @@ from engine.storage.connections import Pool
 from ops.waiting import WAIT_SECONDS, until
 from relay.maintenance.loop import Maintenance
 from tests.support.database import Conn
+from worker.children.pool import Children
 from worker.consumer import Consumer
 from worker.source import PostgresSource, Source
 
@@ -91,6 +92,7 @@ class WorkerHarness:
         effects: Pool | None = None,
         source: Source | None = None,
         publish_results: bool = False,
+        children: Children | None = None,
     ) -> AsyncIterator[Worker]:
         registry = Registry(pipelines)
         self.limits |= {each.preset: each.max_attempts for each in pipelines}
@@ -104,6 +106,7 @@ class WorkerHarness:
             lease_seconds=lease,
             drain_seconds=drain,
             publish_results=publish_results,
+            children=children,
         )
         worker = Worker(consumer)
         try:

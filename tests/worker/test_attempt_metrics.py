@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -36,7 +37,7 @@ async def test_an_attempt_is_counted_as_what_became_of_it_and_paces_only_if_it_i
     count: Count, counted: str, paced: bool
 ) -> None:
     metrics = AttemptMetrics(["p"])
-    execution = Execution(attempt(), made(), lambda _execution, _outcome: None)
+    execution = Execution(attempt(), made(), lambda _execution, _outcome: None, threading.Event())
     execution.end()
     before = counts()
     count(metrics, execution)

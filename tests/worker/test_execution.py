@@ -25,8 +25,9 @@ from engine.pipeline import Pipeline
 from tests.worker.test_outcome import Mute, attempt, made
 from worker import threads
 from worker.attempt_run import AttemptRun
-from worker.execution import MAX_PROGRESS_MESSAGE, Execution
+from worker.execution import Execution
 from worker.outcome import describe, label
+from worker.report import MAX_MESSAGE
 
 WAIT_SECONDS = 10.0
 
@@ -43,7 +44,7 @@ class Watched:
         self.heard: list[Outcome] = []
         self.ended = asyncio.Event()
         self.idle = asyncio.Event()
-        self.execution = Execution(attempt(**changes), pipeline, self._hear)
+        self.execution = Execution(attempt(**changes), pipeline, self._hear, threading.Event())
 
     def _hear(self, _execution: Execution, outcome: Outcome) -> None:
         self.heard.append(outcome)
@@ -273,7 +274,7 @@ async def test_a_process_out_of_threads_snoozes_the_job(monkeypatch: pytest.Monk
     [
         ((0.5, "half"), (0.5, "half")),
         ((-3, "\0a\ud800"), (0.0, "a?")),
-        ((7, "x" * 9999), (1.0, "x" * MAX_PROGRESS_MESSAGE)),
+        ((7, "x" * 9999), (1.0, "x" * MAX_MESSAGE)),
         ((float("nan"), 17), (0.0, "17")),
         (("0.25",), (0.25, "")),
         ((10**400, "too much"), None),

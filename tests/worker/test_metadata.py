@@ -15,7 +15,7 @@ from engine.errors import PermanentError
 from engine.model import Completed, Failed, JobError, Outcome, Retry, Unreadable
 from engine.pipeline import Metadata, Pipeline
 from tests.worker.test_execution import Watched
-from tests.worker.test_outcome import made
+from tests.worker.test_outcome import attempt, made
 from worker.outcome import describe, encode
 
 RAISED = {13: SystemExit(), 14: ConnectionError("away"), 15: PermanentError("never")}
@@ -35,11 +35,7 @@ class Strict(Metadata):
 
 
 def given(metadata: dict[str, Any], pipeline: Pipeline) -> Watched:
-    watched = Watched(pipeline)
-    watched.execution.attempt = watched.execution.attempt._replace(
-        job=watched.execution.attempt.job._replace(metadata=metadata)
-    )
-    return watched
+    return Watched(pipeline, job=attempt().job._replace(metadata=metadata))
 
 
 @pytest.mark.parametrize("metadata", [{}, {"speed": "fast"}, {"speed": 1, "sped": 2}, {"speed": 16}])

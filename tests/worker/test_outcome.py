@@ -57,10 +57,14 @@ def made(**changes: Any) -> Pipeline:
 
 def attempt(**changes: Any) -> Attempt:
     now = datetime.now(UTC)
-    job = Job(uuid7(), "ann", "p", "text", {}, 2, now, None)
-    known = {"errors": 0, "crashes": 0, "max_attempts": None, "timeout_seconds": None}
+    known: dict[str, Any] = {
+        "job": Job(uuid7(), "ann", "p", "text", {}, 2, now, None),
+        "errors": 0,
+        "crashes": 0,
+        "max_attempts": None,
+        "timeout_seconds": None,
+    }
     return Attempt(
-        job=job,
         number=4,
         worker_id=1,
         position=1,

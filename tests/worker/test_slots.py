@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from uuid import UUID, uuid4
 
@@ -35,7 +36,7 @@ def wakes() -> Wakes:
 
 
 def execution(*, ended: bool = False) -> Execution:
-    running = Execution(attempt(), made(), lambda _execution, _outcome: None)
+    running = Execution(attempt(), made(), lambda _execution, _outcome: None, threading.Event())
     if ended:
         assert running.end()
     return running

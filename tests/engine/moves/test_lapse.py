@@ -71,6 +71,17 @@ async def test_a_job_that_ran_alone_goes_back_is_charged_and_runs_alone_from_the
     assert await finish(conn, dead, [Ending(*lost.key, JobState.COMPLETED, Reason.COMPLETED)]) == {}
 
 
+async def test_a_job_that_ran_in_a_process_of_its_own_is_neither_charged_nor_suspected(conn: Conn) -> None:
+    dead = await worker(conn)
+    apart, lost = await started(conn, dead), await started(conn, dead, preset="q")
+    await expire(conn, dead)
+    lapsed = {each.job_id: each for each in await lapse_dead(conn, apart=["p"])}
+    assert (lapsed[apart.job.id].charged, await suspicion(conn, apart)) == (False, 0)
+    assert (await trail(conn, apart.job.id))[-1][-1] == Reason.LAPSED_APART
+    # It is no company either: the other one was alone.
+    assert (lapsed[lost.job.id].charged, await suspicion(conn, lost)) == (True, 2)
+
+
 async def test_jobs_that_ran_beside_others_are_charged_nothing_and_suspected(conn: Conn) -> None:
     dead, alive = await worker(conn), await worker(conn)
     lost = [await started(conn, dead) for _ in range(3)]

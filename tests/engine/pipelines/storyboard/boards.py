@@ -30,6 +30,7 @@ class Running:
     cancel_at: str = ""
     attempt: int = 1
     cancelled: threading.Event = field(default_factory=threading.Event)
+    stopping: threading.Event = field(default_factory=threading.Event)
     progressed: list[tuple[float, str]] = field(default_factory=list)
 
     def step(self, _name: str) -> AbstractContextManager[object]:

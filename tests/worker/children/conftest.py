@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.settings import load
+from tests.support.worker_harness import Worker, WorkerHarness
+from tests.worker.children import hostile
+from worker.children.pool import Children, open_children
+from worker.children.setting import Setting
+
+MIB = 1 << 20
+
+OpenWorker = Callable[..., AbstractAsyncContextManager[tuple[Worker, Children]]]
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of this id that is no zombie."""
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def open_worker(harness: WorkerHarness) -> OpenWorker:
+    """Opens a worker whose pipelines are those of `hostile`, and the children that it runs them in."""
+
+    @asynccontextmanager
+    async def opened(
+        max_jobs: int = 1000, max_mb: int = 512, **options: Any
+    ) -> AsyncIterator[tuple[Worker, Children]]:
+        settings = load({"OUTRIDER_DATABASE_URL": harness.url, "OUTRIDER_PIPELINES": hostile.__name__})
+        setting = Setting(settings, "worker", max_jobs, max_mb * MIB)
+        async with (
+            open_children(setting) as children,
+            harness.worker(*hostile.pipelines, children=children, **options) as worker,
+        ):
+            yield worker, children
+
+    return opened

@@ -1,0 +1,107 @@
+"""The messages between a worker and its children: pickled, each behind its length.
+
+Both ends run the same version of this code. What an author returns never crosses: only what it came to.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+from engine.model import Attempt, Outcome
+
+LENGTH: Final = struct.Struct("!I")
+MAX_BYTES: Final = 64 << 20
+"""More than any message has: an attempt's content and metadata, an output of 4 MiB, or a log line."""
+
+
+class BrokenFrame(Exception):
+    """The bytes are no message: an author's code has written into the descriptor."""
+
+
+class Begin(NamedTuple):
+    """To a child: run this attempt."""
+
+    attempt: Attempt
+
+
+class Commit(NamedTuple):
+    """To a child: commit the outcome with the effects that it has kept, and `metadata` (JSON text) beside it."""
+
+    metadata: str
+    publish_results: bool
+
+
+class Ready(NamedTuple):
+    """From a child: it has imported the pipelines and waits; or it cannot, and says why."""
+
+    fault: str | None = None
+
+
+class Line(NamedTuple):
+    """From a child: finished lines of the log."""
+
+    lines: bytes
+
+
+class Ended(NamedTuple):
+    """From a child: what the attempt came to. `effects`: the child waits for Commit. `spent`: why it must not go on."""
+
+    outcome: Outcome
+    effects: bool
+    spent: str | None
+
+
+class Committed(NamedTuple):
+    """From a child: the outcome that is committed with its effects, or that is to be written instead; None if lost."""
+
+    outcome: Outcome | None
+
+
+def encoded(message: Any) -> bytes:
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(body)) + body
+
+
+def receive(sock: socket.socket) -> Any:
+    """The next message of a blocking socket; None at its end."""
+    head = _exactly(sock, LENGTH.size)
+    body = _exactly(sock, LENGTH.unpack(head)[0]) if head else b""
+    return pickle.loads(body) if body else None  # noqa: S301 - from our own worker
+
+
+class Decoder:
+    """Cuts what arrives from a child into messages."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """The messages that `data` completes. Raises BrokenFrame."""
+        self._bytes += data
+        while len(self._bytes) >= LENGTH.size:
+            length = LENGTH.unpack_from(self._bytes)[0]
+            if length > MAX_BYTES:
+                raise BrokenFrame(f"{length} bytes")
+            end = LENGTH.size + length
+            if len(self._bytes) < end:
+                return
+            body = bytes(self._bytes[LENGTH.size : end])
+            del self._bytes[:end]
+            try:
+                yield pickle.loads(body)  # noqa: S301 - a child runs the same code as this process, and no other
+            except Exception as error:
+                raise BrokenFrame(f"{type(error).__name__}: {error}") from error
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    found = bytearray()
+    while len(found) < size:
+        chunk = sock.recv(min(size - len(found), 1 << 20))
+        if not chunk:
+            return b""
+        found += chunk
+    return bytes(found)

@@ -1,0 +1,224 @@
+"""A child as its worker sees it: runs one attempt at a time there, and knows how the child came to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+
+import structlog
+
+from engine.errors import LeaseLost, OutriderError
+from engine.model import Attempt, Completed, JobError, Outcome, Retry
+from engine.telemetry import logs
+from worker.children.board import Board, Report
+from worker.children.frames import (
+    Begin,
+    BrokenFrame,
+    Commit,
+    Committed,
+    Decoder,
+    Ended,
+    Line,
+    Ready,
+    encoded,
+)
+
+DIED: Final = "ProcessDied"
+TAIL_LINES: Final = 5
+TAIL_CHARACTERS: Final = 800
+LAST_BYTES_SECONDS: Final = 0.5
+"""How long what a child has sent may take to arrive after the child has ended."""
+GB: Final = 1e9
+
+log = structlog.get_logger()
+
+
+class ChildUnavailable(OutriderError):
+    """A child could not be started, or could not import the authors' modules."""
+
+
+class Child(asyncio.Protocol):
+    """Belongs to one attempt at a time. `kill(number, group)` has a signal sent by the nursery."""
+
+    def __init__(self, name: int, board: Board, kill: Callable[[int, bool], None]) -> None:
+        self.name = name
+        self.board = board
+        self.spent: str | None = None
+        """Why the child must not run another attempt."""
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        """The last lines that the attempt has logged or printed."""
+        self.attempt: Attempt | None = None
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.over: asyncio.Future[None] = loop.create_future()
+        self._answer: asyncio.Future[Any] | None = None
+        self._decoder = Decoder()
+        self._transport: asyncio.Transport | None = None
+        self._began = time.monotonic()
+        self._exit: tuple[int, int] | None = None
+        self._kill = kill
+        self._loop = loop
+
+    async def run(self, attempt: Attempt, memory_mb: int | None) -> Outcome:
+        """What the attempt came to. If the child dies of it, that is an error of the attempt, told in words.
+
+        The outcome's effects, if there are any, stand for those that the child keeps: see ChildEffects.
+        """
+        self.attempt, self._began = attempt, time.monotonic()
+        self.tail.clear()
+        answer: Ended | None = await self._asked(Begin(attempt))
+        if answer is None:
+            return Retry(None, JobError(DIED, self._obituary(memory_mb)))
+        self.spent = self.spent or answer.spent
+        if answer.effects and isinstance(answer.outcome, Completed):
+            return replace(answer.outcome, effects=ChildEffects(self, memory_mb))
+        return answer.outcome
+
+    async def commit(self, message: Commit) -> Outcome | None:
+        """Raises LeaseLost. None: the child has died, and nobody knows yet whether it has committed."""
+        answer: Committed | None = await self._asked(message)
+        if answer is None:
+            return None
+        if answer.outcome is None:
+            raise LeaseLost("the fence of the effects")
+        return answer.outcome
+
+    def terminate(self, grace: float) -> None:
+        """End the child: SIGTERM now, and SIGKILL to its process group if it still runs after `grace` seconds."""
+        if self.over.done():
+            return
+        self.spent = self.spent or "ended with its attempt"
+        self._kill(signal.SIGTERM, False)
+        self._loop.call_later(grace, self._kill_group)
+
+    def dismiss(self) -> None:
+        """Let an idle child end by itself: its socket closes."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def exited(self, status: int, peak: int) -> None:
+        """The nursery has reaped the child. What it has sent may still be on its way."""
+        self._exit = (status, peak)
+        self._loop.call_later(LAST_BYTES_SECONDS, self._end)
+        if self._transport is None or self._transport.is_closing():
+            self._end()
+
+    @property
+    def report(self) -> Report:
+        return self.board.read()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                self._heed(message)
+        except BrokenFrame as error:
+            log.warning("child.broken", error=str(error), **self.named)
+            self._kill_group()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        if self._exit is not None:
+            self._end()
+        else:
+            # It ends by itself, or has lost its socket to an author's code.
+            self._loop.call_later(LAST_BYTES_SECONDS, self._kill_group)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        if self.attempt is None:
+            return {}
+        job = self.attempt.job
+        return {"job_id": job.id, "preset": job.preset, "attempt": self.attempt.number}
+
+    def printed(self, text: str) -> None:
+        """Log a line that the attempt has written to its standard output or error."""
+        self.tail.append(text)
+        log.info("attempt.printed", text=text, **self.named)
+
+    def _heed(self, message: Any) -> None:
+        match message:
+            case Line(lines):
+                self.tail.extend(line.decode(errors="replace") for line in lines.splitlines())
+                logs.pass_on(lines)
+            case Ready(None):
+                self.ready.set_result(None)
+            case Ready(fault):
+                self.ready.set_exception(ChildUnavailable(fault))
+            case Ended() | Committed():
+                self._settle(message)
+
+    async def _asked(self, message: Any) -> Any:
+        assert self._transport is not None
+        if self.over.done():
+            return None
+        self._answer = answer = self._loop.create_future()
+        self._transport.write(encoded(message))
+        return await answer
+
+    def _settle(self, message: Any) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            answer.set_result(message)
+
+    def _kill_group(self) -> None:
+        if not self.over.done():
+            self._kill(signal.SIGKILL, True)
+
+    def _end(self) -> None:
+        if self.over.done():
+            return
+        self.over.set_result(None)
+        if not self.ready.done():
+            self.ready.set_exception(ChildUnavailable(f"a child ended at its start: {self._end_in_words()}"))
+        if self._transport is not None:
+            self._transport.abort()
+        self.spent = self.spent or "it has ended"
+        self._settle(None)
+
+    def _obituary(self, memory_mb: int | None) -> str:
+        """How the attempt's process came to its end, in words."""
+        report, peak = self.report, self._exit[1] if self._exit else 0
+        text = f"the attempt's process {self._end_in_words()} after {time.monotonic() - self._began:.1f} s"
+        if report.step:
+            text += f", at step {report.step!r}"
+        if report.fraction is not None:
+            text += f", at {report.fraction:.0%} {report.message}".rstrip()
+        text += f" (peak memory {peak / GB:.2f} GB"
+        text += f" of {memory_mb * 2**20 / GB:.2f})" if memory_mb else ")"
+        if self.tail:
+            text += "; its last lines: " + "\n".join(self.tail)[-TAIL_CHARACTERS:]
+        return text
+
+    def _end_in_words(self) -> str:
+        if self._exit is None:
+            return "lost its connection"
+        code = os.waitstatus_to_exitcode(self._exit[0])
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+class ChildEffects:
+    """The effects of a completed attempt that its child keeps, until `commit` or the child's end."""
+
+    def __init__(self, child: Child, memory_mb: int | None) -> None:
+        self.child = child
+        self._memory_mb = memory_mb
+
+    async def __call__(self, _conn: Any) -> None:
+        raise TypeError("effects that a child keeps run on the child's own connection")
+
+    async def commit(self, message: Commit) -> Outcome | None:
+        """See Child.commit."""
+        return await self.child.commit(message)
+
+    @property
+    def died(self) -> Outcome:
+        return Retry(None, JobError(DIED, self.child._obituary(self._memory_mb)))
