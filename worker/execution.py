@@ -20,7 +20,7 @@ from engine.process.fork import end_if_child
 from engine.telemetry import tracing
 from worker import threads
 from worker.attempt_run import AttemptRun
-from worker.children.handle import Child, ChildUnavailable
+from worker.children.handle import Child, ChildUnavailable, NotBegun
 from worker.children.pool import Children
 from worker.interpreter import ThreadClock
 from worker.invocation import Invocation, awaited, discard
@@ -32,6 +32,9 @@ GRACE_SECONDS: Final = 1.0
 
 THREADLESS_SECONDS: Final = 5.0
 """Delay of the next attempt when the process could not start a thread."""
+
+CHILD_TRIES: Final = 3
+"""Children that an attempt is handed to, if one after the other has died before."""
 
 Ended = Outcome | Awaitable[Any]
 """What a plain function came to in its thread: its outcome, or what the event loop must await for it."""
@@ -208,20 +211,32 @@ class Execution:
         children = self._children
         assert children is not None
         try:
-            child = await children.take()
+            outcome = await self._in_one_of(children)
         except ChildUnavailable as error:
             log.warning("attempt.refused", job_id=self.attempt.job.id, attempt=self.number, error=str(error))
-            return Snoozed(THREADLESS_SECONDS)
-        if self._stopped_as is not None:
-            children.give(child)
-            return self._stopped_as
-        self.child = child
-        outcome = await child.run(self.attempt, self.pipeline.memory_mb)
+            outcome = Snoozed(THREADLESS_SECONDS)
         if self._stopped_as is not None:
             outcome = self._stopped_as
         if not (isinstance(outcome, Completed) and outcome.effects):
             self.release_child()
         return outcome
+
+    async def _in_one_of(self, children: Children) -> Outcome:
+        """Raises ChildUnavailable."""
+        for left in reversed(range(CHILD_TRIES)):
+            child = await children.take()
+            if self._stopped_as is not None:
+                children.give(child)
+                return self._stopped_as
+            self.child, self._seen = child, child.report.n
+            try:
+                return await child.run(self.attempt, self.pipeline.memory_mb, self.span)
+            except NotBegun:
+                # It has died while it waited for an attempt. That is no fault of this one.
+                self.release_child()
+                if not left:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def release_child(self) -> None:
         """The child, if there is one, has nothing more to do for this attempt."""

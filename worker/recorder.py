@@ -36,6 +36,8 @@ from worker.rows import Row, key_of, size_of, write
 MAX_BATCH: Final = 500
 FIRST_PAUSE_SECONDS: Final = 0.05
 MAX_PAUSE_SECONDS: Final = 2.0
+CHILD_SECONDS: Final = 3 * GRACE_SECONDS
+"""How long the end of a child is waited for that is ended in the middle of its effects."""
 
 log = structlog.get_logger()
 
@@ -178,22 +180,22 @@ class Recorder:
         assert isinstance(effects, ChildEffects)
         limit = execution.attempt.timeout_seconds or execution.pipeline.timeout
         try:
-            async with asyncio.timeout(limit + GRACE_SECONDS):
-                written = await effects.commit(Commit(metadata, self._publish_results))
+            with tracing.record([execution.span.traceparent], 1):
+                async with asyncio.timeout(limit + GRACE_SECONDS):
+                    written = await effects.commit(Commit(metadata, self._publish_results))
+            if written is not None:
+                return written
+            died = effects.died
         except (TimeoutError, asyncio.CancelledError):
             # With the child ends its transaction, and nobody waits for the answer of another one.
-            effects.child.terminate(0.0)
-            await effects.child.over
+            effects.child.terminate(GRACE_SECONDS)
+            await asyncio.wait([effects.child.over], timeout=CHILD_SECONDS)
             if being_cancelled():
                 raise
-            written = after(DeadlinePassed(f"the effects did not end within {limit:g} s"))
-        if written is None:
-            # It has died, perhaps after the commit.
-            async with self._reading.use() as conn:
-                if await recorded(conn, [execution.attempt.key]):
-                    return outcome
-            written = effects.died
-        return written
+            died = after(DeadlinePassed(f"the effects did not end within {limit:g} s"))
+        # It has died, perhaps after the commit.
+        async with self._reading.use() as conn:
+            return outcome if await recorded(conn, [execution.attempt.key]) else died
 
     async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
         """Write one group, and try again until the write is acknowledged or the lease is lost.

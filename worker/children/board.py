@@ -1,7 +1,7 @@
 """A page of memory that a worker and one child share: what an attempt reports, and whether it should come to its end.
 
 Reports cost no message, however many an author's code makes, and outlive a child that is killed. The child alone
-writes reports; the worker alone writes the notice that it is stopping. A reader that meets a report half written
+writes reports; the worker alone writes what it wants of the attempt. A reader that meets a report half written
 keeps the one before.
 """
 
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 SIZE: Final = 8192
 STOPPING: Final = 0
+ENDING: Final = 1
 REPORT: Final = 8
 HEAD: Final = struct.Struct("=QdHH")
 """How many reports there were, the fraction, and the bytes of the message and of the step, which follow."""
@@ -70,6 +71,14 @@ class Board:
     def stop(self) -> None:
         """Tell the child that its worker is stopping."""
         self._page[STOPPING] = 1
+
+    def end(self) -> None:
+        """Tell the child that the SIGTERM that follows comes from its worker."""
+        self._page[ENDING] = 1
+
+    @property
+    def ending(self) -> bool:
+        return self._page[ENDING] == 1
 
     @property
     def stopping(self) -> bool:

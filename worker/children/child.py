@@ -1,21 +1,21 @@
 """A child: imports the authors' modules, and runs one attempt at a time in its main thread.
 
-A SIGTERM ends what runs: an async function is cancelled, in a plain one `Stopped` is raised. Whoever swallows that is
-killed. The child ends after that, and also where an attempt has left something behind that its neighbours to come
-would notice.
+The worker's SIGTERM ends what runs: an async function is cancelled, in a plain one `Stopped` is raised. What swallows
+that is killed. Anybody else's SIGTERM is left to the worker: a service manager sends one to all processes. The child
+ends after an attempt that was ended, and after one that has left something behind that others to come would notice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import resource
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
@@ -23,13 +23,14 @@ from typing import Any, Final, NamedTuple, TypeVar
 import structlog
 
 from engine.errors import ConfigurationError, LeaseLost
-from engine.model import Attempt, Completed, Job, Outcome
+from engine.model import Attempt, Completed, Job, JobError, Outcome, Retry
 from engine.pipeline import Pipeline, load_pipelines
 from engine.process import fork
 from engine.telemetry import logs
 from worker.children.board import Board
 from worker.children.effects import Committer, Committing
-from worker.children.frames import Begin, Commit, Committed, Ended, Line, Ready, encoded, receive
+from worker.children.frames import Begin, Commit, Committed, Ended, Ready
+from worker.children.link import Lines, Link
 from worker.children.residue import Residue
 from worker.children.run import ChildRun
 from worker.children.setting import Setting
@@ -52,15 +53,16 @@ class Kept(NamedTuple):
     outcome: Completed
 
 
-def main(link: socket.socket, board: int, setting: Setting) -> int:
-    """Serve the worker at the other end of `link` until it is done with this child. Returns the exit code."""
+def main(sock: socket.socket, board: int, setting: Setting) -> int:
+    """Serve the worker at the other end of `sock` until it is done with this child. Returns the exit code."""
     settings = setting.settings
-    logs.configure(settings, setting.role, to=_Lines(link))
+    link = Link(sock)
+    logs.configure(settings, setting.role, to=Lines(link))
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
         child = Child(link, Board(board), setting)
     except ConfigurationError as error:
-        link.sendall(encoded(Ready("; ".join(error.problems))))
+        link.send(Ready("; ".join(error.problems)))
         return 1
     try:
         child.serve()
@@ -69,51 +71,57 @@ def main(link: socket.socket, board: int, setting: Setting) -> int:
         pass
     except (BrokenPipeError, ConnectionResetError):
         return 1  # the worker has gone
-    sys.stdout.flush()
+    with suppress(ValueError, OSError):  # an author's code has closed it
+        sys.stdout.flush()
     return 0
 
 
 class Child:
     """Raises ConfigurationError if an author's module cannot be imported."""
 
-    def __init__(self, link: socket.socket, board: Board, setting: Setting) -> None:
+    def __init__(self, link: Link, board: Board, setting: Setting) -> None:
         self._link = link
         self._setting = setting
         self._registry = load_pipelines(setting.settings.pipelines)
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
         self._board = board
-        self._run = ChildRun(board)
+        self._run = ChildRun(board, link)
         self._task: asyncio.Task[Any] | None = None
         self._kept: Kept | None = None
         self._committer: Committer | None = None
         self._jobs = 0
         signal.signal(signal.SIGTERM, self._stop)
-        fork.protect(self._loop, [link])
-        self._residue = Residue()
+        fork.protect(self._loop, [link.socket])
+        self._residue = Residue(self._loop)
         self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def serve(self) -> None:
-        self._send(Ready())
-        while (message := receive(self._link)) is not None:
-            spent = self._attempt(message.attempt) if isinstance(message, Begin) else self._commit(message)
+        self._link.send(Ready())
+        while (message := self._link.receive()) is not None:
+            spent = self._attempt(message) if isinstance(message, Begin) else self._commit(message)
             if spent:
                 return
 
-    def _attempt(self, attempt: Attempt) -> bool:
+    def _attempt(self, message: Begin) -> bool:
         """Run one attempt and say what it came to. Returns whether this child ends."""
+        attempt = message.attempt
         pipeline = self._registry[attempt.job.preset]
         self._jobs += 1
-        self._run.begin(attempt.number)
+        self._run.begin(attempt, traced=message.traced)
         job = attempt.job
         with logs.about(job_id=job.id, preset=job.preset, attempt=attempt.number), _limited(pipeline):
-            outcome = self._outcome(Invocation(attempt, pipeline))
-        sys.stdout.flush()
+            outcome = _explained(self._outcome(Invocation(attempt, pipeline)), pipeline)
         if isinstance(outcome, Completed) and outcome.effects is not None:
             self._kept = Kept(attempt, pipeline, outcome)
             outcome = replace(outcome, effects=None)
         spent = self._spent()
-        self._send(Ended(outcome, self._kept is not None, spent))
+        try:
+            self._link.send(Ended(outcome, self._kept is not None, spent))
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            # An outcome with an object of an author's own class, that only this process knows.
+            self._kept = None
+            self._link.send(Ended(after(error), False, spent))
         return spent is not None and self._kept is None
 
     def _outcome(self, invocation: Invocation) -> Outcome:
@@ -151,14 +159,15 @@ class Child:
     def _commit(self, message: Commit) -> bool:
         kept, self._kept = self._kept, None
         assert kept is not None
-        self._send(Committed(self._until_complete(self._committed(kept, message))))
-        return self._spent() is not None
+        self._link.send(Committed(self._until_complete(self._committed(kept, message))))
+        return self._run.cancelled.is_set() or self._spent() is not None
 
     async def _committed(self, kept: Kept, message: Commit) -> Outcome | None:
         try:
             if self._committer is None:
                 self._committer = Committer()
                 await self._committer.open(self._setting.settings.database())
+                self._residue.adopt_tasks()
             await self._committer.commit(Committing(kept.attempt, kept.pipeline), kept.outcome, message)
         except LeaseLost:
             return None
@@ -179,28 +188,23 @@ class Child:
         return int(os.pread(self._memory, 128, 0).split()[1]) * PAGE_BYTES
 
     def _stop(self, _number: int, _frame: object) -> None:
+        if not self._board.ending:
+            return
         self._run.cancelled.set()
         if self._task is None:
-            raise Stopped
-        self._loop.call_soon_threadsafe(self._task.cancel)
-
-    def _send(self, message: Any) -> None:
-        self._link.sendall(encoded(message))
+            self._link.interrupt(Stopped())
+        else:
+            self._loop.call_soon_threadsafe(self._task.cancel)
 
 
-class _Lines:
-    """Takes the finished lines of the log, and gives them to the worker, whose log they are."""
-
-    def __init__(self, link: socket.socket) -> None:
-        self._link = link
-        self._sending = threading.Lock()
-
-    def write(self, lines: bytes) -> int:
-        with self._sending:
-            self._link.sendall(encoded(Line(lines)))
-        return len(lines)
-
-    def flush(self) -> None: ...
+def _explained(outcome: Outcome, pipeline: Pipeline) -> Outcome:
+    """A MemoryError has no words of its own."""
+    match outcome:
+        case Retry(delay, JobError(type="MemoryError")) if pipeline.memory_mb is not None:
+            told = JobError("MemoryError", f"the attempt needed more than its {pipeline.memory_mb} MB")
+            return Retry(delay, told)
+        case _:
+            return outcome
 
 
 @contextmanager

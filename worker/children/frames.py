@@ -23,9 +23,10 @@ class BrokenFrame(Exception):
 
 
 class Begin(NamedTuple):
-    """To a child: run this attempt."""
+    """To a child: run this attempt. `traced`: its steps are spans."""
 
     attempt: Attempt
+    traced: bool = False
 
 
 class Commit(NamedTuple):
@@ -45,6 +46,21 @@ class Line(NamedTuple):
     """From a child: finished lines of the log."""
 
     lines: bytes
+
+
+class StepBegan(NamedTuple):
+    """From a child: a step has begun, within the step `parent` if there is one."""
+
+    key: int
+    parent: int | None
+    name: str
+
+
+class StepEnded(NamedTuple):
+    """From a child: a step has ended, by the exception `error` if there is one."""
+
+    key: int
+    error: str | None
 
 
 class Ended(NamedTuple):

@@ -15,7 +15,8 @@ import structlog
 
 from engine.errors import LeaseLost, OutriderError
 from engine.model import Attempt, Completed, JobError, Outcome, Retry
-from engine.telemetry import logs
+from engine.telemetry import logs, tracing
+from engine.telemetry.spans import OFF, Span
 from worker.children.board import Board, Report
 from worker.children.frames import (
     Begin,
@@ -26,8 +27,11 @@ from worker.children.frames import (
     Ended,
     Line,
     Ready,
+    StepBegan,
+    StepEnded,
     encoded,
 )
+from worker.children.output import PAUSE_SECONDS, PORTION
 
 DIED: Final = "ProcessDied"
 TAIL_LINES: Final = 5
@@ -41,6 +45,10 @@ log = structlog.get_logger()
 
 class ChildUnavailable(OutriderError):
     """A child could not be started, or could not import the authors' modules."""
+
+
+class NotBegun(ChildUnavailable):
+    """The child had ended before it could begin the attempt."""
 
 
 class Child(asyncio.Protocol):
@@ -57,6 +65,8 @@ class Child(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.over: asyncio.Future[None] = loop.create_future()
+        # Nobody may wait for it any more.
+        self.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
         self._answer: asyncio.Future[Any] | None = None
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
@@ -64,15 +74,24 @@ class Child(asyncio.Protocol):
         self._exit: tuple[int, int] | None = None
         self._kill = kill
         self._loop = loop
+        self._logged = 0
+        """Bytes of the log since the last pause."""
+        self._span: Span = OFF
+        self._steps: dict[int, Span] = {}
 
-    async def run(self, attempt: Attempt, memory_mb: int | None) -> Outcome:
+    async def run(self, attempt: Attempt, memory_mb: int | None, span: Span = OFF) -> Outcome:
         """What the attempt came to. If the child dies of it, that is an error of the attempt, told in words.
 
         The outcome's effects, if there are any, stand for those that the child keeps: see ChildEffects.
+        Raises NotBegun.
         """
-        self.attempt, self._began = attempt, time.monotonic()
+        self.attempt, self._began, self._span = attempt, time.monotonic(), span
         self.tail.clear()
-        answer: Ended | None = await self._asked(Begin(attempt))
+        reports = self.report.n
+        answer: Ended | None = await self._asked(Begin(attempt, span is not OFF))
+        self._end_steps()
+        if answer is None and self.report.n == reports:
+            raise NotBegun(f"a child {self._end_in_words()} before its attempt began")
         if answer is None:
             return Retry(None, JobError(DIED, self._obituary(memory_mb)))
         self.spent = self.spent or answer.spent
@@ -94,6 +113,7 @@ class Child(asyncio.Protocol):
         if self.over.done():
             return
         self.spent = self.spent or "ended with its attempt"
+        self.board.end()
         self._kill(signal.SIGTERM, False)
         self._loop.call_later(grace, self._kill_group)
 
@@ -108,6 +128,12 @@ class Child(asyncio.Protocol):
         self._loop.call_later(LAST_BYTES_SECONDS, self._end)
         if self._transport is None or self._transport.is_closing():
             self._end()
+
+    def refused(self, fault: str) -> None:
+        """The nursery could not fork the child."""
+        if not self.ready.done():
+            self.ready.set_exception(ChildUnavailable(f"a child could not be started: {fault}"))
+        self._end()
 
     @property
     def report(self) -> Report:
@@ -149,12 +175,42 @@ class Child(asyncio.Protocol):
             case Line(lines):
                 self.tail.extend(line.decode(errors="replace") for line in lines.splitlines())
                 logs.pass_on(lines)
-            case Ready(None):
-                self.ready.set_result(None)
-            case Ready(fault):
-                self.ready.set_exception(ChildUnavailable(fault))
+                self._hold_up(len(lines))
+            case StepBegan(key, parent, name):
+                within = self._steps.get(parent, self._span) if parent else self._span
+                self._steps[key] = tracing.start(name, "internal", {}, within.traceparent)
+            case StepEnded(key, error):
+                self._end_step(key, error)
+            case Ready(fault) if not self.ready.done():
+                if fault is None:
+                    self.ready.set_result(None)
+                else:
+                    self.ready.set_exception(ChildUnavailable(fault))
             case Ended() | Committed():
                 self._settle(message)
+
+    def _hold_up(self, size: int) -> None:
+        """A flood of lines slows the one who logs, and nobody else."""
+        self._logged += size
+        if self._logged >= PORTION and self._transport is not None:
+            self._logged = 0
+            self._transport.pause_reading()
+            self._loop.call_later(PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _end_step(self, key: int, error: str | None) -> None:
+        if (span := self._steps.pop(key, None)) is not None:
+            if error is not None:
+                span.fail(error)
+            span.end()
+
+    def _end_steps(self) -> None:
+        """Those that did not come to their end in the child."""
+        for key in list(self._steps):
+            self._end_step(key, DIED)
 
     async def _asked(self, message: Any) -> Any:
         assert self._transport is not None
@@ -200,7 +256,7 @@ class Child(asyncio.Protocol):
 
     def _end_in_words(self) -> str:
         if self._exit is None:
-            return "lost its connection"
+            return "could not be started"
         code = os.waitstatus_to_exitcode(self._exit[0])
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 

@@ -15,7 +15,6 @@ import resource
 import select
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from worker.children import child
-from worker.children.requests import MAX_REQUEST, Exited, Kill, Start
+from worker.children.requests import MAX_REQUEST, Exited, Kill, Refused, Start
 from worker.children.setting import Setting
 
 PR_SET_PDEATHSIG: Final = 1
@@ -61,7 +60,13 @@ class Nursery:
             self._reap()
 
     def _heed(self) -> bool:
-        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_REQUEST, DESCRIPTORS)
+        data, descriptors, _, _ = socket.recv_fds(
+            # Else what a child starts by another way than subprocess would keep its link.
+            self._control,
+            MAX_REQUEST,
+            DESCRIPTORS,
+            socket.MSG_CMSG_CLOEXEC,
+        )
         if not data:
             return False
         match pickle.loads(data):  # noqa: S301 - from our own worker
@@ -73,21 +78,27 @@ class Nursery:
 
     def _fork(self, name: int, setting: Setting, descriptors: list[int]) -> None:
         nursery = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _become(nursery, setting, descriptors, (self._control, self._woken, self._waking))
-        self._names[pid] = name
-        for each in descriptors:
-            os.close(each)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _become(nursery, setting, descriptors, (self._control, self._woken, self._waking))
+            self._names[pid] = name
+        except OSError as error:
+            # The user or the container has reached its limit of processes.
+            self._tell(Refused(name, str(error)))
+        finally:
+            for each in descriptors:
+                os.close(each)
 
     def _kill(self, name: int, number: int, *, group: bool) -> None:
         # Children are reaped here and nowhere else, so a process id that is known has not been given to another one.
         for pid in [pid for pid, its in self._names.items() if its == name]:
-            with suppress(ProcessLookupError):
-                if group:
+            # It has ended or become another user's; its group is not there before its first step.
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+            if group:
+                with suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, number)
-                else:
-                    os.kill(pid, number)
 
     def _reap(self) -> None:
         """Tell the worker of children that have ended, and kill what they have left behind."""
@@ -105,10 +116,10 @@ class Nursery:
                 self._tell(Exited(name, status, used.ru_maxrss * 1024))
         _kill(orphan for orphan in _children() if orphan not in self._names)
 
-    def _tell(self, exited: Exited) -> None:
+    def _tell(self, message: Exited | Refused) -> None:
         # The worker has gone: the next look at the control socket ends the nursery.
         with suppress(OSError):
-            self._control.send(pickle.dumps(exited))
+            self._control.send(pickle.dumps(message))
 
     def end(self) -> None:
         """Kill all children, and reap them for END_SECONDS at most."""
@@ -148,6 +159,8 @@ def _become(
     try:
         os.setsid()
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # A process that its parent leaves while the attempt runs is the attempt's, and counts as left by it.
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
         if os.getppid() != nursery:  # it died before the line above
             os._exit(code)
         signal.set_wakeup_fd(-1)
@@ -191,7 +204,3 @@ def _children() -> Iterator[int]:
 
 def _prctl(option: int, value: Any) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(option, int(value), 0, 0, 0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from engine.telemetry.metrics import CHILDREN, CHILDREN_ENDED
 from worker.children.board import Board, new_page
 from worker.children.handle import Child, ChildUnavailable
+from worker.children.nursery_handle import Nursery
 from worker.children.output import Output
-from worker.children.requests import MAX_REQUEST, Exited, Kill, Start
+from worker.children.requests import Exited, Kill, Refused, Start
 from worker.children.setting import Setting
 
 START_SECONDS: Final = 30.0
 """How long a child may take to import the authors' modules."""
-CLOSE_SECONDS: Final = 2.0
+MAX_STARTS: Final = 2 * (os.cpu_count() or 1)
+"""Children that start at the same time: more would only take each other's processors."""
 
 log = structlog.get_logger()
 
 
 class Children:
-    """As many children as attempts run at a time, and those that wait for the next one."""
+    """As many children as attempts run at a time, and those that wait for the next one.
+
+    Attempts that wait get the first child that is ready: one that another attempt gives back, or a new one.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._names = count(1)
         self._living: dict[int, Child] = {}
         self._idle: list[Child] = []
-        self._nursery: _Nursery | None = None
+        self._waiting: deque[asyncio.Future[Child]] = deque()
+        self._starting: set[asyncio.Task[Child]] = set()
+        self._nursery: Nursery | None = None
         self._opening = asyncio.Lock()
         self._stopping = False
 
@@ -47,23 +53,27 @@ class Children:
             child = self._idle.pop()
             if not child.over.done():
                 return child
-        child = await self._start()
+        waiter: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self._start_for_waiting()
         try:
-            async with asyncio.timeout(START_SECONDS):
-                await child.ready
-        except TimeoutError as error:
-            child.terminate(0.0)
-            raise ChildUnavailable(f"a child was not ready within {START_SECONDS:g} s") from error
-        return child
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.give(waiter.result())
+            raise
 
     def give(self, child: Child) -> None:
         """The attempt of `child` is over, and so are its effects."""
-        if child.spent is None:
-            self._idle.append(child)
+        if child.over.done():
             return
-        if not child.over.done():
+        if child.spent is not None:
             log.debug("child.dismissed", reason=child.spent, **child.named)
             child.dismiss()
+        elif (waiter := self._next_waiting()) is not None:
+            waiter.set_result(child)
+        else:
+            self._idle.append(child)
 
     async def warm(self, number: int) -> None:
         """Start `number` children ahead of their first attempts."""
@@ -79,33 +89,76 @@ class Children:
 
     async def aclose(self) -> None:
         """End all children, and what they have started."""
+        for task in self._starting:
+            task.cancel()
+        for child in self._living.values():
+            child.dismiss()
         if self._nursery is not None:
             await self._nursery.aclose()
+
+    def _next_waiting(self) -> asyncio.Future[Child] | None:
+        while self._waiting:
+            if not (waiter := self._waiting.popleft()).done():
+                return waiter
+        return None
+
+    def _start_for_waiting(self) -> None:
+        while len(self._starting) < min(MAX_STARTS, len(self._waiting)):
+            task = asyncio.get_running_loop().create_task(self._started())
+            self._starting.add(task)
+            task.add_done_callback(self._has_started)
+
+    def _has_started(self, task: asyncio.Task[Child]) -> None:
+        self._starting.discard(task)
+        if task.cancelled():
+            return
+        if (error := task.exception()) is None:
+            self.give(task.result())
+        elif (waiter := self._next_waiting()) is not None:
+            waiter.set_exception(error)
+        self._start_for_waiting()
+
+    async def _started(self) -> Child:
+        """A new child that is ready. Raises ChildUnavailable."""
+        try:
+            child = await self._start()
+        except OSError as error:
+            # This process has reached its limit of descriptors or processes.
+            raise ChildUnavailable(f"a child could not be started: {error}") from error
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.shield(child.ready)
+        except TimeoutError as error:
+            child.terminate(0.0)
+            raise ChildUnavailable(f"a child was not ready within {START_SECONDS:g} s") from error
+        return child
 
     async def _start(self) -> Child:
         async with self._opening:
             if self._nursery is None or self._nursery.gone:
-                self._nursery = await _Nursery.opened(self._exited, self._orphaned)
-        nursery, name = self._nursery, next(self._names)
-        page = new_page()
-        board = Board(page)
-        if self._stopping:
-            board.stop()
-        child = Child(name, board, lambda number, group: nursery.tell(Kill(name, number, group)))
-        ours, theirs = socket.socketpair()
-        reading, writing = os.pipe()
-        self._living[name] = child
-        CHILDREN.set(len(self._living))
-        loop = asyncio.get_running_loop()
-        try:
+                self._nursery = await Nursery.opened(self._exited, self._refused, self._orphaned)
+        nursery, name, loop = self._nursery, next(self._names), asyncio.get_running_loop()
+        with ExitStack() as theirs:
+            page = _closing(theirs, new_page())
+            child = Child(name, Board(page), lambda number, group: nursery.tell(Kill(name, number, group)))
+            if self._stopping:
+                child.board.stop()
+            ours, link = socket.socketpair()
+            theirs.enter_context(link)
             await loop.connect_accepted_socket(lambda: child, ours)
+            reading, output = os.pipe()
+            _closing(theirs, output)
             await loop.connect_read_pipe(lambda: Output(child.printed), os.fdopen(reading, "rb"))
-            nursery.tell(Start(name, self._setting), (theirs.fileno(), page, writing))
-        finally:
-            theirs.close()
-            os.close(page)
-            os.close(writing)
+            self._living[name] = child
+            CHILDREN.set(len(self._living))
+            # The nursery gets copies, for as long as they wait to be sent.
+            nursery.tell(Start(name, self._setting), [os.dup(each) for each in (link.fileno(), page, output)])
         return child
+
+    def _refused(self, refused: Refused) -> None:
+        if (child := self._living.pop(refused.name, None)) is not None:
+            CHILDREN.set(len(self._living))
+            child.refused(refused.fault)
 
     def _exited(self, exited: Exited) -> None:
         child = self._living.pop(exited.name, None)
@@ -122,67 +175,9 @@ class Children:
             self._exited(Exited(name, signal.SIGKILL, 0))
 
 
-class _Nursery:
-    """The worker's end of a nursery."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, control: socket.socket, on_exit: Callable[[Exited], None]
-    ) -> None:
-        self._process = process
-        self._control = control
-        self._on_exit = on_exit
-        self.gone = False
-
-    @classmethod
-    async def opened(cls, on_exit: Callable[[Exited], None], on_end: Callable[[], None]) -> _Nursery:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "worker.children.nursery",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        nursery = cls(process, ours, on_exit)
-        asyncio.get_running_loop().add_reader(ours, nursery._read, on_end)
-        return nursery
-
-    def tell(self, message: Any, descriptors: tuple[int, ...] = ()) -> None:
-        # It has just died: its end is told by the control socket.
-        with suppress(OSError):
-            socket.send_fds(self._control, [pickle.dumps(message)], descriptors)
-
-    async def aclose(self) -> None:
-        self._leave()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._process.wait()
-                return
-        self._process.kill()
-        await self._process.wait()
-
-    def _read(self, on_end: Callable[[], None]) -> None:
-        try:
-            # Requests are sent on the same socket, and must not be dropped when it is full.
-            data = self._control.recv(MAX_REQUEST, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self._on_exit(pickle.loads(data))  # noqa: S301 - from our own nursery
-            return
-        self._leave()
-        log.warning("nursery.ended")
-        on_end()
-
-    def _leave(self) -> None:
-        if not self.gone:
-            self.gone = True
-            asyncio.get_running_loop().remove_reader(self._control)
-            self._control.close()
+def _closing(stack: ExitStack, descriptor: int) -> int:
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 @asynccontextmanager

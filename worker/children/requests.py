@@ -24,6 +24,13 @@ class Kill(NamedTuple):
     group: bool
 
 
+class Refused(NamedTuple):
+    """From the nursery: a child could not be forked."""
+
+    name: int
+    fault: str
+
+
 class Exited(NamedTuple):
     """From the nursery: a child has ended. `status` is that of waitpid(2), `peak` its largest memory in bytes."""
 

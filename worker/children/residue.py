@@ -2,55 +2,96 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
 import signal
+import sys
 import threading
-from pathlib import Path
-from typing import Final
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Final
 
-EXECUTOR: Final = "asyncio_"
-"""The threads of an event loop's own executor, which later attempts use again."""
+EXECUTOR: Final = "asyncio"
+"""The prefix of the threads of the event loop's own executor, which later attempts use again."""
+LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 
 class Residue:
     """Remembers how the process was when it was made, before any attempt."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._executor = _Executor(thread_name_prefix=EXECUTOR)
+        loop.set_default_executor(self._executor)
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._threads = frozenset(threading.enumerate())
         self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        self._folder = Path.cwd()
+        self._folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        self._limits = {each: resource.getrlimit(each) for each in LIMITS}
+        self._streams = sys.stdout, sys.stderr
         self._umask = os.umask(0o077)
         os.umask(self._umask)
 
+    def adopt_tasks(self) -> None:
+        """The tasks that run now are the engine's."""
+        self._tasks = asyncio.all_tasks(self._loop)
+
     def left(self) -> str | None:
         """Put back what can be put back. Returns what cannot, for the log."""
-        self._put_back()
+        try:
+            self._put_back()
+        except (OSError, ValueError) as error:
+            return f"an attempt has changed the process: {error}"
         left = [
             each.name
             for each in threading.enumerate()
-            if each not in self._threads and not each.name.startswith(EXECUTOR)
+            if each not in self._threads and not each.name.startswith(f"{EXECUTOR}_")
         ]
         if left:
             return f"an attempt left the thread {left[0]!r}" + (
                 f" and {len(left) - 1} more" if left[1:] else ""
             )
+        if self._executor.running:
+            return "an attempt left a call in a thread"
+        if asyncio.all_tasks(self._loop) - self._tasks:
+            return "an attempt left a task"
         return "an attempt left a process" if _has_processes() else None
 
     def _put_back(self) -> None:
+        """Raises OSError, or ValueError of a closed stream, for what cannot be put back."""
         for number, handler in self._handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         os.umask(self._umask)
-        os.chdir(self._folder)
+        os.fchdir(self._folder)
+        for each, limits in self._limits.items():
+            if resource.getrlimit(each) != limits:
+                resource.setrlimit(each, limits)
+        sys.stdout, sys.stderr = self._streams
+        sys.stdout.flush()
+
+
+class _Executor(ThreadPoolExecutor):
+    """Knows the calls that have not returned."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.running: set[Future[Any]] = set()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(*args, **kwargs)
+        self.running.add(future)
+        future.add_done_callback(self.running.discard)
+        return future
 
 
 def _has_processes() -> bool:
-    """Whether this process has a child, ended or not. What a child of its own has left is the nursery's."""
-    try:
+    """Whether this process has a child or has adopted one, ended or not."""
+    with suppress(ChildProcessError):
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
+        return True
+    return False

@@ -7,7 +7,9 @@ import ctypes
 import multiprocessing
 import os
 import re
+import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -18,7 +20,8 @@ from typing import Any
 
 import structlog
 
-from engine import Completed, Job, Pipeline, Run, pipeline
+from engine import Completed, Failed, Job, Pipeline, Run, pipeline
+from engine.model import JobError
 
 
 def declared(preset: str, **options: Any) -> Callable[[Any], Pipeline]:
@@ -141,6 +144,131 @@ def flood(_job: Job, _run: Run) -> None:
 @declared("sleep", timeout=1)
 def sleeps(_job: Job, _run: Run) -> None:
     time.sleep(60)
+
+
+@declared("closes")
+def closes_descriptors(_job: Job, _run: Run) -> None:
+    os.closerange(3, 1000)
+    time.sleep(60)
+
+
+@declared("junk")
+def writes_junk(_job: Job, _run: Run) -> None:
+    for number in range(3, 100):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, b"\0\0\0\5hello")
+    time.sleep(60)
+
+
+@declared("stdout")
+def closes_stdout(_job: Job, _run: Run) -> int:
+    sys.stdout.close()
+    return os.getpid()
+
+
+@declared("task")
+async def leaves_a_task(_job: Job, _run: Run) -> int:
+    kept.append(asyncio.create_task(asyncio.sleep(600)))
+    return os.getpid()
+
+
+@declared("call")
+async def leaves_a_call(_job: Job, _run: Run) -> int:
+    kept.append(asyncio.create_task(asyncio.to_thread(time.sleep, 600)))
+    await asyncio.sleep(0.05)
+    kept.pop().cancel()
+    return os.getpid()
+
+
+@declared("helper")
+def starts_a_helper(_job: Job, _run: Run) -> int:
+    """A process that its parent leaves, as daemons and `sh -c 'helper &'` do, and that the attempt goes on to use."""
+    pid = int(subprocess.run(["sh", "-c", "sleep 600 >&- 2>&- & echo $!"], capture_output=True, check=True).stdout)
+    time.sleep(2.5)
+    os.kill(pid, 0)
+    return pid
+
+
+@declared("shell")
+def leaves_a_shell(_job: Job, _run: Run) -> int:
+    os.system("sleep 600 &")  # noqa: S605 - with all descriptors that are inherited
+    os._exit(9)
+
+
+@declared("forks")
+def returns_twice(_job: Job, _run: Run) -> int:
+    os.fork()
+    return os.getpid()
+
+
+@declared("nested")
+def runs_a_loop(_job: Job, _run: Run) -> int:
+    return asyncio.run(asyncio.sleep(0, os.getpid()))
+
+
+@declared("term")
+def gets_sigterm(_job: Job, run: Run) -> bool:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    return run.cancelled.is_set()
+
+
+@declared("told", timeout=1)
+def logs_without_end(_job: Job, _run: Run) -> None:
+    while True:
+        structlog.get_logger().info("label.printed")
+
+
+@declared("own-class")
+def answers_with_an_own_class(_job: Job, _run: Run) -> Failed:
+    class Text(str): ...
+
+    return Failed(JobError("Refused", Text("no")))
+
+
+@declared("limits")
+def changes_limits(_job: Job, _run: Run) -> int:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    os.umask(0o777)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - kept by the process
+    return os.getpid()
+
+
+@declared("large")
+def answers_at_length(_job: Job, _run: Run) -> str:
+    return "x" * (64 << 20)
+
+
+@declared("refused")
+def reports_nonsense(_job: Job, run: Run) -> None:
+    run.progress("half")  # type: ignore[arg-type]
+    run.progress(0.5, Unreadable())  # type: ignore[arg-type]
+    with run.step(Unreadable()):  # type: ignore[arg-type]
+        pass
+
+
+@declared("steps")
+async def takes_steps(job: Job, run: Run) -> None:
+    with run.step("outer"), run.step("inner"):
+        if job.content == "die":
+            os._exit(9)
+    with suppress(ValueError), run.step("failing"):
+        raise ValueError
+
+
+class Unreadable:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+kept: list[asyncio.Task[Any]] = []
+
+
+@declared("sleep-long")
+def sleeps_long(_job: Job, run: Run) -> None:
+    with run.step("sleeping"):
+        time.sleep(60)
 
 
 @pipeline("innocent", max_attempts=1)
