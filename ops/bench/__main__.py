@@ -33,6 +33,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "claim": "claim_cost",
     "held": "held_xmin",
     "overhead": "overhead",
+    "children": "children",
 }
 """The module of each section. It is imported only when needed: gRPC's hooks around a fork would swallow a Ctrl-C."""
 ALL: Final = "all"

@@ -18,6 +18,8 @@ class Spent:
     """Microseconds, set when the block has ended."""
 
     process: float
+    family: float
+    """Of the process and all below it."""
     server: float
 
 
@@ -27,9 +29,10 @@ def spent(pid: int, url: str) -> Iterator[Spent]:
     with psycopg.connect(url) as conn:
         postmaster = _parent(conn.info.backend_pid)
     figures = Spent()
-    process, server = cpu_seconds(pid), _family(postmaster)
+    process, family, server = cpu_seconds(pid), _below(pid), _family(postmaster)
     yield figures
     figures.process = (cpu_seconds(pid) - process) * MICROSECONDS
+    figures.family = (_below(pid) - family) * MICROSECONDS
     figures.server = (_family(postmaster) - server) * MICROSECONDS
 
 
@@ -37,6 +40,16 @@ def _family(postmaster: int) -> float:
     """The CPU seconds of a server: the postmaster's, with its ended children's, and its living children's."""
     living = [pid for pid in _pids() if _parent(pid) == postmaster]
     return cpu_seconds(postmaster) + sum(_seconds(pid) for pid in living)
+
+
+def _below(pid: int) -> float:
+    """The CPU seconds of a process and of all that it or those below it have started."""
+    parents = {each: _parent(each) for each in _pids()}
+    found, last = {pid}, set[int]()
+    while found != last:
+        last = found
+        found = found | {each for each, parent in parents.items() if parent in found}
+    return sum(map(_seconds, found))
 
 
 def _pids() -> Iterator[int]:

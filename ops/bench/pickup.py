@@ -35,17 +35,18 @@ ORDER BY c.committed
 
 
 def run(server: Databases, plan: Plan) -> Iterator[Row]:
-    rows = repeated(plan.repeat, lambda: _measured(server, plan.pickups), "ms")
+    rows = repeated(plan.repeat, lambda: measured(server, plan.pickups), "ms")
     yield Row("commit to start, p50", rows["p50"].samples, "ms", at_most=3.0)
     yield Row("commit to start, p99", rows["p99"].samples, "ms", at_most=15.0)
     yield Row("with the flush of that commit, p50", rows["flushed p50"].samples, "ms")
     yield Row("with the flush of that commit, p99", rows["flushed p99"].samples, "ms")
 
 
-def _measured(server: Databases, count: int) -> dict[str, float]:
+def measured(server: Databases, count: int, preset: str = PRESET) -> dict[str, float]:
+    """Milliseconds until a job of `preset`, which returns the time of its start, runs."""
     with server.migrated() as url:
         with processes.relay(url), processes.worker(url, SLOTS), processes.web(url, "timed") as web:
-            _submit(web.port, WARM + count)
+            _submit(web.port, WARM + count, preset)
         with psycopg.connect(url) as conn:
             latencies = conn.execute(LATENCIES).fetchall()
     if len(latencies) < WARM + count:
@@ -59,10 +60,10 @@ def _measured(server: Databases, count: int) -> dict[str, float]:
     }
 
 
-def _submit(port: int, count: int) -> None:
+def _submit(port: int, count: int, preset: str) -> None:
     """Send one request at a time, at uneven intervals: even ones could fall in step with another period."""
     connection = HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
-    headers, body = requests.headers(), requests.body(PRESET)
+    headers, body = requests.headers(), requests.body(preset)
     for _ in range(count):
         connection.request("POST", "/pipeline/run", body, headers)
         response = connection.getresponse()

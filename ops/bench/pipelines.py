@@ -13,6 +13,28 @@ async def noop(_job: Job, _run: Run) -> None:
     """Does nothing."""
 
 
+@pipeline("noop-thread", runs="thread")
+def noop_thread(_job: Job, _run: Run) -> None:
+    """Does nothing."""
+
+
+@pipeline("noop-process", runs="process")
+def noop_process(_job: Job, _run: Run) -> None:
+    """Does nothing."""
+
+
+@pipeline("clock-thread", runs="thread")
+def clock_thread(_job: Job, _run: Run) -> float:
+    """As `clock`."""
+    return time.time()
+
+
+@pipeline("clock-process", runs="process")
+def clock_process(_job: Job, _run: Run) -> float:
+    """As `clock`."""
+    return time.time()
+
+
 @pipeline("clock")
 async def clock(_job: Job, _run: Run) -> float:
     """Returns the time of its start in seconds since 1970. On one machine the database has the same clock."""
@@ -25,4 +47,4 @@ async def short(_job: Job, _run: Run) -> None:
     await asyncio.sleep(0.005)
 
 
-pipelines = [noop, clock, short]
+pipelines = [noop, noop_thread, noop_process, clock, clock_thread, clock_process, short]

@@ -21,6 +21,7 @@ class Plan:
     connections: tuple[int, ...] = (1, 16, 64, 256)
     drain_rows: int = 120_000
     relay_rows: int = 40_000
+    child_rows: int = 10_000
     pickups: int = 300
     small_rows: int = 10_000
     middle_rows: int = 100_000
@@ -40,6 +41,7 @@ QUICK: Final = Plan(
     submission_seconds=0.4,
     drain_rows=15_000,
     relay_rows=5_000,
+    child_rows=3_000,
     pickups=60,
     small_rows=5_000,
     middle_rows=20_000,

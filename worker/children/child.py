@@ -62,7 +62,7 @@ def main(sock: socket.socket, board: int, setting: Setting) -> int:
     try:
         child = Child(link, Board(board), setting)
     except ConfigurationError as error:
-        link.send(Ready("; ".join(error.problems)))
+        link.send(Ready(os.getpid(), "; ".join(error.problems)))
         return 1
     try:
         child.serve()
@@ -97,7 +97,7 @@ class Child:
         self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def serve(self) -> None:
-        self._link.send(Ready())
+        self._link.send(Ready(os.getpid()))
         while (message := self._link.receive()) is not None:
             spent = self._attempt(message) if isinstance(message, Begin) else self._commit(message)
             if spent:

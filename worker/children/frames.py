@@ -39,6 +39,7 @@ class Commit(NamedTuple):
 class Ready(NamedTuple):
     """From a child: it has imported the pipelines and waits; or it cannot, and says why."""
 
+    pid: int
     fault: str | None = None
 
 

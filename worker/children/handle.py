@@ -62,6 +62,8 @@ class Child(asyncio.Protocol):
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         """The last lines that the attempt has logged or printed."""
         self.attempt: Attempt | None = None
+        self.pid: int | None = None
+        """Known once the child is ready. For people and tests: the nursery alone may send it signals."""
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.over: asyncio.Future[None] = loop.create_future()
@@ -181,8 +183,9 @@ class Child(asyncio.Protocol):
                 self._steps[key] = tracing.start(name, "internal", {}, within.traceparent)
             case StepEnded(key, error):
                 self._end_step(key, error)
-            case Ready(fault) if not self.ready.done():
+            case Ready(pid, fault) if not self.ready.done():
                 if fault is None:
+                    self.pid = pid
                     self.ready.set_result(None)
                 else:
                     self.ready.set_exception(ChildUnavailable(fault))

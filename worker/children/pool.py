@@ -75,6 +75,10 @@ class Children:
         else:
             self._idle.append(child)
 
+    def pids(self) -> list[int]:
+        """The process ids of the children that are ready."""
+        return [child.pid for child in self._living.values() if child.pid is not None]
+
     async def warm(self, number: int) -> None:
         """Start `number` children ahead of their first attempts."""
         children = await asyncio.gather(*(self.take() for _ in range(number)))

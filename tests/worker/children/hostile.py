@@ -184,7 +184,9 @@ async def leaves_a_call(_job: Job, _run: Run) -> int:
 @declared("helper")
 def starts_a_helper(_job: Job, _run: Run) -> int:
     """A process that its parent leaves, as daemons and `sh -c 'helper &'` do, and that the attempt goes on to use."""
-    pid = int(subprocess.run(["sh", "-c", "sleep 600 >&- 2>&- & echo $!"], capture_output=True, check=True).stdout)
+    pid = int(
+        subprocess.run(["sh", "-c", "sleep 600 >&- 2>&- & echo $!"], capture_output=True, check=True).stdout
+    )
     time.sleep(2.5)
     os.kill(pid, 0)
     return pid

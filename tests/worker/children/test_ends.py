@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,6 @@ from engine.model import JobState
 from ops.waiting import until
 from tests.support.worker_harness import WorkerHarness
 from tests.worker.children.conftest import OpenWorker, lives
-from worker.children.pool import Children
 
 
 def pid_of(view: object) -> int:
@@ -77,7 +75,7 @@ async def test_a_process_that_dies_between_two_attempts_costs_none_of_them(
         for child in children._living.values():
             assert child._transport is not None
             child._transport.pause_reading()  # so that the worker does not see its end yet
-        pids = _pids(children)
+        pids = children.pids()
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         views = await harness.ended(*[await harness.enqueue("echo") for _ in range(2)])
@@ -150,7 +148,7 @@ async def test_a_drain_ends_what_outlasts_it_and_releases_its_job(
             return any(child.report.step == "sleeping" for child in children._living.values())
 
         await until(runs)
-        pids = _pids(children)
+        pids = children.pids()
         began = time.monotonic()
         await worker.stopped()
         assert time.monotonic() - began < 10
@@ -158,11 +156,3 @@ async def test_a_drain_ends_what_outlasts_it_and_releases_its_job(
         assert row == ("ready", 0)
     await asyncio.sleep(0)
     assert not any(map(lives, pids))
-
-
-def _pids(children: Children) -> list[int]:
-    """The process ids of living children, as the kernel knows them."""
-    nursery = children._nursery
-    assert nursery is not None
-    pid = nursery._process.pid
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -1,0 +1,72 @@
+"""What an attempt in a process reports: progress, steps and log lines, as one in the worker does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+
+from engine.model import JobState
+from engine.telemetry import tracing
+from ops.waiting import until
+from tests.engine.telemetry.test_tracing import Exported
+from tests.support.worker_harness import WorkerHarness
+from tests.worker.children.conftest import OpenWorker
+
+
+@pytest.fixture
+def exported() -> Iterator[Exported]:
+    exported = Exported()
+    with tracing.exporting_by(exported.spans):
+        yield exported
+
+
+def span_of(span: ReadableSpan) -> int:
+    context = span.get_span_context()
+    assert context is not None
+    return context.span_id
+
+
+def span_above(span: ReadableSpan) -> int | None:
+    return span.parent.span_id if span.parent else None
+
+
+async def test_a_report_that_is_nonsense_is_dropped_and_logged_once_and_the_attempt_goes_on(
+    harness: WorkerHarness, open_worker: OpenWorker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    async with open_worker():
+        [view] = await harness.ended(await harness.enqueue("refused"))
+
+        def logged() -> bool:
+            seen.append("".join(capfd.readouterr()))
+            return "progress.refused" in "".join(seen)
+
+        await until(logged)
+    assert view.state is JobState.COMPLETED
+    assert "".join(seen).count("progress.refused") == 1
+
+
+async def test_steps_in_a_process_are_spans_of_the_jobs_trace(
+    harness: WorkerHarness, open_worker: OpenWorker, exported: Exported
+) -> None:
+    async with open_worker(slots=1):
+        [view] = await harness.ended(await harness.enqueue("steps"))
+    assert view.state is JobState.COMPLETED
+    attempt = exported.named("attempt steps")
+    outer, inner, failing = (exported.named(name) for name in ("outer", "inner", "failing"))
+    assert span_above(outer) == span_above(failing) == span_of(attempt)
+    assert span_above(inner) == span_of(outer)
+    assert not failing.status.is_ok
+    assert outer.status.is_ok
+
+
+async def test_a_step_in_which_a_process_dies_is_a_span_that_failed(
+    harness: WorkerHarness, open_worker: OpenWorker, exported: Exported
+) -> None:
+    async with open_worker(slots=1):
+        await harness.ended(await harness.enqueue("steps", "die"))
+    outer, inner = exported.named("outer"), exported.named("inner")
+    assert span_above(inner) == span_of(outer)
+    assert not inner.status.is_ok
