@@ -109,7 +109,7 @@ async def run(url: str, times: int, innocent: int, kinds: Sequence[Kind] = KINDS
     return wrong
 
 
-async def _add(conn: Connection, preset: str, content: str = "") -> UUID:
+async def _add(conn: Connection, preset: str, content: str = "-") -> UUID:
     return (await enqueue(conn, NewJob(user_id="chaos", preset=preset, content=content))).id
 
 

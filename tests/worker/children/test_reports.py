@@ -25,7 +25,7 @@ def exported() -> Iterator[Exported]:
 def span_of(span: ReadableSpan) -> int:
     context = span.get_span_context()
     assert context is not None
-    return context.span_id
+    return int(context.span_id)
 
 
 def span_above(span: ReadableSpan) -> int | None:
