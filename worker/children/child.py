@@ -26,6 +26,7 @@ from engine.errors import ConfigurationError, LeaseLost
 from engine.model import Attempt, Completed, Job, JobError, Outcome, Retry
 from engine.pipeline import Pipeline, load_pipelines
 from engine.process import fork
+from engine.storage.connections import Connection
 from engine.telemetry import logs
 from worker.children.board import Board
 from worker.children.effects import Committer, Committing
@@ -110,7 +111,11 @@ class Child:
         self._jobs += 1
         self._run.begin(attempt, traced=message.traced)
         job = attempt.job
-        with logs.about(job_id=job.id, preset=job.preset, attempt=attempt.number), _limited(pipeline):
+        with (
+            logs.about(job_id=job.id, preset=job.preset, attempt=attempt.number),
+            _limited(pipeline),
+            self._residue.of_author(),
+        ):
             outcome = _explained(self._outcome(Invocation(attempt, pipeline)), pipeline)
         if isinstance(outcome, Completed) and outcome.effects is not None:
             self._kept = Kept(attempt, pipeline, outcome)
@@ -159,16 +164,25 @@ class Child:
     def _commit(self, message: Commit) -> bool:
         kept, self._kept = self._kept, None
         assert kept is not None
-        self._link.send(Committed(self._until_complete(self._committed(kept, message))))
-        return self._run.cancelled.is_set() or self._spent() is not None
+        outcome = self._until_complete(self._committed(kept, message))
+        spent = "ended in its effects" if self._run.cancelled.is_set() else self._spent()
+        self._link.send(Committed(outcome, spent))
+        return spent is not None
 
     async def _committed(self, kept: Kept, message: Commit) -> Outcome | None:
         try:
             if self._committer is None:
                 self._committer = Committer()
                 await self._committer.open(self._setting.settings.database())
-                self._residue.adopt_tasks()
-            await self._committer.commit(Committing(kept.attempt, kept.pipeline), kept.outcome, message)
+            effects = kept.outcome.effects
+            assert effects is not None
+
+            async def watched(conn: Connection) -> None:
+                with self._residue.of_author():
+                    await effects(conn)
+
+            outcome = replace(kept.outcome, effects=watched)
+            await self._committer.commit(Committing(kept.attempt, kept.pipeline), outcome, message)
         except LeaseLost:
             return None
         except BaseException as error:  # noqa: BLE001 - effects are an author's code: what they raise is the job's

@@ -73,9 +73,13 @@ class Ended(NamedTuple):
 
 
 class Committed(NamedTuple):
-    """From a child: the outcome that is committed with its effects, or that is to be written instead; None if lost."""
+    """From a child: the outcome that is committed with its effects, or that is to be written instead; None if lost.
+
+    `spent` as in Ended.
+    """
 
     outcome: Outcome | None
+    spent: str | None
 
 
 def encoded(message: Any) -> bytes:

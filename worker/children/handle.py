@@ -106,6 +106,7 @@ class Child(asyncio.Protocol):
         answer: Committed | None = await self._asked(message)
         if answer is None:
             return None
+        self.spent = self.spent or answer.spent
         if answer.outcome is None:
             raise LeaseLost("the fence of the effects")
         return answer.outcome

@@ -8,8 +8,9 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 EXECUTOR: Final = "asyncio"
@@ -25,6 +26,7 @@ class Residue:
         self._executor = _Executor(thread_name_prefix=EXECUTOR)
         loop.set_default_executor(self._executor)
         self._tasks: set[asyncio.Task[Any]] = set()
+        """Those that an author's code has left. The engine's own are not among them."""
         self._threads = frozenset(threading.enumerate())
         self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -34,9 +36,14 @@ class Residue:
         self._umask = os.umask(0o077)
         os.umask(self._umask)
 
-    def adopt_tasks(self) -> None:
-        """The tasks that run now are the engine's."""
-        self._tasks = asyncio.all_tasks(self._loop)
+    @contextmanager
+    def of_author(self) -> Iterator[None]:
+        """The block calls an author's code: the tasks that begin in it, and are there after it, are left by it."""
+        before = asyncio.all_tasks(self._loop)
+        try:
+            yield
+        finally:
+            self._tasks |= asyncio.all_tasks(self._loop) - before
 
     def left(self) -> str | None:
         """Put back what can be put back. Returns what cannot, for the log."""
@@ -55,8 +62,8 @@ class Residue:
             )
         if self._executor.running:
             return "an attempt left a call in a thread"
-        if asyncio.all_tasks(self._loop) - self._tasks:
-            return "an attempt left a task"
+        if left_task := next((each for each in self._tasks if not each.done()), None):
+            return f"an attempt left the task {left_task.get_name()!r}"
         return "an attempt left a process" if _has_processes() else None
 
     def _put_back(self) -> None:

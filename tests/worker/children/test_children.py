@@ -75,6 +75,30 @@ async def test_effects_of_a_child_commit_with_its_result_on_a_connection_of_the_
     assert failed.error["message"] == "the effects have failed"
 
 
+async def test_effects_leave_a_child_to_the_next_attempt(
+    harness: WorkerHarness, open_worker: OpenWorker
+) -> None:
+    await harness.conn.execute("CREATE TABLE seen (job_id uuid, pid integer)")
+    async with open_worker(slots=1):
+        ids = [await harness.enqueue("record") for _ in range(4)]
+        pids = {output(view)["pid"] for view in await harness.ended(*ids)}
+    assert len(pids) == 1
+
+
+async def test_effects_that_leave_a_task_are_the_last_ones_of_their_child(
+    harness: WorkerHarness, open_worker: OpenWorker
+) -> None:
+    await harness.conn.execute("CREATE TABLE seen (job_id uuid, pid integer)")
+    async with open_worker(slots=1):
+        views = [
+            view
+            for content in ("task", "-", "-")
+            for view in await harness.ended(await harness.enqueue("record", content))
+        ]
+    first, second, third = (output(view)["pid"] for view in views)
+    assert first != second == third
+
+
 async def test_a_child_that_dies_in_its_effects_takes_its_transaction_with_it(
     harness: WorkerHarness, open_worker: OpenWorker
 ) -> None:

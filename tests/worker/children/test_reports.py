@@ -8,7 +8,8 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
 from engine.model import JobState
-from engine.telemetry import tracing
+from engine.settings import load
+from engine.telemetry import logs, tracing
 from ops.waiting import until
 from tests.engine.telemetry.test_tracing import Exported
 from tests.support.worker_harness import WorkerHarness
@@ -35,6 +36,7 @@ def span_above(span: ReadableSpan) -> int | None:
 async def test_a_report_that_is_nonsense_is_dropped_and_logged_once_and_the_attempt_goes_on(
     harness: WorkerHarness, open_worker: OpenWorker, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    logs.configure(load({"OUTRIDER_LOG_FORMAT": "json"}), "worker")
     seen: list[str] = []
     async with open_worker():
         [view] = await harness.ended(await harness.enqueue("refused"))

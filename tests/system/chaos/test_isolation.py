@@ -1,0 +1,23 @@
+"""An attempt in a process of its own costs nobody else anything, and SIGKILL loses, doubles and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ops.chaos import isolation, orphans
+
+pytestmark = pytest.mark.long
+
+
+async def test_what_breaks_in_a_process_costs_no_neighbour_an_attempt_or_a_second(database_url: str) -> None:
+    async with asyncio.timeout(300):
+        assert await isolation.run(database_url, times=2, innocent=3) == []
+
+
+async def test_killed_children_and_workers_lose_no_job_double_no_effect_and_leave_no_process(
+    database_url: str,
+) -> None:
+    async with asyncio.timeout(300):
+        assert await asyncio.to_thread(orphans.run, database_url, 500, 15.0) == []
