@@ -31,7 +31,7 @@ from worker.children.frames import (
     StepEnded,
     encoded,
 )
-from worker.children.output import PAUSE_SECONDS, PORTION
+from worker.children.output import PAUSE_SECONDS, PORTION, Output
 
 DIED: Final = "ProcessDied"
 TAIL_LINES: Final = 5
@@ -69,6 +69,7 @@ class Child(asyncio.Protocol):
         self.over: asyncio.Future[None] = loop.create_future()
         # Nobody may wait for it any more.
         self.ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
+        self.output: Output | None = None
         self._answer: asyncio.Future[Any] | None = None
         self._decoder = Decoder()
         self._transport: asyncio.Transport | None = None
@@ -92,6 +93,8 @@ class Child(asyncio.Protocol):
         reports = self.report.n
         answer: Ended | None = await self._asked(Begin(attempt, span is not OFF))
         self._end_steps()
+        if self.output is not None:
+            self.output.drain()
         if answer is None and self.report.n == reports:
             raise NotBegun(f"a child {self._end_in_words()} before its attempt began")
         if answer is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 MAX_LINE: Final = 4096
@@ -17,7 +19,8 @@ MAX_LINES: Final = 20
 class Output(asyncio.Protocol):
     """Calls `on_line` for each line of a child's standard output and error."""
 
-    def __init__(self, on_line: Callable[[str], None]) -> None:
+    def __init__(self, descriptor: int, on_line: Callable[[str], None]) -> None:
+        self._descriptor = descriptor
         self._on_line = on_line
         self._rest = b""
         self._read = 0
@@ -27,7 +30,23 @@ class Output(asyncio.Protocol):
         assert isinstance(transport, asyncio.ReadTransport)
         self._transport = transport
 
+    def drain(self) -> None:
+        """Read what an attempt has left in the pipe at its end, so that it is not taken for the next one's."""
+        if self._transport is not None and not self._transport.is_closing():
+            with suppress(BlockingIOError):  # nothing is left
+                self._take(os.read(self._descriptor, PORTION))
+            self.eof_received()
+            self._rest = b""
+
     def data_received(self, data: bytes) -> None:
+        self._take(data)
+        self._read += len(data)
+        if self._read >= PORTION and self._transport is not None:
+            self._read = 0
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._resume)
+
+    def _take(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
             lines, self._rest = [*lines, self._rest], b""
@@ -36,11 +55,6 @@ class Output(asyncio.Protocol):
                 self._on_line(line[:MAX_LINE].decode(errors="replace"))
         if (more := len(lines) - MAX_LINES) > 0:
             self._on_line(f"… and {more} more lines")
-        self._read += len(data)
-        if self._read >= PORTION and self._transport is not None:
-            self._read = 0
-            self._transport.pause_reading()
-            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._resume)
 
     def eof_received(self) -> None:
         if self._rest.strip():

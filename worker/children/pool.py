@@ -152,7 +152,8 @@ class Children:
             await loop.connect_accepted_socket(lambda: child, ours)
             reading, output = os.pipe()
             _closing(theirs, output)
-            await loop.connect_read_pipe(lambda: Output(child.printed), os.fdopen(reading, "rb"))
+            child.output = printed = Output(reading, child.printed)
+            await loop.connect_read_pipe(lambda: printed, os.fdopen(reading, "rb"))
             self._living[name] = child
             CHILDREN.set(len(self._living))
             # The nursery gets copies, for as long as they wait to be sent.

@@ -67,6 +67,12 @@ def logs(_job: Job, _run: Run) -> None:
     print("printed by hand")
 
 
+@declared("says")
+def says(job: Job, _run: Run) -> None:
+    print("line", job.content)
+    print("rest", job.content, end="")
+
+
 @declared("exit")
 def exits(_job: Job, run: Run) -> None:
     with run.step("render"):

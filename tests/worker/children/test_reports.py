@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -72,3 +74,16 @@ async def test_a_step_in_which_a_process_dies_is_a_span_that_failed(
     outer, inner = exported.named("outer"), exported.named("inner")
     assert span_above(inner) == span_of(outer)
     assert not inner.status.is_ok
+
+
+async def test_what_is_printed_belongs_to_the_attempt_that_printed_it(
+    harness: WorkerHarness, open_worker: OpenWorker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(load({"OUTRIDER_LOG_FORMAT": "json"}), "worker")
+    async with open_worker(slots=1):
+        ids = [str(await harness.enqueue("says", str(number))) for number in range(30)]
+        await harness.ended(*map(UUID, ids))
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "attempt.printed" in line]
+    assert [(line["job_id"], line["text"]) for line in lines] == [
+        (job_id, f"{text} {number}") for number, job_id in enumerate(ids) for text in ("line", "rest")
+    ]
