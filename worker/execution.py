@@ -228,7 +228,7 @@ class Execution:
             if self._stopped_as is not None:
                 children.give(child)
                 return self._stopped_as
-            self.child, self._seen = child, child.report.n
+            self.child, self._seen = child, child.board.count
             try:
                 return await child.run(self.attempt, self.pipeline.memory_mb, self.span)
             except NotBegun:

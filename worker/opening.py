@@ -30,6 +30,8 @@ async def open_consumer(
         open_pool(url, name="worker", size=2) as pool,
         open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), reset_on_return=True) as effects,
     ):
+        if any(each.runs == "process" for each in registry.values()):
+            children.expect(slots)
         yield Consumer(
             url,
             pool,

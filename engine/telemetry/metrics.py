@@ -104,9 +104,11 @@ BATCH_SECONDS = Histogram(
 WORKER_SLOTS = Gauge("outrider_worker_slots", "Attempts this process can run at once")
 CHILDREN = Gauge("outrider_children", "Living children of this process, which run attempts of their own")
 CHILDREN_ENDED = Counter(
-    "outrider_children_ended", "Children that ended, by how: dismissed, exit, signal", ["how"]
+    "outrider_children_ended",
+    "Children that ended: dismissed or stopped by their worker, or by themselves, by an exit or a signal",
+    ["how"],
 )
-for _how in ("dismissed", "exit", "signal"):
+for _how in ("dismissed", "stopped", "exit", "signal"):
     CHILDREN_ENDED.labels(_how)
 WORKER_BUSY = Gauge("outrider_worker_busy_slots", "Attempts this process runs now")
 HEARTBEATS = Counter("outrider_heartbeats", "Heartbeats of the worker's lease, by outcome", ["outcome"])

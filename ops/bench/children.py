@@ -21,6 +21,7 @@ from worker.children.setting import Setting
 
 TITLE = "Attempts as tasks, in threads and in processes (children)"
 PRESETS: Final = {"task": "noop", "thread": "noop-thread", "process": "noop-process"}
+HOLD: Final = "hold-process"
 CLOCKS: Final = {"thread": "clock-thread", "process": "clock-process"}
 SLOTS: Final = 20
 FEW: Final = 2
@@ -71,10 +72,10 @@ def _rate(url: str, rows: int) -> float:
 
 @contextmanager
 def _warm_worker(url: str, preset: str, slots: int) -> Iterator[int]:
-    """The id of a worker that has run a few jobs of `preset` in each slot, whose children are not replaced."""
-    few = slots * 10
+    """The id of a worker that has a child for each slot, if `preset` runs in children. They are not replaced."""
+    few = slots * 2
     with (
-        backlog(url, few, preset) as commit,
+        backlog(url, few, HOLD if preset == PRESETS["process"] else preset) as commit,
         processes.worker(url, slots, OUTRIDER_CHILD_MAX_JOBS="1000000") as worker,
     ):
         commit()

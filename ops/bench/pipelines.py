@@ -23,6 +23,12 @@ def noop_process(_job: Job, _run: Run) -> None:
     """Does nothing."""
 
 
+@pipeline("hold-process", runs="process")
+def hold_process(_job: Job, _run: Run) -> None:
+    """Holds its process for a second."""
+    time.sleep(1)
+
+
 @pipeline("clock-thread", runs="thread")
 def clock_thread(_job: Job, _run: Run) -> float:
     """As `clock`."""
@@ -47,4 +53,4 @@ async def short(_job: Job, _run: Run) -> None:
     await asyncio.sleep(0.005)
 
 
-pipelines = [noop, noop_thread, noop_process, clock, clock_thread, clock_process, short]
+pipelines = [noop, noop_thread, noop_process, hold_process, clock, clock_thread, clock_process, short]

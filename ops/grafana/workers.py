@@ -175,6 +175,32 @@ HEALTH = Row(
             limits=above(0.1, 1),
             alerts=["OutriderLeasesLost"],
         ),
+        graph(
+            "Event loop blocked",
+            "How often in five minutes something kept the event loop from turning for a second, by process.",
+            {"{{instance}}": "sum by (instance) (increase(outrider_loop_blocked_total[5m]))"},
+            alerts=["OutriderLoopBlocked"],
+        ),
+    ],
+)
+
+CHILDREN = Row(
+    "Attempts in processes",
+    [
+        graph(
+            "Children",
+            "Living processes that run attempts, by worker.",
+            {"{{instance}}": f"{total('outrider_children', 'instance')} > 0"},
+            stacked=True,
+        ),
+        graph(
+            "Children that ended",
+            "A second. Dismissed: replaced after its attempts. Stopped: with an attempt that was ended. Exit, signal: "
+            "by itself, with its attempt.",
+            {"{{how}}": rate("outrider_children_ended_total", "how")},
+            unit=PER_SECOND,
+            alerts=["OutriderChildrenDie"],
+        ),
     ],
 )
 
@@ -182,5 +208,5 @@ BOARD = Board(
     "outrider-workers",
     "Outrider: workers",
     "The workers, their load, and the outcomes of attempts.",
-    [FLEET, LOAD, ATTEMPTS, HANDLING, HEALTH],
+    [FLEET, LOAD, ATTEMPTS, CHILDREN, HANDLING, HEALTH],
 )

@@ -50,6 +50,11 @@ class Board:
         self._page[at : at + len(head) + len(message) + len(step)] = head + message + step
         SEQUENCE.pack_into(self._page, REPORT + SEQUENCE.size, report.n)
 
+    @property
+    def count(self) -> int:
+        """How many reports there were."""
+        return int(SEQUENCE.unpack_from(self._page, REPORT + SEQUENCE.size)[0])
+
     def read(self) -> Report:
         """The latest report that is whole."""
         (before,) = SEQUENCE.unpack_from(self._page, REPORT + SEQUENCE.size)

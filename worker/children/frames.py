@@ -6,7 +6,6 @@ Both ends run the same version of this code. What an author returns never crosse
 from __future__ import annotations
 
 import pickle
-import socket
 import struct
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
@@ -87,15 +86,8 @@ def encoded(message: Any) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def receive(sock: socket.socket) -> Any:
-    """The next message of a blocking socket; None at its end."""
-    head = _exactly(sock, LENGTH.size)
-    body = _exactly(sock, LENGTH.unpack(head)[0]) if head else b""
-    return pickle.loads(body) if body else None  # noqa: S301 - from our own worker
-
-
 class Decoder:
-    """Cuts what arrives from a child into messages."""
+    """Cuts what arrives into messages."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
@@ -116,13 +108,3 @@ class Decoder:
                 yield pickle.loads(body)  # noqa: S301 - a child runs the same code as this process, and no other
             except Exception as error:
                 raise BrokenFrame(f"{type(error).__name__}: {error}") from error
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    found = bytearray()
-    while len(found) < size:
-        chunk = sock.recv(min(size - len(found), 1 << 20))
-        if not chunk:
-            return b""
-        found += chunk
-    return bytes(found)

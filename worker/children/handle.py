@@ -90,12 +90,12 @@ class Child(asyncio.Protocol):
         """
         self.attempt, self._began, self._span = attempt, time.monotonic(), span
         self.tail.clear()
-        reports = self.report.n
+        reports = self.board.count
         answer: Ended | None = await self._asked(Begin(attempt, span is not OFF))
         self._end_steps()
         if self.output is not None:
             self.output.drain()
-        if answer is None and self.report.n == reports:
+        if answer is None and self.board.count == reports:
             raise NotBegun(f"a child {self._end_in_words()} before its attempt began")
         if answer is None:
             return Retry(None, JobError(DIED, self._obituary(memory_mb)))

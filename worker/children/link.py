@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 from collections import deque
-from typing import Any
+from typing import Any, Final
 
-from worker.children.frames import Line, encoded, receive
+from worker.children.frames import Decoder, Line, encoded
+
+RECEIVE_BYTES: Final = 1 << 18
 
 
 class Link:
@@ -18,6 +20,8 @@ class Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
+        self._decoder = Decoder()
+        self._received: deque[Any] = deque()
         self._unsent: deque[bytes] = deque()
         self._sending = threading.Lock()
         self._sender: int | None = None
@@ -25,7 +29,11 @@ class Link:
 
     def receive(self) -> Any:
         """The next message; None at the end of the worker, or of its interest in this child."""
-        return receive(self.socket)
+        while not self._received:
+            if not (data := self.socket.recv(RECEIVE_BYTES)):
+                return None
+            self._received.extend(self._decoder.feed(data))
+        return self._received.popleft()
 
     def send(self, message: Any) -> None:
         """Raises OSError if the worker has gone, and what `pickle` raises of an author's objects."""

@@ -79,6 +79,11 @@ class Children:
         """The process ids of the children that are ready."""
         return [child.pid for child in self._living.values() if child.pid is not None]
 
+    def expect(self, number: int) -> None:
+        """Begin to start as many of `number` children as may start at once, before their first attempts come."""
+        # A start that fails is told by the attempt that asks for the next one.
+        self._start_to(number)
+
     async def warm(self, number: int) -> None:
         """Start `number` children ahead of their first attempts."""
         children = await asyncio.gather(*(self.take() for _ in range(number)))
@@ -107,7 +112,10 @@ class Children:
         return None
 
     def _start_for_waiting(self) -> None:
-        while len(self._starting) < min(MAX_STARTS, len(self._waiting)):
+        self._start_to(len(self._waiting))
+
+    def _start_to(self, number: int) -> None:
+        while len(self._starting) < min(MAX_STARTS, number):
             task = asyncio.get_running_loop().create_task(self._started())
             self._starting.add(task)
             task.add_done_callback(self._has_started)
@@ -170,7 +178,9 @@ class Children:
         CHILDREN.set(len(self._living))
         if child is not None:
             code = os.waitstatus_to_exitcode(exited.status)
-            how = "signal" if code < 0 else "exit" if code else "dismissed"
+            how = (
+                "stopped" if child.board.ending else "signal" if code < 0 else "exit" if code else "dismissed"
+            )
             CHILDREN_ENDED.labels(how).inc()
             child.exited(exited.status, exited.peak)
 

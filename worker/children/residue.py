@@ -15,7 +15,26 @@ from typing import Any, Final
 
 EXECUTOR: Final = "asyncio"
 """The prefix of the threads of the event loop's own executor, which later attempts use again."""
-LIMITS: Final = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+SIGNALS: Final = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGPIPE,
+    signal.SIGALRM,
+    signal.SIGTERM,
+    signal.SIGCHLD,
+    signal.SIGPROF,
+)
+"""Those that programs handle. A look at each of the 64 would cost more than the attempt."""
+LIMITS: Final = (
+    resource.RLIMIT_AS,
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NOFILE,
+)
 
 
 class Residue:
@@ -28,10 +47,10 @@ class Residue:
         self._tasks: set[asyncio.Task[Any]] = set()
         """Those that an author's code has left. The engine's own are not among them."""
         self._threads = frozenset(threading.enumerate())
-        self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self._handlers = [*map(signal.getsignal, SIGNALS)]
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
-        self._limits = {each: resource.getrlimit(each) for each in LIMITS}
+        self._limits = [*map(resource.getrlimit, LIMITS)]
         self._streams = sys.stdout, sys.stderr
         self._umask = os.umask(0o077)
         os.umask(self._umask)
@@ -68,15 +87,16 @@ class Residue:
 
     def _put_back(self) -> None:
         """Raises OSError, or ValueError of a closed stream, for what cannot be put back."""
-        for number, handler in self._handlers.items():
-            if handler is not None and signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
+        if [*map(signal.getsignal, SIGNALS)] != self._handlers:
+            for number, handler in zip(SIGNALS, self._handlers, strict=True):
+                if handler is not None and signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         os.umask(self._umask)
         os.fchdir(self._folder)
-        for each, limits in self._limits.items():
-            if resource.getrlimit(each) != limits:
+        if [*map(resource.getrlimit, LIMITS)] != self._limits:
+            for each, limits in zip(LIMITS, self._limits, strict=True):
                 resource.setrlimit(each, limits)
         sys.stdout, sys.stderr = self._streams
         sys.stdout.flush()
