@@ -93,6 +93,7 @@ class Settings(BaseModel):
     cors_origins: Annotated[tuple[str, ...], Listed] = ()
     pipelines: Annotated[tuple[str, ...], Listed] = ()
     worker_concurrency: Annotated[int, Field(ge=1, le=1000), Digits] = 10
+    relay_workers: Annotated[int, Field(ge=0, le=256), Digits] = 1
     child_max_jobs: Annotated[int, Field(ge=1, le=1_000_000), Digits] = 1000
     child_max_mb: Annotated[int, Field(ge=64, le=1_048_576), Digits] = 512
     lease_seconds: Annotated[float, Field(ge=1, le=3600), Decimal] = 30.0

@@ -1,4 +1,7 @@
-"""Composition of the relay process: maintenance, and beside it the work that the transport needs."""
+"""Composition of the relay process: maintenance, and beside it the work that the transport needs.
+
+No job runs in this process: authors' code could keep maintenance from its time.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ from engine.pipeline import Registry, load_pipelines
 from engine.process.admin import accepting, admin_server
 from engine.process.loops import keep_running
 from engine.process.run import calm_the_collector, run
+from engine.process.supervision import Supervisor
 from engine.settings import Settings
 from engine.storage.connections import open_pool
 from engine.storage.notify import Notifier
 from migrations.readiness import open_checks
 from relay.maintenance.loop import Maintenance
-from worker.opening import open_consumer
-from worker.source import PostgresSource
+from worker.fleet import supervised_workers
 
 log = structlog.get_logger()
 
@@ -34,32 +37,33 @@ class Work(Protocol):
 
 
 @asynccontextmanager
-async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Work]:
-    """The work beside maintenance: publish the outbox, or run jobs from the outbox as a worker does."""
+async def _open_work(
+    settings: Settings, url: str, registry: Registry, workers: Supervisor
+) -> AsyncIterator[tuple[str, Work]]:
+    """The work beside maintenance, under the name of its check: publish the outbox, or keep workers running."""
     if settings.transport == "pubsub":
         # Imported here because Google's client takes half a second to import.
         from relay.relay import open_relay
 
         async with open_relay(settings, url, registry) as relay:
-            yield relay
+            yield "pubsub", relay
     else:
-        source = PostgresSource(url, tuple(registry))
-        async with open_consumer(settings, url, source, registry) as consumer:
-            yield consumer
+        yield "workers", workers
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> int:
-    """Do maintenance, and publish or run jobs, until `stop`.
+    """Do maintenance, and publish or keep workers running, until `stop`.
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
     registry = load_pipelines(settings.pipelines)
     url = settings.database()
     notifier = Notifier(url)
+    workers = supervised_workers(settings, settings.relay_workers if settings.transport == "postgres" else 0)
     async with (
         open_checks(url, "relay") as database,
         open_pool(url, name="maintenance", size=MAINTENANCE_CONNECTIONS) as pool,
-        _open_work(settings, url, registry) as work,
+        _open_work(settings, url, registry, workers) as (name, work),
     ):
         maintenance = Maintenance(
             url,
@@ -74,12 +78,12 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
         checks = {
             **database,
             "maintenance": maintenance.ready,
-            settings.transport: work.ready,
+            name: work.ready,
             "accepting": accepting(stop),
         }
-        async with admin_server(settings, "relay", checks) as port, asyncio.TaskGroup() as group:
-            # In pubsub mode a relay runs no jobs.
-            calm_the_collector(fully=settings.transport == "pubsub")
+        pages = workers.pages if workers.places else None
+        async with admin_server(settings, "relay", checks, pages=pages) as port, asyncio.TaskGroup() as group:
+            calm_the_collector(fully=True)
             log.info("relay.started", transport=settings.transport, presets=list(registry), admin_port=port)
             notifying = group.create_task(keep_running("notify", notifier.run))
             maintaining = group.create_task(maintenance.run(stop))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 
 from engine.pipeline import Registry, load_pipelines
+from engine.process import supervised
 from engine.process.admin import accepting, admin_server
 from engine.process.run import calm_the_collector, run
 from engine.settings import Settings
@@ -60,4 +63,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
 
 if __name__ == "__main__":
+    if supervised.follow(sys.argv):
+        # As for every command: authors' modules are in the current directory, and replace none of ours.
+        sys.path.append(str(Path.cwd()))
     run("worker", main)

@@ -11,9 +11,11 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 from engine import version
 from engine.errors import ConfigurationError, DatabaseUnavailable, OutriderError
+from engine.process import supervised
 from engine.process.autoscale import Autoscale
 from engine.process.http.admission import Limits
 from engine.process.http.listener import listening
+from engine.process.merged_metrics import Pages, merged_handler
 from engine.settings import Settings
 from engine.telemetry.metrics import BUILD, CONFIG, LOOP_LAG_SECONDS
 
@@ -56,12 +58,20 @@ def accepting(stop: asyncio.Event) -> Check:
 
 
 @asynccontextmanager
-async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIterator[int]:
+async def admin_server(
+    settings: Settings,
+    role: str,
+    checks: Checks,
+    *,
+    pages: Pages | None = None,
+    shown_as: str | None = None,
+) -> AsyncIterator[int]:
     """Serve until the block ends; yields the port. `checks` decide /readyz, and /healthz passes by answering at all.
 
+    A supervisor gives the metrics of its processes as `pages`. The metrics name the role, or `shown_as`.
     Raises ConfigurationError if the port cannot be opened.
     """
-    BUILD.info({"version": version.installed(), "role": role, "transport": settings.transport})
+    BUILD.info({"version": version.installed(), "role": shown_as or role, "transport": settings.transport})
     CONFIG.info({name: str(getattr(settings, name)) for name in ALIKE})
     autoscale = Autoscale(settings)
 
@@ -81,7 +91,7 @@ async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIt
     app = web.Application()
     app.add_routes(
         [
-            web.get("/metrics", make_aiohttp_handler()),
+            web.get("/metrics", merged_handler(pages) if pages else make_aiohttp_handler()),
             web.get("/healthz", alive),
             web.get("/readyz", ready),
             web.get("/autoscale", scaled),
@@ -99,6 +109,7 @@ async def admin_server(settings: Settings, role: str, checks: Checks) -> AsyncIt
                 bound = await stack.enter_async_context(listener)
             except OSError as error:
                 raise ConfigurationError([f"OUTRIDER_ADMIN_PORT: {error.strerror or error}"]) from error
+            supervised.tell(bound)
             yield bound
     finally:
         lag.cancel()

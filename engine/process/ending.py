@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,9 @@ LAST_WORDS_SECONDS: Final = 1.0
 MULTIPROCESSING: Final = "multiprocessing"
 FORK_SECONDS: Final = 0.5
 NOTE_SECONDS: Final = 0.02
+
+followers: Final[set[int]] = set()
+"""The processes that this one has started and that end with it, by pid, as long as they are not reaped."""
 
 
 class Ending:
@@ -80,8 +84,11 @@ class Ending:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process now, and the children of multiprocessing with it: they would wait for work for ever."""
+    """End this process now, and its followers and children of multiprocessing: these would wait for work for ever."""
     try:
+        for pid in list(followers):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)
         if MULTIPROCESSING in sys.modules:
             fork.stop_forking(FORK_SECONDS)
             # A thread that has just forked may not have noted its child yet, and says nothing when it has.

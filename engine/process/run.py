@@ -17,7 +17,7 @@ from typing import NoReturn
 import structlog
 
 from engine.errors import ConfigurationError, OutriderError
-from engine.process import descriptors, fork
+from engine.process import descriptors, fork, init
 from engine.process.ending import LAST_WORDS_SECONDS, Ending, leave
 from engine.process.loop_watch import LoopWatch
 from engine.settings import Settings, load
@@ -36,6 +36,7 @@ def run(role: str, main: Main, settings: Settings | None = None) -> NoReturn:
     too, by SIGHUP, which never ends the process at once. What `main` leaves behind, as threads, children and exit
     handlers, ends within EXIT_SECONDS.
     """
+    init.leave_process_1()
     ending = Ending()
     try:
         settings = settings or load()

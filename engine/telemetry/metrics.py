@@ -210,6 +210,16 @@ XMIN_AGE_TRANSACTIONS = Gauge(
 DEAD_TUPLES = Gauge("outrider_database_dead_tuples", "Dead rows of a hot table", ["table"])
 TABLE_BYTES = Gauge("outrider_database_table_bytes", "Bytes of a table with its indexes", ["table"])
 
+# Supervisors.
+PROCESSES = Gauge("outrider_processes", "Living processes that this supervisor started")
+PROCESSES_ENDED = Counter(
+    "outrider_processes_ended", "Processes of this supervisor that ended before the stop"
+)
+PROCESSES_SILENT = Gauge(
+    "outrider_processes_silent",
+    "Processes whose metrics are missing here, because they did not answer the supervisor",
+)
+
 # Every process.
 STATEMENT_SECONDS = Histogram(
     "outrider_database_statement_seconds", "Seconds of a statement, by name", ["statement"], buckets=SECONDS

@@ -68,8 +68,8 @@ def worker(url: str, slots: int, **settings: Any) -> Iterator[Child]:
 
 @contextmanager
 def relay(url: str, **settings: Any) -> Iterator[Child]:
-    """A relay process without the benchmark's presets: in Postgres mode it runs maintenance, and no jobs."""
-    with _process("relay", url=url, **settings) as child:
+    """A relay process that runs maintenance, and in Pub/Sub mode publishes; it has no workers."""
+    with _process("relay", url=url, OUTRIDER_RELAY_WORKERS="0", **settings) as child:
         yield child
 
 

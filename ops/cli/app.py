@@ -18,6 +18,7 @@ from ops.cli.commands import (
     provision,
     submit,
     token,
+    workers,
 )
 from ops.cli.doctor.command import doctor
 from ops.cli.output import replace_unencodable
@@ -37,6 +38,7 @@ app.add_typer(migrate.app, name="migrate")
 app.command("provision")(provision.provision)
 app.command("submit")(submit.submit)
 app.add_typer(jobs.app, name="jobs")
+app.command("workers")(workers.workers)
 app.add_typer(outbox.app, name="outbox")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command("explain")(jobs.explain)

@@ -11,7 +11,7 @@ LEFT = """1 - sum_over_time(slo:outrider_errors:rate2m[28d]) / sum_over_time(slo
 FIRING = """sum by (alertname, severity) (ALERTS{alertname=~"Outrider.+", alertstate="firing"})"""
 PUBLISHED = "outrider_published_messages_total"
 STAGE = "outrider_job_stage_seconds"
-STARTS = "changes(process_start_time_seconds[30m]) and on (job, instance) outrider_build_info"
+STARTS = "changes(process_start_time_seconds[30m]) and on (job, instance, process) outrider_build_info"
 READY = 'status="ready"'
 CLAIM = 'stage="claim"'
 RECORD = 'stage="record"'
@@ -230,21 +230,21 @@ RESOURCES = Row(
         graph(
             "Resident memory",
             "The memory of each process, with its role.",
-            {"{{role}} {{instance}}": of_role("process_resident_memory_bytes")},
+            {"{{role}} {{instance}} {{process}}": of_role("process_resident_memory_bytes")},
             unit=BYTES,
             alerts=["OutriderRestarts", "OutriderAttemptsLapse"],
         ),
         graph(
             "CPU",
             "CPU seconds a second of each process. An event loop can use one core at most.",
-            {"{{role}} {{instance}}": of_role(f"rate(process_cpu_seconds_total[{WINDOW}])")},
+            {"{{role}} {{instance}} {{process}}": of_role(f"rate(process_cpu_seconds_total[{WINDOW}])")},
             limits=above(0.8, 1),
             alerts=["OutriderSubmitBurnsFast"],
         ),
         graph(
             "Starts",
             "How often each process has started again in half an hour.",
-            {"{{job}} {{instance}}": STARTS},
+            {"{{job}} {{instance}} {{process}}": STARTS},
             limits=above(1, 4),
             alerts=["OutriderRestarts", "OutriderProcessDown"],
         ),

@@ -36,7 +36,7 @@ def age(timestamp: str, by: str = "") -> str:
 
 def of_role(process: str) -> str:
     """A figure of each of our processes, with its role."""
-    return f"{process} * on (job, instance) group_left (role) outrider_build_info"
+    return f"{process} * on (job, instance, process) group_left (role) outrider_build_info"
 
 
 def _sum(by: str) -> str:

@@ -181,6 +181,17 @@ HEALTH = Row(
             {"{{instance}}": "sum by (instance) (increase(outrider_loop_blocked_total[5m]))"},
             alerts=["OutriderLoopBlocked"],
         ),
+        graph(
+            "Processes under supervisors",
+            "Living processes of each supervisor, those that it started again in half an hour, and those that do not "
+            "show their metrics.",
+            {
+                "living {{instance}}": "sum by (instance) (outrider_processes) > 0",
+                "started again {{instance}}": "sum by (instance) (increase(outrider_processes_ended_total[30m])) > 0",
+                "silent {{instance}}": "sum by (instance) (outrider_processes_silent) > 0",
+            },
+            alerts=["OutriderRestarts"],
+        ),
     ],
 )
 

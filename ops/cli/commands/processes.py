@@ -7,11 +7,15 @@ import os
 import signal
 import sys
 import threading
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from engine.process.run import Main
+
 PR_SET_PDEATHSIG = 1
+MAX_PROCESSES = 256
 
 Tied = Annotated[
     bool,
@@ -31,12 +35,29 @@ def relay(tied: Tied = False) -> None:
     _run("relay", tied)
 
 
-def worker(tied: Tied = False) -> None:
+def worker(
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_PROCESSES,
+            help="Run so many workers under a supervisor, which starts again what dies. Its admin port shows all.",
+        ),
+    ] = 1,
+    tied: Tied = False,
+) -> None:
     """Run jobs. SIGTERM drains, a second one stops at once."""
-    _run("worker", tied)
+    if processes == 1:
+        _run("worker", tied)
+        return
+    from functools import partial
+
+    from worker.fleet import main
+
+    _run("worker", tied, partial(main, processes=processes))
 
 
-def _run(role: str, tied: bool) -> None:
+def _run(role: str, tied: bool, main: Main | None = None) -> None:
     if tied:
         _tie()
     from importlib import import_module
@@ -44,7 +65,7 @@ def _run(role: str, tied: bool) -> None:
     from engine.process.run import run
     from engine.settings import load
 
-    run(role, import_module(f"{role}.__main__").main, load())
+    run(role, main or import_module(f"{role}.__main__").main, load())
 
 
 def _tie() -> None:

@@ -10,9 +10,9 @@ from typing import Final, Self
 import structlog
 
 from engine.errors import OutriderError
+from engine.process.restarts import exit_code
 from engine.pubsub.client import EMULATOR, names
 from engine.settings import PREFIX, Settings, load
-from ops.cli.up.children import exit_code
 from ops.harness.emulator import Emulator, require
 from relay.provision.apply import BrokerError, open_clients, provision
 from relay.provision.desired import Step

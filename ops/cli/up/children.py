@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from asyncio.subprocess import Process
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ import aiohttp
 import structlog
 
 from engine.errors import ConfigurationError
+from engine.process.restarts import Backoff, exit_code
 from engine.process.run import DONE, FAILED, pause
 from ops.harness.process import outrider, start
 
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 START_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
 END_POLL_SECONDS: Final = 0.2
-MIN_BACKOFF_SECONDS: Final = 0.5
-MAX_BACKOFF_SECONDS: Final = 30.0
-STEADY_SECONDS: Final = 60.0
-"""A process that has run this long starts again with the shortest back-off."""
 SERVER_BACKOFF_SECONDS: Final = 4.0
 SERVER_STEADY_SECONDS: Final = 10.0
 MAX_FAILURES: Final = 5
@@ -82,26 +78,6 @@ class Kept(Protocol):
     async def ended(self) -> int: ...
 
 
-class Backoff:
-    """How many seconds to wait before an ended process is started again."""
-
-    def __init__(self, longest: float = MAX_BACKOFF_SECONDS, steady: float = STEADY_SECONDS) -> None:
-        self._longest = longest
-        self._steady = steady
-        self._seconds = MIN_BACKOFF_SECONDS
-        self._since = time.monotonic()
-
-    def next(self) -> float:
-        """Each wait is twice the last, up to `longest`. After a run of `steady` seconds the waits begin anew."""
-        if time.monotonic() - self._since > self._steady:
-            self._seconds = MIN_BACKOFF_SECONDS
-        seconds, self._seconds = self._seconds, min(self._seconds * 2, self._longest)
-        return seconds
-
-    def started(self) -> None:
-        self._since = time.monotonic()
-
-
 async def keep(kept: Kept, stop: asyncio.Event) -> None:
     """Start the process again whenever it ends, with back-off, until `stop`. `stop` does not end the process."""
     backoff = Backoff()
@@ -150,11 +126,6 @@ async def _end(server: Server) -> bool:
     while not server.ended():  # noqa: ASYNC110
         await asyncio.sleep(END_POLL_SECONDS)
     return True
-
-
-def exit_code(code: int) -> int:
-    """The exit code as a shell reports it: 128 + n for signal n."""
-    return 128 - code if code < 0 else code
 
 
 async def all_ready(children: Sequence[Child]) -> int:

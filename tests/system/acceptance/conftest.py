@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -16,13 +17,23 @@ import pytest
 from psycopg import AsyncConnection
 
 from engine.storage.connections import Pool, open_pool
-from ops.harness.process import ROOT
+from ops.harness.process import ROOT, outrider
 from ops.waiting import WAIT_SECONDS, until
 from tests.support.database import Conn
 from tests.support.worker_harness import WorkerHarness
 from tests.system.acceptance import ledger_pipelines as work
 
 LEASE = 2.0
+
+
+def children(pid: int) -> list[int]:
+    """The living and the unreaped children of a process."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
 
 
 class Process:
@@ -51,6 +62,16 @@ class Process:
 
         await until(look)
 
+    def fields(self, event: str) -> dict[str, Any]:
+        """The fields of the last line of `event`."""
+        lines = [line for line in self._log.read_bytes().splitlines() if line.startswith(b"{")]
+        found: list[dict[str, Any]] = [each for each in map(orjson.loads, lines) if each["event"] == event]
+        return found[-1]
+
+    def children(self) -> list[int]:
+        """The processes that it has started and not reaped."""
+        return children(self.pid)
+
     async def ended(self, seconds: float = WAIT_SECONDS) -> int:
         async with asyncio.timeout(seconds):
             return await self._child.wait()
@@ -70,9 +91,21 @@ class ProcessHarness(WorkerHarness):
         self._started = 0
 
     async def start(
-        self, role: str = "worker", *, lease: float = LEASE, slots: int = 10, drain: float = 20
+        self,
+        role: str = "worker",
+        *,
+        lease: float = LEASE,
+        slots: int = 10,
+        drain: float = 20,
+        processes: int = 1,
+        prefix: Sequence[str] = (),
+        registered: int | None = None,
+        **others: object,
     ) -> Process:
-        """A worker or relay process, once it holds a lease."""
+        """A worker or relay process, once it holds a lease, or with `processes` that many under a supervisor.
+
+        `prefix`: a command that runs it. `registered`: how many leases to wait for instead.
+        """
         self._started += 1
         log = self.folder / f"{role}-{self._started}.log"
         settings = {
@@ -82,18 +115,21 @@ class ProcessHarness(WorkerHarness):
             "LEASE_SECONDS": lease,
             "WORKER_CONCURRENCY": slots,
             "DRAIN_SECONDS": drain,
-        }
+        } | others
+        command = [sys.executable, "-m", role]
+        if processes > 1:
+            command = outrider(role, "--processes", str(processes))
         with log.open("wb") as stream:
             child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", role),
+                *prefix,
+                *command,
                 cwd=ROOT,
                 stderr=stream,
                 env=os.environ | {f"OUTRIDER_{name}": str(value) for name, value in settings.items()},
             )
         process = Process(child, log)
         self._stack.push_async_callback(process.end)
-        await process.says("worker.registered")
+        await process.says("worker.registered", processes if registered is None else registered)
         return process
 
     async def submit(self, preset: str, count: int = 1) -> list[UUID]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -152,6 +153,13 @@ def leave(job: Any, run: Any) -> None:
     os._exit(1)
 
 
+@pipeline("orphan", backoff=0)
+def orphan(job: Any, run: Any) -> None:
+    """Leaves a process without a parent."""
+    started(job, run)
+    subprocess.run(["sh", "-c", "sleep 0.2 &"], check=True)
+
+
 @pipeline("moment", backoff=0)
 async def moment(job: Any, run: Any) -> None:
     """Outlives what ends the process, if both start together."""
@@ -175,6 +183,7 @@ async def block(job: Any, run: Any) -> str:
 
 
 pipelines: list[Pipeline] = [
+    orphan,
     wait,
     plain,
     effects,

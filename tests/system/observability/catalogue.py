@@ -18,8 +18,8 @@ from worker.attempt_metrics import OUTCOMES
 
 Labels = frozenset[str]
 
-TARGET: Final[Labels] = frozenset({"job", "instance"})
-"""What Prometheus puts on every series that it scrapes."""
+TARGET: Final[Labels] = frozenset({"job", "instance", "process"})
+"""What Prometheus puts on every series that it scrapes, and a supervisor on those of its page."""
 INFO: Final[Mapping[Info, Labels]] = {
     metrics.BUILD: frozenset({"version", "role", "transport"}),
     metrics.CONFIG: frozenset(ALIKE),
@@ -32,7 +32,7 @@ SUFFIXES: Final[Mapping[type[Any], Sequence[str]]] = {
 }
 
 VALUES: Final[Mapping[tuple[str, str], Collection[str]]] = {
-    ("outrider_build_info", "role"): PORTS.keys(),
+    ("outrider_build_info", "role"): [*PORTS, "supervisor"],
     ("outrider_build_info", "transport"): get_args(Transport),
     ("outrider_breaker_open", "fault"): [fault.value for fault in Fault],
     ("outrider_jobs_finished_total", "state"): list(JobState),
