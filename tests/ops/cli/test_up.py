@@ -96,7 +96,8 @@ def test_ctrl_c_on_a_terminal_reaches_the_parent_alone_and_stops_web_first(
     assert screen.process.returncode == 0
     assert "aborted" not in screen.text
     stopping = [found.start() for found in re.finditer("process.stopping", screen.text)]
-    assert len(stopping) == 4
+    # `up`, web, worker, relay, and the relay's own worker.
+    assert len(stopping) == 5
     assert stopping[1] < screen.text.index("web.stopped") < stopping[2]
     assert "\x1b[" in screen.text, "logs are for people on a terminal"
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from ops.cli.up import children
+from engine.process import restarts
 from ops.cli.up.children import keep
 
 
@@ -35,7 +35,7 @@ class Kept:
 async def test_a_process_that_cannot_be_started_again_is_tried_again_and_costs_the_others_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(children, "MIN_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(restarts, "MIN_BACKOFF_SECONDS", 0.01)
     kept, stop = Kept(), asyncio.Event()
     with capture_logs() as lines:
         async with asyncio.timeout(10), asyncio.TaskGroup() as group:

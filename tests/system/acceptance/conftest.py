@@ -16,6 +16,7 @@ import orjson
 import pytest
 from psycopg import AsyncConnection
 
+from engine.pubsub.client import EMULATOR
 from engine.storage.connections import Pool, open_pool
 from ops.harness.process import ROOT, outrider
 from ops.waiting import WAIT_SECONDS, until
@@ -100,6 +101,7 @@ class ProcessHarness(WorkerHarness):
         processes: int = 1,
         prefix: Sequence[str] = (),
         registered: int | None = None,
+        emulator: str = "",
         **others: object,
     ) -> Process:
         """A worker or relay process, once it holds a lease, or with `processes` that many under a supervisor.
@@ -125,7 +127,9 @@ class ProcessHarness(WorkerHarness):
                 *command,
                 cwd=ROOT,
                 stderr=stream,
-                env=os.environ | {f"OUTRIDER_{name}": str(value) for name, value in settings.items()},
+                env=os.environ
+                | {f"OUTRIDER_{name}": str(value) for name, value in settings.items()}
+                | {EMULATOR: emulator},
             )
         process = Process(child, log)
         self._stack.push_async_callback(process.end)
