@@ -15,9 +15,8 @@ import aiohttp
 import structlog
 
 from engine.errors import OutriderError
-from engine.process import ending
+from engine.process import ending, supervised
 from engine.process.restarts import exit_code
-from engine.process.supervised import FLAG
 
 HOST: Final = "127.0.0.1"
 ADMIN: Final = {"OUTRIDER_ADMIN_HOST": HOST, "OUTRIDER_ADMIN_PORT": "0"}
@@ -34,7 +33,7 @@ class Place:
     def __init__(self, role: str, number: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
         self.role = role
         self.number = number
-        self._command = (*command, FLAG)
+        self._command = (*command, *supervised.arguments())
         self._environ = environ
         self._process: Process | None = None
         self._port: asyncio.Future[int | None] | None = None

@@ -1,35 +1,57 @@
-"""The side of a supervised process: a socket to its supervisor, on standard input.
+"""The side of a process that ends with the one that started it: standard input, which that one holds, has an end.
 
-The process tells its admin port there. The end of the socket means that the supervisor has ended: the process drains,
-as at a SIGTERM, and if it drains already, it ends at once, as at a second one.
+A supervised process has a socket to its supervisor there, and tells its admin port. When the supervisor has ended, it
+drains, as at a SIGTERM, and if it drains already, it ends at once, as at a second one. A tied process ends at once:
+what it works with ends, too.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-FLAG: Final = "--supervised"
-"""The argument that says that standard input is such a socket."""
+SUPERVISED: Final = "--supervised"
+"""The argument that says that standard input is a supervisor's socket."""
+TIED: Final = "--tied"
+PR_SET_PDEATHSIG: Final = 1
 
 _link: int | None = None
+_tied = False
 
 
-def follow(arguments: list[str]) -> bool:
+def follow(arguments: Sequence[str]) -> bool:
     """Follow the supervisor, if the arguments of this process name one. Returns whether they do. Call it first."""
     global _link
-    if FLAG not in arguments:
+    if SUPERVISED not in arguments:
         return False
     # Not inherited by what an author's code starts, which reads nothing instead.
     _link = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    threading.Thread(target=_end_with_supervisor, args=[_link], name="supervised", daemon=True).start()
+    if TIED in arguments:
+        _die_with_parent()
+    _at_the_end_of(_link, _leave if TIED in arguments else _ask_to_stop)
     return True
+
+
+def tie() -> None:
+    """Let this process, and all that it supervises, end when its parent ends for any reason."""
+    global _tied
+    _tied = True
+    _die_with_parent()
+    _at_the_end_of(0, _leave)
+
+
+def arguments() -> Sequence[str]:
+    """The arguments of a process that this one supervises."""
+    return (SUPERVISED, TIED) if _tied else (SUPERVISED,)
 
 
 def tell(port: int) -> None:
@@ -39,8 +61,28 @@ def tell(port: int) -> None:
             os.write(_link, b"%d\n" % port)
 
 
-def _end_with_supervisor(link: int) -> None:
-    with suppress(OSError):  # a reset is an end, too
-        while os.read(link, 1):
-            pass
+def _die_with_parent() -> None:
+    """The kernel's signal is certain, but only Linux has it, and it does not come for a parent that died before.
+
+    The end of standard input covers both cases.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _at_the_end_of(descriptor: int, act: Callable[[], None]) -> None:
+    def wait() -> None:
+        with suppress(OSError):  # a reset is an end, too
+            while os.read(descriptor, 1):
+                pass
+        act()
+
+    threading.Thread(target=wait, name="supervised", daemon=True).start()
+
+
+def _leave() -> None:
+    os._exit(1)
+
+
+def _ask_to_stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)

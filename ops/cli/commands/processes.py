@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
-import threading
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +9,6 @@ import typer
 if TYPE_CHECKING:
     from engine.process.run import Main
 
-PR_SET_PDEATHSIG = 1
 MAX_PROCESSES = 256
 
 Tied = Annotated[
@@ -59,27 +53,12 @@ def worker(
 
 def _run(role: str, tied: bool, main: Main | None = None) -> None:
     if tied:
-        _tie()
+        from engine.process import supervised
+
+        supervised.tie()
     from importlib import import_module
 
     from engine.process.run import run
     from engine.settings import load
 
     run(role, main or import_module(f"{role}.__main__").main, load())
-
-
-def _tie() -> None:
-    """Let this process end when its parent ends for any reason.
-
-    The kernel's signal is certain, but only Linux has it, and it does not come for a parent that died before the
-    call. The end of standard input covers both cases.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_end_with_standard_input, name="tie", daemon=True).start()
-
-
-def _end_with_standard_input() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
