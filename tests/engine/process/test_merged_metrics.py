@@ -15,7 +15,7 @@ def page(busy: float) -> str:
     Counter("merged_done", "Done", ["preset"], registry=registry).labels('a "b"\n\\').inc(3)
     Info("merged_build", "Build", registry=registry).info({"role": "worker"})
     Histogram("merged_seconds", "Seconds", registry=registry, buckets=[1]).observe(0.5, {"trace_id": "abc"})
-    return generate_latest(registry).decode()
+    return bytes(generate_latest(registry)).decode()  # type: ignore[no-untyped-call]
 
 
 def samples(name: str, **pages: str) -> list[Sample]:

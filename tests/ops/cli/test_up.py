@@ -229,3 +229,16 @@ async def until(conn: Conn, query: str, job: UUID, answer: str) -> None:
     async with asyncio.timeout(30):
         while await fetchone(conn, query, job) != (answer,):  # noqa: ASYNC110 - another process writes it
             await asyncio.sleep(0.01)
+
+
+async def test_workers_in_the_midst_of_attempts_do_not_outlive_a_killed_up(
+    folder: Path, database_url: str, conn: Conn
+) -> None:
+    with running(folder, "up", database_url=database_url, pipelines="gates", worker_concurrency=1) as up:
+        up.says("\nready\n")
+        for _ in range(2):
+            await enqueue(conn, new(preset="gated", content=str(folder / "never")))
+        leased = "SELECT count(*)::text FROM outbox WHERE status = 'leased' AND %s"
+        await until(conn, leased, True, "2")
+        up.process.kill()
+        assert gone(folder), living(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import signal
 import subprocess
 
@@ -230,3 +232,33 @@ async def test_process_1_reaps_what_an_author_s_code_leaves_behind(
 
 async def _none_left(processes: ProcessHarness) -> bool:
     return await fetchone(processes.conn, "SELECT count(*) FROM outbox") == (0,)
+
+
+@pytest.mark.long
+async def test_under_kills_at_random_nothing_is_lost_and_effects_happen_once(
+    processes: ProcessHarness,
+) -> None:
+    chance = random.Random(7)  # noqa: S311
+    ids = await processes.submit("short", 600)
+    seen: set[int] = set()
+    async with processes.maintenance(lease=0.5):
+        supervisor = await processes.start(processes=3, lease=2, slots=4)
+        for _ in range(20):
+            await asyncio.sleep(chance.uniform(0.2, 1))
+            workers = supervisor.children()
+            seen.update(workers)
+            if chance.random() < 0.2:
+                supervisor.send(signal.SIGKILL)
+                await supervisor.ended()
+                supervisor = await processes.start(processes=3, lease=2, slots=4)
+            elif workers:
+                os.kill(chance.choice(workers), signal.SIGKILL)
+        ended = await processes.ended(*ids)
+        supervisor.send(signal.SIGTERM)
+        assert await supervisor.ended() == 0
+    assert {job.state for job in ended} <= {JobState.COMPLETED, JobState.FAILED}
+    written = [job_id for job_id, _ in await processes.ledger()]
+    assert len(written) == len(set(written))
+    completed = await processes.row("SELECT count(*) FROM job_results WHERE state = 'COMPLETED'")
+    assert completed == (len(written),)
+    await gone(*seen)
