@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.settings import load
+from engine.telemetry import logs
 from tests.support.worker_harness import Worker, WorkerHarness
 from tests.worker.children import hostile
 from worker.children.pool import Children, open_children
@@ -15,6 +17,7 @@ from worker.children.setting import Setting
 
 MIB = 1 << 20
 
+ChildLines = Callable[[], list[dict[str, Any]]]
 OpenWorker = Callable[..., AbstractAsyncContextManager[tuple[Worker, Children]]]
 
 
@@ -43,3 +46,11 @@ def open_worker(harness: WorkerHarness) -> OpenWorker:
             yield worker, children
 
     return opened
+
+
+@pytest.fixture
+def child_lines(monkeypatch: pytest.MonkeyPatch) -> ChildLines:
+    """Returns the lines that children have logged. Configured, the log of this process would be so for other tests."""
+    passed_on: list[bytes] = []
+    monkeypatch.setattr(logs, "pass_on", passed_on.append)
+    return lambda: [json.loads(line) for line in b"".join(passed_on).splitlines()]

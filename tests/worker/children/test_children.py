@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 
-import pytest
+from structlog.testing import capture_logs
 
 from engine.model import JobState
-from engine.settings import load
-from engine.telemetry import logs
-from ops.waiting import until
 from tests.support.worker_harness import WorkerHarness
-from tests.worker.children.conftest import OpenWorker, lives
+from tests.worker.children.conftest import ChildLines, OpenWorker, lives
 
 
 def output(view: object) -> dict[str, object]:
@@ -113,24 +110,15 @@ async def test_a_child_that_dies_in_its_effects_takes_its_transaction_with_it(
 
 
 async def test_lines_of_a_child_arrive_in_the_workers_log_with_the_job_that_wrote_them(
-    harness: WorkerHarness, open_worker: OpenWorker, capfd: pytest.CaptureFixture[str]
+    harness: WorkerHarness, open_worker: OpenWorker, child_lines: ChildLines
 ) -> None:
-    logs.configure(load({"OUTRIDER_LOG_FORMAT": "json"}), "worker")
-    async with open_worker():
-        job_id = await harness.enqueue("logs")
-        await harness.ended(job_id)
-
-        seen: list[str] = []
-
-        async def both() -> bool:
-            seen.append(capfd.readouterr().err)
-            return "label.printed" in "".join(seen) and "printed by hand" in "".join(seen)
-
-        await until(both)
-    lines = [json.loads(line) for line in "".join(seen).splitlines() if line.startswith("{")]
-    [label] = [line for line in lines if line["event"] == "label.printed"]
-    [by_hand] = [line for line in lines if line["event"] == "attempt.printed"]
+    with capture_logs() as own:
+        async with open_worker():
+            job_id = await harness.enqueue("logs")
+            await harness.ended(job_id)
+    [label] = [line for line in child_lines() if line["event"] == "label.printed"]
+    [by_hand] = [line for line in own if line["event"] == "attempt.printed"]
     assert label["copies"] == 2
     assert by_hand["text"] == "printed by hand"
     for line in (label, by_hand):
-        assert (line["job_id"], line["preset"], line["attempt"]) == (str(job_id), "logs", 1)
+        assert (str(line["job_id"]), line["preset"], line["attempt"]) == (str(job_id), "logs", 1)

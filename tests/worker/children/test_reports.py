@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from uuid import UUID
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
+from structlog.testing import capture_logs
 
 from engine.model import JobState
-from engine.settings import load
-from engine.telemetry import logs, tracing
-from ops.waiting import until
+from engine.telemetry import tracing
 from tests.engine.telemetry.test_tracing import Exported
 from tests.support.worker_harness import WorkerHarness
-from tests.worker.children.conftest import OpenWorker
+from tests.worker.children.conftest import ChildLines, OpenWorker
 
 
 @pytest.fixture
@@ -36,20 +33,14 @@ def span_above(span: ReadableSpan) -> int | None:
 
 
 async def test_a_report_that_is_nonsense_is_dropped_and_logged_once_and_the_attempt_goes_on(
-    harness: WorkerHarness, open_worker: OpenWorker, capfd: pytest.CaptureFixture[str]
+    harness: WorkerHarness, open_worker: OpenWorker, child_lines: ChildLines
 ) -> None:
-    logs.configure(load({"OUTRIDER_LOG_FORMAT": "json"}), "worker")
-    seen: list[str] = []
     async with open_worker():
-        [view] = await harness.ended(await harness.enqueue("refused"))
-
-        def logged() -> bool:
-            seen.append("".join(capfd.readouterr()))
-            return "progress.refused" in "".join(seen)
-
-        await until(logged)
+        job_id = await harness.enqueue("refused")
+        [view] = await harness.ended(job_id)
     assert view.state is JobState.COMPLETED
-    assert "".join(seen).count("progress.refused") == 1
+    [line] = child_lines()
+    assert (line["event"], line["job_id"], line["attempt"]) == ("progress.refused", str(job_id), 1)
 
 
 async def test_steps_in_a_process_are_spans_of_the_jobs_trace(
@@ -77,13 +68,13 @@ async def test_a_step_in_which_a_process_dies_is_a_span_that_failed(
 
 
 async def test_what_is_printed_belongs_to_the_attempt_that_printed_it(
-    harness: WorkerHarness, open_worker: OpenWorker, capfd: pytest.CaptureFixture[str]
+    harness: WorkerHarness, open_worker: OpenWorker
 ) -> None:
-    logs.configure(load({"OUTRIDER_LOG_FORMAT": "json"}), "worker")
-    async with open_worker(slots=1):
-        ids = [str(await harness.enqueue("says", str(number))) for number in range(30)]
-        await harness.ended(*map(UUID, ids))
-    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "attempt.printed" in line]
-    assert [(line["job_id"], line["text"]) for line in lines] == [
+    with capture_logs() as lines:
+        async with open_worker(slots=1):
+            ids = [await harness.enqueue("says", str(number)) for number in range(30)]
+            await harness.ended(*ids)
+    printed = [(line["job_id"], line["text"]) for line in lines if line["event"] == "attempt.printed"]
+    assert printed == [
         (job_id, f"{text} {number}") for number, job_id in enumerate(ids) for text in ("line", "rest")
     ]
