@@ -30,6 +30,7 @@ TINY = Plan(
     connections=(64,),
     drain_rows=1200,
     relay_rows=1200,
+    child_rows=200,
     pickups=5,
     small_rows=600,
     middle_rows=700,
@@ -45,13 +46,14 @@ GOALS = {
     "claim": 3,
     "held": 1,
     "overhead": 3,
+    "children": 4,
 }
 
 
 @pytest.mark.long
 async def test_every_section_gives_all_its_figures() -> None:
     shown = StringIO()
-    async with asyncio.timeout(180):
+    async with asyncio.timeout(300):
         report = await asyncio.to_thread(measure, list(SECTIONS), TINY, Console(file=shown, width=200))
     sections = json.loads(json.dumps(report))["sections"]
     assert list(sections) == list(SECTIONS)
