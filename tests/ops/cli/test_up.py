@@ -236,9 +236,9 @@ async def test_workers_in_the_midst_of_attempts_do_not_outlive_a_killed_up(
 ) -> None:
     with running(folder, "up", database_url=database_url, pipelines="gates", worker_concurrency=1) as up:
         up.says("\nready\n")
+        # One slot each: one runs in the relay's worker.
         for _ in range(2):
-            await enqueue(conn, new(preset="gated", content=str(folder / "never")))
-        leased = "SELECT count(*)::text FROM outbox WHERE status = 'leased' AND %s"
-        await until(conn, leased, True, "2")
+            job = (await enqueue(conn, new(preset="gated", content=str(folder / "never")))).id
+            await until(conn, "SELECT state FROM job_status WHERE job_id = %s", job, "PROCESSING")
         up.process.kill()
         assert gone(folder), living(folder)

@@ -56,6 +56,18 @@ async def test_a_stop_drains_all_processes_within_one_drain_time(processes: Proc
     assert supervisor.logged("child.ended") == 0
 
 
+async def test_a_process_that_does_not_heed_the_stop_is_killed_after_the_drain_time(
+    processes: ProcessHarness,
+) -> None:
+    supervisor = await processes.start(processes=2, drain=0.5)
+    pids = supervisor.children()
+    os.kill(pids[0], signal.SIGSTOP)
+    supervisor.send(signal.SIGTERM)
+    assert await supervisor.ended(0.5 + 5) == 128 + signal.SIGKILL
+    assert supervisor.logged("child.killed") == 1
+    await gone(*pids)
+
+
 async def test_running_attempts_finish_during_the_drain(processes: ProcessHarness) -> None:
     supervisor = await processes.start(processes=2, slots=1)
     ids = await processes.submit("wait", 2)
