@@ -2,64 +2,84 @@
 
 It is the number of the place, 0 for the supervisor. A process that is started again has the number of the one before,
 so that its counters begin anew in the same series, as rate() and increase() expect.
+
+The pages are merged as text, line by line: to parse and to write them anew takes 70 ms of CPU for each process.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
-import structlog
-from aiohttp import web
-from prometheus_client import REGISTRY, Metric
-from prometheus_client.aiohttp import make_aiohttp_handler
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
+from aiohttp import hdrs, web
+from prometheus_client import REGISTRY
+from prometheus_client.exposition import choose_encoder
 
-LABEL = "process"
-SUPERVISOR = "0"
+SUPERVISOR: Final = "0"
+END: Final = "# EOF"
+"""The last line of a page in the format OpenMetrics."""
+NAME: Final = re.compile(r'\{"(?:[^"\\]|\\.)*"|[^ {]+')
+"""The name at the start of a sample: in quotes and within the braces if it has other characters than usual."""
 
-Pages = Callable[[], Awaitable[Mapping[str, str]]]
+Pages = Callable[[str], Awaitable[Mapping[str, str]]]
+"""The header Accept → the page of each process that answers, by its number."""
 
-log = structlog.get_logger()
+
+@dataclass(slots=True)
+class _Family:
+    """The lines of a metric: what describes it, once, and its samples of all processes."""
+
+    head: list[str] = field(default_factory=list)
+    samples: list[str] = field(default_factory=list)
 
 
 def merged_handler(pages: Pages) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """A handler that shows this process's metrics together with the `pages` of its processes."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        found = await pages()
-        # In a thread, because a large page takes long to read, and the loop has more to do.
-        families = await asyncio.to_thread(merge, found)
-        return await make_aiohttp_handler(_Families(families))(request)
+        accept = ",".join(request.headers.getall(hdrs.ACCEPT, []))
+        encode, content_type = choose_encoder(accept)
+        found = await pages(accept)
+        page = merge({SUPERVISOR: encode(REGISTRY).decode(), **found})
+        response = web.Response(body=page.encode(), headers={hdrs.CONTENT_TYPE: content_type})
+        response.enable_compression()
+        return response
 
     return handle
 
 
-def merge(pages: Mapping[str, str]) -> list[Metric]:
-    """The families of this process's registry and of `pages`. A page that cannot be read is logged and left out."""
-    families: dict[str, Metric] = {}
-    _add(families, SUPERVISOR, REGISTRY.collect())
+def merge(pages: Mapping[str, str]) -> str:
+    """One page of `pages`, all in the same format. A family's lines stand together, as both formats want it."""
+    families: dict[str, _Family] = {}
     for process, page in pages.items():
-        try:
-            found = list(text_string_to_metric_families(page))  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            # An author's metric with an odd name, perhaps. The other processes are shown still.
-            log.warning("metrics.unreadable", process=process, error=str(error))
-            continue
-        _add(families, process, found)
-    return list(families.values())
+        _add(families, process, page)
+    lines = [line for family in families.values() for line in (*family.head, *family.samples)]
+    ends = [END] if any(page.endswith(f"{END}\n") for page in pages.values()) else []
+    return "\n".join([*lines, *ends, ""])
 
 
-def _add(families: dict[str, Metric], process: str, found: Iterable[Metric]) -> None:
-    for family in found:
-        kept = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-        kept.samples += [each._replace(labels={**each.labels, LABEL: process}) for each in family.samples]
+def _add(families: dict[str, _Family], process: str, page: str) -> None:
+    known = set(families)
+    family = _Family()
+    # Nothing else ends a line: what splitlines() takes for an end may stand in a label's value.
+    for line in page.split("\n"):
+        if line.startswith("# ") and line != END:
+            name = line.split(" ", 3)[2]
+            family = families.setdefault(name, _Family())
+            if name not in known:
+                family.head.append(line)
+        elif line and line != END:
+            family.samples.append(_labelled(line, process))
 
 
-class _Families(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families
+def _labelled(sample: str, process: str) -> str:
+    """The line of a sample with the label `process` before its others."""
+    name = NAME.match(sample)
+    if name is None:
+        return sample
+    label, rest = f'process="{process}"', sample[name.end() :]
+    if name[0].startswith("{"):
+        return f"{name[0]},{label}{rest}"
+    return f"{name[0]}{{{label},{rest[1:]}" if rest.startswith("{") else f"{name[0]}{{{label}}}{rest}"

@@ -18,8 +18,6 @@ from engine.telemetry.metrics import PROCESSES, PROCESSES_ENDED, PROCESSES_SILEN
 KILL_SECONDS: Final = EXIT_SECONDS + LAST_WORDS_SECONDS + 0.5
 """How long a process may take to end after its drain time: what it takes itself, and a little for its last releases."""
 
-OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0"
-
 log = structlog.get_logger()
 
 
@@ -69,9 +67,9 @@ class Supervisor:
             except OutriderError as error:
                 raise OutriderError(f"{place.name}: {error}") from error
 
-    async def pages(self) -> dict[str, str]:
-        """The metrics of every process that answers, by its number, in the format OpenMetrics."""
-        answers = await asyncio.gather(*map(_page, self.places))
+    async def pages(self, accept: str) -> dict[str, str]:
+        """The metrics of every process that answers, by its number, in the format that `accept` chooses."""
+        answers = await asyncio.gather(*(_page(place, accept) for place in self.places))
         pages = {str(place.number): page for place, page in zip(self.places, answers, strict=True) if page}
         PROCESSES_SILENT.set(len(self.places) - len(pages))
         return pages
@@ -116,9 +114,9 @@ async def _ready(place: Place) -> None:
         raise OutriderError(answer)
 
 
-async def _page(place: Place) -> str | None:
+async def _page(place: Place, accept: str) -> str | None:
     try:
-        status, page = await place.fetch("/metrics", OPENMETRICS)
+        status, page = await place.fetch("/metrics", accept)
     except OutriderError:
         # Counted by the caller: a scrape shows what there is.
         return None
