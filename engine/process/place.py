@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -28,13 +28,16 @@ log = structlog.get_logger()
 
 
 class Place:
-    """Runs `command`, one process at a time. `number` is the same for all that run here, from 1 on."""
+    """Runs `command`, one process at a time. `number` is the same for all that run here, from 1 on.
 
-    def __init__(self, role: str, number: int, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    A stop may take `stop_seconds`.
+    """
+
+    def __init__(self, role: str, number: int, command: Sequence[str], stop_seconds: float) -> None:
         self.role = role
         self.number = number
-        self._command = (*command, *supervised.arguments())
-        self._environ = environ
+        self._command = (*command, *supervised.arguments(stop_seconds))
+        self._stop_seconds = stop_seconds
         self._process: Process | None = None
         self._port: asyncio.Future[int | None] | None = None
 
@@ -65,7 +68,7 @@ class Place:
                     *self._command,
                     stdin=theirs.fileno(),
                     start_new_session=True,
-                    env=os.environ | self._environ | ADMIN,
+                    env=os.environ | ADMIN,
                 )
         except BaseException:
             ours.close()
@@ -83,18 +86,18 @@ class Place:
             if not self.living:
                 self._forget(self._process)
 
-    async def stop(self, seconds: float) -> int:
-        """Send SIGTERM, and SIGKILL after `seconds`. Returns the exit code, or 0 if it had not started."""
+    async def stop(self) -> int:
+        """Send SIGTERM, and SIGKILL after `stop_seconds`. Returns the exit code, or 0 if it had not started."""
         if self._process is None or not self.living:
             return 0
         started = self.port is not None
         with suppress(ProcessLookupError):  # it has ended just now
             self._process.terminate()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._stop_seconds):
                 code = await self.ended()
         except TimeoutError:
-            log.warning("child.killed", role=self.name, after_seconds=seconds)
+            log.warning("child.killed", role=self.name, after_seconds=self._stop_seconds)
             with suppress(ProcessLookupError):
                 self._process.kill()
             code = await self.ended()

@@ -1,7 +1,8 @@
 """The side of a process that ends with the one that started it: standard input, which that one holds, has an end.
 
 A supervised process has a socket to its supervisor there, and tells its admin port. When the supervisor has ended, it
-drains, as at a SIGTERM, and if it drains already, it ends at once, as at a second one. A tied process ends at once:
+drains, as at a SIGTERM, and if it drains already, it ends at once, as at a second one. Nobody is left to kill it if it
+does not end, so it does that itself. A tied process ends at once:
 what it works with ends, too.
 """
 
@@ -12,12 +13,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
-SUPERVISED: Final = "--supervised"
-"""The argument that says that standard input is a supervisor's socket."""
+SUPERVISED: Final = "--supervised="
+"""The argument that says that standard input is a supervisor's socket, and how many seconds a stop may take."""
 TIED: Final = "--tied"
 PR_SET_PDEATHSIG: Final = 1
 
@@ -28,7 +31,8 @@ _tied = False
 def follow(arguments: Sequence[str]) -> bool:
     """Follow the supervisor, if the arguments of this process name one. Returns whether they do. Call it first."""
     global _link
-    if SUPERVISED not in arguments:
+    seconds = [float(each.removeprefix(SUPERVISED)) for each in arguments if each.startswith(SUPERVISED)]
+    if not seconds:
         return False
     # Not inherited by what an author's code starts, which reads nothing instead.
     _link = os.dup(0)
@@ -37,7 +41,7 @@ def follow(arguments: Sequence[str]) -> bool:
     os.close(null)
     if TIED in arguments:
         _die_with_parent()
-    _at_the_end_of(_link, _leave if TIED in arguments else _ask_to_stop)
+    _at_the_end_of(_link, _leave if TIED in arguments else partial(_stop, *seconds))
     return True
 
 
@@ -49,9 +53,10 @@ def tie() -> None:
     _at_the_end_of(0, _leave)
 
 
-def arguments() -> Sequence[str]:
-    """The arguments of a process that this one supervises."""
-    return (SUPERVISED, TIED) if _tied else (SUPERVISED,)
+def arguments(stop_seconds: float) -> Sequence[str]:
+    """The arguments of a process that this one supervises. Its stop may take `stop_seconds`."""
+    supervised = f"{SUPERVISED}{stop_seconds}"
+    return (supervised, TIED) if _tied else (supervised,)
 
 
 def tell(port: int) -> None:
@@ -84,5 +89,8 @@ def _leave() -> None:
     os._exit(1)
 
 
-def _ask_to_stop() -> None:
+def _stop(seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+    # What blocks the event loop keeps it from the stop.
+    time.sleep(seconds)
+    _leave()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
@@ -22,22 +22,11 @@ log = structlog.get_logger()
 
 
 class Supervisor:
-    """Runs `count` processes of `command`, each with `environ` added to ours. They end with this process.
+    """Runs `count` processes of `command`, which must call `supervised.follow` first. They end with this process."""
 
-    `command` must call `supervised.follow` first.
-    """
-
-    def __init__(
-        self,
-        role: str,
-        command: Sequence[str],
-        count: int,
-        *,
-        drain_seconds: float,
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
-        self._drain_seconds = drain_seconds
-        self.places = [Place(role, number, command, environ or {}) for number in range(1, count + 1)]
+    def __init__(self, role: str, command: Sequence[str], count: int, *, drain_seconds: float) -> None:
+        seconds = drain_seconds + KILL_SECONDS
+        self.places = [Place(role, number, command, seconds) for number in range(1, count + 1)]
 
     async def run(self, stop: asyncio.Event) -> int:
         """Start again what ends, until `stop`; then drain all at once. Returns the exit code.
@@ -55,8 +44,7 @@ class Supervisor:
                 task.cancel()
             # What is being started is known, or has ended, before the others are asked to stop.
             await asyncio.wait({stopping, *keeping})
-            seconds = self._drain_seconds + KILL_SECONDS
-            codes = await asyncio.gather(*(place.stop(seconds) for place in self.places))
+            codes = await asyncio.gather(*(place.stop() for place in self.places))
         return max(failures, default=DONE) or next(filter(None, codes), DONE)
 
     async def ready(self) -> None:

@@ -109,6 +109,19 @@ async def test_no_worker_outlives_a_killed_relay(processes: ProcessHarness) -> N
     await gone(*pids)
 
 
+async def test_a_blocked_worker_does_not_outlive_a_killed_relay_by_more_than_a_stop(
+    processes: ProcessHarness,
+) -> None:
+    processes.limits |= {"blocking": 5}
+    relay = await processes.start("relay", lease=30, drain=0.5, PIPELINES=f"{HERE}.blocking_pipelines")
+    await processes.enqueue("blocking")
+    await relay.says("loop.blocked")
+    pids = relay.children()
+    relay.send(signal.SIGKILL)
+    await relay.ended()
+    await gone(*pids)
+
+
 @pytest.mark.long
 async def test_delayed_jobs_start_on_time_while_a_relay_s_worker_blocks(processes: ProcessHarness) -> None:
     relay = await processes.start("relay", lease=30, PIPELINES=f"{HERE}.blocking_pipelines")
