@@ -15,7 +15,7 @@ import structlog
 from engine.pipeline import Registry, load_pipelines
 from engine.process.admin import accepting, admin_server
 from engine.process.loops import keep_running
-from engine.process.run import calm_the_collector, run
+from engine.process.run import calm_the_collector, pause, run
 from engine.process.supervision import Supervisor
 from engine.settings import Settings
 from engine.storage.connections import open_pool
@@ -27,6 +27,7 @@ from worker.fleet import supervised_workers
 log = structlog.get_logger()
 
 MAINTENANCE_CONNECTIONS: Final = 4
+REST_SECONDS: Final = 60.0
 MAINTENANCE_SECONDS: Final = 2.0
 """How long a maintenance task that runs at the stop may take to end."""
 
@@ -34,6 +35,24 @@ MAINTENANCE_SECONDS: Final = 2.0
 class Work(Protocol):
     async def ready(self) -> None: ...
     async def run(self, stop: asyncio.Event) -> int: ...
+
+
+class _Workers:
+    """The workers of this relay. After a storm of ends they rest: maintenance goes on, whatever they do."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    async def ready(self) -> None:
+        await self._supervisor.ready()
+
+    async def run(self, stop: asyncio.Event) -> int:
+        while True:
+            code = await self._supervisor.run(stop)
+            if stop.is_set():
+                return code
+            log.error("workers.rest", exit_code=code, seconds=REST_SECONDS)
+            await pause(stop, REST_SECONDS)
 
 
 @asynccontextmanager
@@ -48,7 +67,7 @@ async def _open_work(
         async with open_relay(settings, url, registry) as relay:
             yield "pubsub", relay
     else:
-        yield "workers", workers
+        yield "workers", _Workers(workers)
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> int:

@@ -68,6 +68,32 @@ async def test_a_relay_shows_its_workers_metrics_with_its_own(processes: Process
     assert samples(page, "outrider_worker_slots", "process")[("1",)] == 10
 
 
+BROKEN = """
+import os, sys
+if sys.argv[0].endswith("worker/__main__.py"):
+    os._exit(5)
+pipelines = []
+"""
+
+
+@pytest.mark.long
+async def test_a_relay_whose_workers_cannot_live_does_its_maintenance(processes: ProcessHarness) -> None:
+    (processes.folder / "broken_pipelines.py").write_text(BROKEN)
+    relay = await processes.start(
+        "relay",
+        prefix=("env", f"PYTHONPATH={processes.folder}"),
+        registered=0,
+        PIPELINES=f"broken_pipelines,{HERE}.ledger_pipelines",
+    )
+    await until(lambda: relay.logged("workers.rest") > 0, 120)
+    later = datetime.now(UTC) + timedelta(seconds=0.3)
+    job = await processes.enqueue("wait", content=str(processes.folder), run_at=later)
+    await processes.row("SELECT 1 FROM outbox WHERE job_id = %s AND status = 'ready'", job)
+    assert (await get(relay, "/readyz", "relay.started"))[0] == 503
+    relay.send(signal.SIGTERM)
+    assert await relay.ended() == 0
+
+
 async def test_a_relay_without_workers_is_maintenance_alone(processes: ProcessHarness) -> None:
     relay = await processes.start("relay", registered=0, RELAY_WORKERS=0)
     await relay.says("relay.started")
