@@ -15,8 +15,9 @@ import orjson
 from psycopg import AsyncConnection
 
 from engine.errors import IdempotencyMismatch, InvalidJob, Overloaded, Problem
+from engine.ids import uuid7
 from engine.limits import RUN_AT
-from engine.model import Job, NewJob, Reason, uuid7
+from engine.model import Job, NewJob, Reason
 from engine.moves._enqueue_call import call, require_async_psycopg
 from engine.moves.validation import check
 from engine.settings import schema_of_environment

@@ -6,14 +6,12 @@ import asyncio
 import json
 import logging
 import os
-import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -21,22 +19,9 @@ import orjson
 import structlog
 
 from engine.settings import Settings
+from engine.telemetry.redaction import Event, redact
 
-SECRET: Final = re.compile(r"(?i)(authorization|password|secret|token|api_?key|database_url)")
-# Each repetition is bounded or ends where no other begins: otherwise a hostile text could make the search take long.
-CREDENTIALS: Final = re.compile(
-    r"(?i)(\b\w{1,32}://[^\s:/@]{0,128}:)[^\s/]{0,256}@"
-    r"|\b((?:bearer|basic)\s{1,8})[\w.~+/=-]+"
-    r"|((?:password|passwd|secret|token|api[-_]?key)\s{0,8}[=:]\s{0,8})[^\s&;,\"']+"
-    r"|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"
-)
-HIDDEN: Final = "[redacted]"
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-MAX_TEXT: Final = 16_384
-"""In characters. A longer field is logged without its middle."""
-
-Event = MutableMapping[str, Any]
-
 _lines: _Lines | None = None
 _about: dict[str, Any] = {}
 
@@ -151,33 +136,6 @@ class _Line(_Named):
         event["level"] = method
         event["timestamp"] = datetime.now(UTC)
         return _dumps(event)
-
-
-def redact(_logger: Any, _method: str, event: Event) -> Event:
-    """Hide fields with names of secrets, and credentials inside text."""
-    for name in _secret(tuple(event)):
-        event[name] = HIDDEN
-    for name, value in event.items():
-        # Credentials in text stand beside one of these characters. Most fields are ids and names without them.
-        if isinstance(value, str) and (" " in value or "=" in value or ":" in value):
-            event[name] = CREDENTIALS.sub(_hidden, _short(value))
-    return event
-
-
-def _hidden(found: re.Match[str]) -> str:
-    return f"{found[1] or found[2] or found[3] or ''}{HIDDEN}{'@' if found[1] else ''}"
-
-
-def _short(text: str) -> str:
-    if len(text) <= MAX_TEXT:
-        return text
-    return f"{text[: MAX_TEXT // 2]} … {text[-MAX_TEXT // 2 :]}"
-
-
-# The cache is finite, because each call that logs has fixed names.
-@cache
-def _secret(names: tuple[str, ...]) -> list[str]:
-    return [name for name in names if SECRET.search(name)]
 
 
 class _Foreign(logging.Handler):

@@ -12,7 +12,7 @@ from typing import Final, LiteralString
 
 import psycopg
 
-from engine.model import uuid7
+from engine.ids import uuid7
 from engine.pubsub.client import EMULATOR, Names, names
 from engine.pubsub.messages import Message, WakeUp
 from engine.settings import load

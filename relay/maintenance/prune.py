@@ -8,7 +8,7 @@ from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
 
-from engine.model import first_id_of
+from engine.ids import first_id_of
 from relay.maintenance.tasks import PeriodicTask
 
 PRUNE_PROGRESS: LiteralString = """

@@ -14,6 +14,7 @@ from psycopg.sql import SQL, Identifier, Placeholder
 from psycopg.types.json import Jsonb
 
 from engine.errors import InvalidJob, Problem
+from engine.ids import uuid7
 from engine.limits import (
     CONTENT,
     DELAY_SECONDS,
@@ -26,7 +27,6 @@ from engine.limits import (
     USER_ID,
     Limit,
 )
-from engine.model import uuid7
 from engine.moves.enqueue import enqueue
 from engine.moves.validation import check
 from tests.support.database import Conn, fetchone, new

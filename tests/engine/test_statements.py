@@ -14,7 +14,8 @@ import pytest
 import engine
 import relay
 import worker as worker_package
-from engine.model import JobState, first_id_of
+from engine.ids import first_id_of
+from engine.model import JobState
 from engine.moves import publish
 from engine.moves.claim import CLAIM, CLAIM_NAMED, CLAIM_PUBLISHED, CLAIM_SUSPECTS
 from engine.moves.finish import FINISH

@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 
 from engine.errors import PermanentError
+from engine.ids import uuid7
 from engine.limits import DELAY_SECONDS
 from engine.model import (
     Attempt,
@@ -27,7 +28,6 @@ from engine.model import (
     Retry,
     Snoozed,
     Unreadable,
-    uuid7,
 )
 from engine.moves import Ending, Release
 from engine.pipeline import Pipeline

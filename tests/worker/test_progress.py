@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.model import uuid7
+from engine.ids import uuid7
 from engine.tables.progress import Progress, report
 from tests.support.database import Conn, fetchone
 

@@ -15,8 +15,8 @@ from psycopg.rows import dict_row
 from psycopg.sql import SQL, Identifier
 
 from engine.errors import IdempotencyMismatch, InvalidJob
+from engine.ids import uuid7
 from engine.limits import METADATA
-from engine.model import uuid7
 from engine.moves import claim, finish
 from engine.moves.enqueue import Accepted, Submission, enqueue, enqueue_group, enqueue_many
 from engine.queries.audit import history

@@ -10,7 +10,8 @@ from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor
 from psycopg.rows import dict_row, kwargs_row, scalar_row
 
 from engine import DuplicateJob, Job, enqueue, enqueue_many
-from engine.model import JobState, uuid7
+from engine.ids import uuid7
+from engine.model import JobState
 from engine.moves import cancel, redrive
 from engine.moves.enqueue import Accepted, Submission, enqueue_group
 from tests.conftest import Connect

@@ -13,7 +13,8 @@ from psycopg import IsolationLevel
 from psycopg.errors import SerializationFailure, UniqueViolation
 
 from engine import Completed, DuplicateJob, InvalidJob, Job, NewJob, enqueue, enqueue_many
-from engine.model import JobState, uuid7
+from engine.ids import uuid7
+from engine.model import JobState
 from engine.moves import claim, finish
 from tests.conftest import Connect
 from tests.engine.moves.test_moves import completed

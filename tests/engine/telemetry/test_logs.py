@@ -75,7 +75,7 @@ def test_secrets_are_hidden(capfd: pytest.CaptureFixture[str], event: dict[str, 
     assert hidden not in capfd.readouterr().err
 
 
-HOSTILE = "from engine.telemetry.logs import redact; redact(None, '', {'error': ' ' + %r * 500_000})"
+HOSTILE = "from engine.telemetry.redaction import redact; redact(None, '', {'error': ' ' + %r * 500_000})"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from psycopg.errors import InsufficientPrivilege
 from structlog.testing import capture_logs
 
 from engine.errors import OutriderError
-from engine.model import JobState, Reason, first_id_of, uuid7
+from engine.ids import first_id_of, uuid7
+from engine.model import JobState, Reason
 from engine.moves import Ending, claim, finish
 from engine.storage.connections import open_pool
 from engine.tables.outbox import Lane

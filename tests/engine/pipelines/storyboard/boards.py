@@ -15,7 +15,8 @@ from typing import Any
 from unicodedata import category, east_asian_width
 
 from engine.errors import PermanentError
-from engine.model import Job, uuid7
+from engine.ids import uuid7
+from engine.model import Job
 from engine.pipelines.storyboard import Storyboard, StoryboardMetadata, storyboard
 
 TEXTS = {path.stem: path.read_text() for path in sorted(Path(__file__).with_name("texts").glob("*.txt"))}
