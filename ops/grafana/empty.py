@@ -12,6 +12,7 @@ KEYS: Final = "only if tokens are verified with the keys of a URL"
 EMPTY: Final[Mapping[str, str]] = {
     "ALERTS": "no alert fires",
     "outrider_breaker_open": PUBSUB,
+    "outrider_children": "no attempt runs in a process of its own",
     "outrider_claim_seconds": "only without Pub/Sub, where workers look for due jobs",
     "outrider_events_quarantined_total": PUBSUB,
     "outrider_events_set_back_total": PUBSUB,
@@ -19,6 +20,9 @@ EMPTY: Final[Mapping[str, str]] = {
     "outrider_dead_letters_total": "no job failed for good",
     "outrider_jwks_fetched_timestamp_seconds": KEYS,
     "outrider_messages_total": PUBSUB,
+    "outrider_processes": "no supervisor runs",
+    "outrider_processes_ended_total": "no supervisor runs, or nothing has ended under one",
+    "outrider_processes_silent": "every process under a supervisor shows its metrics",
     "outrider_publish_errors_total": "Pub/Sub refused no request, and was not away",
     "outrider_publish_rows": PUBSUB,
     "outrider_publish_seconds": PUBSUB,

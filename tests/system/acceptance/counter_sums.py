@@ -95,6 +95,8 @@ class CounterHarness:
             "JWT_SECRET": SECRET,
             "LEASE_SECONDS": LEASE,
             "WORKER_CONCURRENCY": SLOTS,
+            # What the relay's worker counts ends with it, and it outlives a relay that is killed.
+            "RELAY_WORKERS": 0,
             "LOG_FORMAT": "json",
         }
         with log.open("wb") as stream:
@@ -159,7 +161,7 @@ class CounterHarness:
         await until(look, SECONDS)
 
     async def holder(self) -> Process | None:
-        """A process that runs a job which does not end by itself: a worker, or the relay."""
+        """A worker that runs a job which does not end by itself."""
         holders = await self.rows(
             "SELECT q.worker_id FROM outbox q JOIN jobs j ON j.id = q.job_id"
             " WHERE q.status = 'leased' AND j.preset = 'held' AND q.attempt = 1"
