@@ -2,8 +2,7 @@
 
 A supervised process has a socket to its supervisor there, and tells its admin port. When the supervisor has ended, it
 drains, as at a SIGTERM, and if it drains already, it ends at once, as at a second one. Nobody is left to kill it if it
-does not end, so it does that itself. A tied process ends at once:
-what it works with ends, too.
+does not end, so it does that itself. A tied process ends at once: what it works with ends, too.
 """
 
 from __future__ import annotations
@@ -91,6 +90,6 @@ def _leave() -> None:
 
 def _stop(seconds: float) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
-    # What blocks the event loop keeps it from the stop.
+    # What blocks the event loop keeps it from the stop. If it ends in time, so does this thread with it.
     time.sleep(seconds)
     _leave()

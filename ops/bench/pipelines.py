@@ -26,6 +26,7 @@ def noop_process(_job: Job, _run: Run) -> None:
 @pipeline("hold-process", runs="process")
 def hold_process(_job: Job, _run: Run) -> None:
     """Holds its process for a second."""
+    # So long that no other job gets this process meanwhile: each of those that are measured has its own.
     time.sleep(1)
 
 

@@ -90,6 +90,7 @@ def run(url: str, seconds: float, silent: int, descriptors: int | None) -> list[
         probe = _stranger("probe", web.port, seconds)
         while probe.poll() is None:
             grown.append(web.memory_mib() - before)
+            # Ten looks at the memory during the probe.
             time.sleep(seconds / 10)
         hit = _said(probe)
         bombs, held = (_said(each) for each in attack)

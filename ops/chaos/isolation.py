@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, LiteralString, NamedTuple
@@ -126,7 +127,7 @@ async def _round(conn: Connection, mark: Mark, worker: int, kind: Kind, times: i
     ids = [await _add(conn, kind.preset) for _ in range(times)]
     if kind.state == "CANCELLED":
         for job_id in ids:
-            await until(lambda job_id=job_id: _started(conn, [job_id]), END_SECONDS)  # type: ignore[misc]
+            await until(partial(_started, conn, [job_id]), END_SECONDS)
             await moves.cancel(conn, job_id, None)
 
     async def ended() -> bool:

@@ -96,11 +96,13 @@ def flood(_job: Job, _run: Run) -> None:
 
 @guilty("sleep", timeout=TIMEOUT)
 def sleeps(_job: Job, _run: Run) -> None:
+    # Longer than the attempt may take, in one call that looks at nothing.
     time.sleep(60)
 
 
 @guilty("cancelled")
 def is_cancelled(_job: Job, _run: Run) -> None:
+    # Longer than the attempt may take, in one call that looks at nothing.
     time.sleep(60)
 
 
@@ -117,6 +119,7 @@ async def innocent_task(job: Job, _run: Run) -> Delays:
 def _innocent(job: Job, _run: Run) -> Delays:
     delays, end = _Delays(), Path(job.content)
     while not end.exists():
+        # Short, so that whatever holds this attempt up is seen.
         time.sleep(TICK_SECONDS)
         delays.tick()
     return delays.notable
