@@ -85,7 +85,6 @@ class Consumer:
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._slots.held)],
             throughput=self._metrics.throughput,
-            watch=InterpreterWatch(lambda: self._slots.occupied),
         )
         self._suspects = SuspectClaims(pool, source, tuple(registry), slots)
         self._recorder = Recorder(
@@ -113,6 +112,7 @@ class Consumer:
             stack.push_async_callback(self._recorder.aclose)
             stack.push_async_callback(asyncio.to_thread, self._lease.close)
             self._lease.start()
+            stack.enter_context(InterpreterWatch(self._lease.period, lambda: self._slots.occupied))
             describe_by(self._slots.named)
             stack.callback(describe_by, None)
             async with asyncio.TaskGroup() as group:

@@ -1,6 +1,7 @@
 """Finds the attempt that kept the interpreter to itself: a native call that holds the GIL stops every other thread.
 
-The lease thread then oversleeps and may lose the lease. Afterwards the CPU times of the threads tell who ran meanwhile.
+The lease's thread cannot run then, and may lose the lease. A thread that does nothing but sleep notices that it
+overslept. Afterwards the CPU times of the threads tell who ran meanwhile.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
 
 import structlog
 
@@ -43,17 +45,40 @@ class ThreadClock:
 
 
 class InterpreterWatch:
-    """Compares what the threads used during a turn of the lease thread. Create it in the thread of the event loop."""
+    """Compares what the threads used while it slept, as often as every `period` seconds, from enter to exit.
 
-    def __init__(self, executions: Callable[[], Collection[Execution]]) -> None:
+    Create it in the thread of the event loop.
+    """
+
+    def __init__(self, period: float, executions: Callable[[], Collection[Execution]]) -> None:
+        self._period = period
         self._executions = executions
         self._loop = ThreadClock()
         self._running: list[Execution] = []
         self._marked: dict[Execution | None, int] = {}
         self._process = time.process_time_ns()
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._sleep, name="interpreter watch", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+
+    def _sleep(self) -> None:
+        while not self._stopping.is_set():
+            self.mark()
+            began = time.monotonic()
+            self._stopping.wait(self._period)
+            late = time.monotonic() - began - self._period
+            if late >= self._period:
+                self.overslept(late)
 
     def mark(self) -> None:
-        """Note what each thread has used at the begin of a turn. None stands for the event loop."""
+        """Note what each thread has used so far. None stands for the event loop."""
         self._process = time.process_time_ns()
         self._running = list(self._executions())
         self._marked = {None: self._loop.used}
@@ -62,7 +87,7 @@ class InterpreterWatch:
                 self._marked[execution] = execution.thread.used
 
     def overslept(self, seconds: float) -> None:
-        """Log who ran most while the turn took `seconds` too long. Nobody, if the process did not run."""
+        """Log who ran most since the mark, as the sleep took `seconds` too long. Nobody, if the process did not run."""
         # An attempt may have begun since, and ended already.
         running = {*self._running, *list(self._executions())}
         begun = {each: 0 for each in running if each.thread is not None}

@@ -22,7 +22,6 @@ from engine.tables import workers
 from engine.tables.workers import Leased, Registration
 from engine.telemetry.metrics import HEARTBEATS, LEASES_LOST
 from engine.telemetry.throughput import Throughput
-from worker.interpreter import InterpreterWatch
 
 BEATS_PER_LEASE: Final = 3
 """One heartbeat may fail, and the next one still arrives before the lease expires."""
@@ -41,7 +40,7 @@ class Lease:
 
     `on_beat(sent, leased)` is called on the event loop after each acknowledged heartbeat; `sent` is the monotonic
     time at which the heartbeat was sent, and `leased` is None if the attempts under the lease could not be read.
-    `running()` names the running attempts, for the log. `watch` looks for what blocked the interpreter.
+    `running()` names the running attempts, for the log.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class Lease:
         on_beat: Callable[[float, Leased | None], None],
         running: Callable[[], Sequence[str]],
         throughput: Throughput,
-        watch: InterpreterWatch | None = None,
     ) -> None:
         self.seconds = seconds
         self._url = url
@@ -61,11 +59,11 @@ class Lease:
         self._on_beat = on_beat
         self._running = running
         self._throughput = throughput
-        self._watch = watch
         self._loop = asyncio.get_running_loop()
         self._id: int | None = None
         self._acknowledged = 0.0
-        self._period = seconds / BEATS_PER_LEASE
+        self.period = seconds / BEATS_PER_LEASE
+        """Seconds from one heartbeat to the next."""
         self._failing: Exception | None = None
         self._unread: Exception | None = None
         """Why the attempts could not be read."""
@@ -129,7 +127,7 @@ class Lease:
                 self._failing = error
                 # A stalled event loop must end the process during an outage, too.
                 self._silence()
-                self._stopping.wait(min(1.0, self._period / 2))
+                self._stopping.wait(min(1.0, self.period / 2))
 
     def _silence(self) -> float:
         """Seconds without a tick of the event loop. Ends the process after two leases without a tick.
@@ -138,7 +136,7 @@ class Lease:
         time gone, although its event loop is healthy.
         """
         now = time.monotonic()
-        turn = min(now - self._turned, self._period)
+        turn = min(now - self._turned, self.period)
         self._turned = now
         self._silent = self._silent + turn if self._ticks == self._seen else 0.0
         self._seen = self._ticks
@@ -154,8 +152,8 @@ class Lease:
     def _connected(self) -> psycopg.Connection[Any]:
         # A heartbeat that hangs must fail early enough for another one on a new connection. The attempts are read in
         # what is left of a period, so that a lock on the outbox delays the next heartbeat by half a period at most.
-        limit = max(1000, int(self._period * 1000))
-        lock = max(1, int(self._period * 500))
+        limit = max(1000, int(self.period * 1000))
+        lock = max(1, int(self.period * 500))
         return connect_sync(
             self._url,
             name="lease",
@@ -204,15 +202,9 @@ class Lease:
             self._stopping.set()
 
     def _wait(self) -> None:
-        began = time.monotonic()
-        if self._watch is not None:
-            self._watch.mark()
-        self._due.wait(self._period)
+        self._due.wait(self.period)
         self._stopping.wait(MIN_GAP_SECONDS)
         self._due.clear()
-        late = time.monotonic() - began - self._period
-        if self._watch is not None and late >= self._period:
-            self._watch.overslept(late)
 
     def _deregister(self, conn: psycopg.Connection[Any]) -> None:
         if self._id is not None:

@@ -38,10 +38,13 @@ async def test_a_plain_function_that_seizes_the_interpreter_is_named_and_its_nei
     harness: WorkerHarness,
 ) -> None:
     free = threading.Event()
+    seizing: list[int] = []
 
     @preset("greedy")
     def greedy(_job: Any, run: Any) -> None:
-        if run.attempt == 1:
+        # On a busy machine so short a lease may be lost before the first attempt begins.
+        if not seizing:
+            seizing.append(run.attempt)
             seize(2 * LEASE)
 
     @preset("busy")
@@ -61,7 +64,7 @@ async def test_a_plain_function_that_seizes_the_interpreter_is_named_and_its_nei
             free.set()
             ended = await harness.ended(culprit, *beside)
     assert {event["job_id"] for event in blocked(events)} == {culprit}
-    assert {(event["preset"], event["attempt"]) for event in blocked(events)} == {("greedy", 1)}
+    assert {(event["preset"], event["attempt"]) for event in blocked(events)} == {("greedy", *seizing)}
     assert {job.state for job in ended} == {JobState.COMPLETED}
     assert {(await counters(harness.conn, job_id))[1:] for job_id in (culprit, *beside)} == {(0, 0)}
 
@@ -69,9 +72,12 @@ async def test_a_plain_function_that_seizes_the_interpreter_is_named_and_its_nei
 async def test_an_async_function_that_seizes_the_interpreter_is_among_those_that_are_named(
     harness: WorkerHarness,
 ) -> None:
+    seizing: list[int] = []
+
     @preset()
     async def greedy(_job: Any, run: Any) -> None:
-        if run.attempt == 1:
+        if not seizing:
+            seizing.append(run.attempt)
             seize(LEASE)
 
     job_id = await harness.enqueue()
@@ -79,12 +85,12 @@ async def test_an_async_function_that_seizes_the_interpreter_is_among_those_that
         async with harness.worker(greedy, lease=LEASE):
             await harness.ended(job_id)
             await until(lambda: known(bool(blocked(events))))
-    assert blocked(events)[0]["running"] == [f"{job_id}#1"]
+    assert blocked(events)[0]["running"] == [f"{job_id}#{seizing[0]}"]
 
 
 def test_nobody_is_named_when_nobody_ran() -> None:
     """As after a SIGSTOP: much time is gone, and no thread has used it."""
-    watch = InterpreterWatch(list)
+    watch = InterpreterWatch(1.0, list)
     watch.mark()
     with capture_logs() as events:
         watch.overslept(5.0)
