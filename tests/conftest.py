@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, nullcontext
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from psycopg import AsyncConnection
@@ -37,12 +38,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `long`: storms, outages, live Prometheus, kills at every moment."""
-    if config.getoption("--all"):
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+    """Leave out what is marked `long`, or begin with it: it would end last. What is marked `alone` comes last."""
+
+    def marked(item: pytest.Item, name: str) -> bool:
+        return item.get_closest_marker(name) is not None
+
+    if not config.getoption("--all"):
+        config.hook.pytest_deselected(items=[item for item in items if marked(item, "long")])
+        items[:] = [item for item in items if not marked(item, "long")]
+    items.sort(key=lambda item: (marked(item, "alone"), not marked(item, "long")))
+
+
+@pytest.fixture(scope="session")
+def machine_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextIO]:
+    """The lock that stands for the machine, which all processes of a run of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (shared / "machine.lock").open("w") as lock:
+        yield lock
+
+
+@pytest.fixture(autouse=True)
+def place_on_machine(machine_lock: TextIO, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A place on the machine beside other tests, or the whole machine for a test that is marked `alone`."""
+    alone = request.node.get_closest_marker("alone") is not None
+    fcntl.flock(machine_lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        fcntl.flock(machine_lock, fcntl.LOCK_UN)
 
 
 @pytest.fixture(scope="session")

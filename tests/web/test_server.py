@@ -324,6 +324,7 @@ async def test_a_loop_that_fails_is_logged_and_the_process_serves_on(
     assert (failed[0]["loop"], str(failed[0]["exc_info"])) == ("watch", "a bug")
 
 
+@pytest.mark.alone
 async def test_stopping_fails_no_request_that_is_being_answered(
     database_url: str, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:

@@ -101,6 +101,7 @@ async def keep_busy(subscription_harness: SubscriptionHarness, at_hand: Callable
         await asyncio.sleep(0.001)
 
 
+@pytest.mark.alone
 async def test_a_backlog_older_than_the_fallbacks_patience_is_claimed_by_its_messages(
     subscription_harness: SubscriptionHarness,
 ) -> None:

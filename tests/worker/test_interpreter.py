@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
 from engine.model import JobState
@@ -34,6 +35,7 @@ def blocked(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [event for event in events if event["event"] == "interpreter.blocked"]
 
 
+@pytest.mark.alone
 async def test_a_plain_function_that_seizes_the_interpreter_is_named_and_its_neighbours_pay_nothing(
     harness: WorkerHarness,
 ) -> None:
@@ -69,6 +71,7 @@ async def test_a_plain_function_that_seizes_the_interpreter_is_named_and_its_nei
     assert {(await counters(harness.conn, job_id))[1:] for job_id in (culprit, *beside)} == {(0, 0)}
 
 
+@pytest.mark.alone
 async def test_an_async_function_that_seizes_the_interpreter_is_among_those_that_are_named(
     harness: WorkerHarness,
 ) -> None:

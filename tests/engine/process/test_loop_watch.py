@@ -36,6 +36,7 @@ def block(seconds: float) -> None:
     time.sleep(seconds)
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("watch", "described")
 async def test_a_task_that_blocks_the_loop_is_logged_once_with_its_stack_and_its_job() -> None:
     before = blocked()
@@ -54,6 +55,7 @@ async def test_a_task_that_blocks_the_loop_is_logged_once_with_its_stack_and_its
     assert blocked() == before + 1
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("watch")
 async def test_a_loop_that_turns_is_not_told_of() -> None:
     with capture_logs() as lines:

@@ -103,6 +103,7 @@ async def test_under_nohup_a_process_outlives_its_terminal() -> None:
     assert (code, "SIGHUP" in said) == (7, False)
 
 
+@pytest.mark.alone
 async def test_a_second_signal_ends_it_at_once() -> None:
     async with started(WAITING.format(then="await asyncio.Event().wait()")) as child:
         assert await line(child) == "ready"
@@ -114,6 +115,7 @@ async def test_a_second_signal_ends_it_at_once() -> None:
     assert "process.aborted" in said
 
 
+@pytest.mark.alone
 async def test_a_second_signal_ends_a_process_whose_loop_an_author_blocks() -> None:
     async with started(
         """
@@ -254,6 +256,7 @@ async def test_an_output_that_nobody_reads_does_not_keep_the_process() -> None:
         os.close(writing)
 
 
+@pytest.mark.alone
 async def test_a_second_signal_ends_the_children_too() -> None:
     body = """
         import multiprocessing

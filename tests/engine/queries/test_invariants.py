@@ -244,6 +244,7 @@ async def test_all_offenders_are_counted_and_the_first_are_named(conn: Conn) -> 
     assert [job for job, _ in found.offenders] == jobs[:SHOWN]
 
 
+@pytest.mark.alone
 async def test_jobs_that_move_during_the_check_are_no_offenders(connect: Connect) -> None:
     mover, checker = await connect(), await connect()
     mine = await worker(mover)

@@ -34,6 +34,7 @@ async def test_maintenance_reports_that_it_runs_and_goes_on_reporting(harness: W
     assert (first.relay, first.topic, first.detail, first.live) == (process_name(), "maintenance", None, True)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("table", "tasks"), [("outbox", ["promote", "lapse"]), ("workers", ["lapse"])], ids=["outbox", "workers"]
 )

@@ -131,6 +131,7 @@ async def test_a_worker_whose_drain_time_is_up_releases_the_rest_and_spends_noth
     assert {job.output for job in await processes.ended(*ids)} == {"2"}
 
 
+@pytest.mark.alone
 async def test_a_second_signal_ends_a_worker_at_once_and_its_jobs_lapse(processes: ProcessHarness) -> None:
     [job_id] = await processes.submit("wait")
     worker = await processes.start()
@@ -146,6 +147,7 @@ async def test_a_second_signal_ends_a_worker_at_once_and_its_jobs_lapse(processe
     assert (job.state, await counters(processes.conn, job_id)) == (JobState.COMPLETED, (2, 0, 1))
 
 
+@pytest.mark.alone
 async def test_a_worker_whose_slots_are_all_stuck_for_a_lease_exits_by_itself(
     processes: ProcessHarness,
 ) -> None:

@@ -238,6 +238,7 @@ async def test_one_trace_leads_from_the_request_by_way_of_the_relay_to_the_resul
     assert exemplars["worker"]["outrider_attempt_run_seconds"] == TRACE
 
 
+@pytest.mark.alone
 async def test_without_a_context_the_request_s_own_is_kept_and_a_batch_is_linked_to_all_of_its_traces(
     tmp_path: Path, database_url: str, conn: Conn, fake: FakePubSub, collector: Collector
 ) -> None:
