@@ -28,6 +28,7 @@ class Plan:
     large_rows: int = 1_000_000
     held_seconds: float = 60.0
     held_window: float = 10.0
+    rival_scale: float = 1.0
 
     @property
     def code(self) -> dict[str, Checkout]:
@@ -48,4 +49,5 @@ QUICK: Final = Plan(
     large_rows=50_000,
     held_seconds=6.0,
     held_window=1.5,
+    rival_scale=0.1,
 )
