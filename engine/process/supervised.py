@@ -7,10 +7,8 @@ does not end, so it does that itself. A tied process ends at once: what it works
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +16,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from engine.process.prctl import die_with_parent
+
 SUPERVISED: Final = "--supervised="
 """The argument that says that standard input is a supervisor's socket, and how many seconds a stop may take."""
 TIED: Final = "--tied"
-PR_SET_PDEATHSIG: Final = 1
 
 _link: int | None = None
 _tied = False
@@ -39,7 +38,7 @@ def follow(arguments: Sequence[str]) -> bool:
     os.dup2(null, 0)
     os.close(null)
     if TIED in arguments:
-        _die_with_parent()
+        die_with_parent()
     _at_the_end_of(_link, _leave if TIED in arguments else partial(_stop, *seconds))
     return True
 
@@ -48,7 +47,8 @@ def tie() -> None:
     """Let this process, and all that it supervises, end when its parent ends for any reason."""
     global _tied
     _tied = True
-    _die_with_parent()
+    # Certain, but only on Linux, and not for a parent that has died before. The end of standard input covers both.
+    die_with_parent()
     _at_the_end_of(0, _leave)
 
 
@@ -63,15 +63,6 @@ def tell(port: int) -> None:
     if _link is not None:
         with suppress(OSError):  # it has ended, and the thread finds out, too
             os.write(_link, b"%d\n" % port)
-
-
-def _die_with_parent() -> None:
-    """The kernel's signal is certain, but only Linux has it, and it does not come for a parent that died before.
-
-    The end of standard input covers both cases.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _at_the_end_of(descriptor: int, act: Callable[[], None]) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from engine.process.prctl import die_with_parent
 from ops.harness.emulator import Emulator, find, require
 from ops.harness.process import ROOT, STOP_SECONDS
-from ops.local.supervisor import dying_with_parent
 
 FAKE: Final = "ops.harness.pubsub_fake"
 
@@ -29,7 +30,7 @@ def fake() -> Iterator[str]:
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        preexec_fn=dying_with_parent(signal.SIGKILL),
+        preexec_fn=partial(die_with_parent, parent=os.getpid()),
     )
     assert process.stdout is not None
     try:

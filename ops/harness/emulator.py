@@ -21,6 +21,7 @@ from typing import Final, Self
 import aiohttp
 
 from engine.errors import ConfigurationError
+from engine.process import prctl
 from ops.harness.ports import HOST, free_port
 
 SDK_FOLDERS: Final = (
@@ -38,15 +39,6 @@ MISSING: Final = (
     " or Debian's google-cloud-cli-pubsub-emulator"
 )
 NO_JAVA: Final = "Google's Pub/Sub emulator needs Java: put `java`, 11 or newer, on the PATH"
-# Becomes the program in its arguments, which the kernel kills when the parent ends. A separate Python does this,
-# because `preexec_fn` needs a fork, which may hang beside gRPC's threads.
-TIED: Final = """import ctypes, os, sys
-parent, *command = sys.argv[1:]
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
-if os.getppid() == int(parent):
-    os.execv(command[0], command)
-"""
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.05
@@ -136,7 +128,7 @@ class Emulator:
 
     async def _spawn(self) -> Process:
         heap, address = f"-Xmx{self._heap}", [f"--host={HOST}", f"--port={self.port}"]
-        tied = [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), str(self._install.java)]
+        tied = [sys.executable, "-I", "-S", prctl.__file__, str(os.getpid()), str(self._install.java)]
         command = [*tied, heap, "-XX:+UseSerialGC", "-jar", str(self._install.jar), *address]
         with self._log.open("wb") as sink:
             # In its own session: else the terminal's Ctrl-C would end it before the processes that still use it.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from asyncio import create_subprocess_exec
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import IO, Final
 
+from engine.process.prctl import die_with_parent
 from ops.harness.ports import HOST
-from ops.local.supervisor import dying_with_parent
 from ops.waiting import eventually
 
 ROOT: Final = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def running(
         stdin=subprocess.DEVNULL,
         stderr=errors,
         start_new_session=True,
-        preexec_fn=dying_with_parent(signal.SIGKILL),
+        preexec_fn=partial(die_with_parent, parent=os.getpid()),
     )
     try:
         eventually(lambda: process.poll() is not None or is_ready(admin_port), START_SECONDS, poll=0.02)

@@ -1,42 +1,29 @@
 """The server's parent: a separate process that runs PostgreSQL as long as any process holds `users.lock`.
 
-The supervisor is started by its path and uses only the standard library, so it needs no import path and is up in
-50 ms. It inherits `server.lock` locked and passes the lock on to every program that it starts. The lock is free again
-when all of them have ended.
+The supervisor is started by its path and uses only the standard library, and a file that does the same. So it needs no
+import path, and is up in 50 ms. It inherits `server.lock` locked and passes the lock on to every program that it
+starts. The lock is free again when all of them have ended.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 POLL_SECONDS = 0.2
-PR_SET_PDEATHSIG = 1
-# Loaded here, because the library may be out of reach after privileges are dropped.
-LIBC = ctypes.CDLL(None)
-
-
-def dying_with_parent(signum: signal.Signals) -> Callable[[], None]:
-    """For `preexec_fn`: the new process gets `signum` when the thread that forks it ends, even by SIGKILL."""
-    parent = os.getpid()
-
-    def tie() -> None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signum)
-        if os.getppid() != parent:  # the parent died before the call
-            os.kill(os.getpid(), signum)
-
-    return tie
+PRCTL = Path(__file__).parents[2] / "engine" / "process" / "prctl.py"
+die_with_parent = runpy.run_path(str(PRCTL))["die_with_parent"]
 
 
 class Supervisor:
@@ -112,7 +99,7 @@ class Supervisor:
             "group": gid,
             "extra_groups": [] if self.account else None,
             "umask": 0o077,
-            "preexec_fn": dying_with_parent(at_parents_death),
+            "preexec_fn": partial(die_with_parent, at_parents_death, os.getpid()),
         }
 
     def _ready(self) -> bool:

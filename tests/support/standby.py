@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -16,10 +17,10 @@ from urllib.parse import quote
 import psycopg
 
 import migrations
+from engine.process.prctl import die_with_parent
 from ops.harness.postgres import folder_in_memory
 from ops.local.place import Place, choose
 from ops.local.server import local_postgres
-from ops.local.supervisor import dying_with_parent
 from ops.waiting import eventually
 
 QUICK = {"fsync": "off", "max_connections": "50"}
@@ -67,7 +68,7 @@ def _standby(place: Place, cluster: Path, sockets: Path) -> Iterator[str]:
         cwd=sockets,
         user=place.account.uid if place.account else None,
         group=place.account.gid if place.account else None,
-        preexec_fn=dying_with_parent(signal.SIGQUIT),
+        preexec_fn=partial(die_with_parent, signal.SIGQUIT, os.getpid()),
     )
     url = f"postgresql://outrider@/outrider?host={quote(str(sockets), safe='')}"
     try:

@@ -1,13 +1,12 @@
 """The nursery: a process that has imported the engine and nothing of an author's, and forks the worker's children.
 
 It has one thread, no connection and no lock, so its forks are safe, quick, and share its memory. It is the reaper of
-whatever its children leave behind (`PR_SET_CHILD_SUBREAPER`, prctl(2)): a process that outlives its attempt is killed.
+whatever its children leave behind (engine/process/prctl.py): a process that outlives its attempt is killed.
 When the worker ends, however it ends, the nursery ends, and with it all children.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -20,14 +19,13 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
+from engine.process.prctl import adopt_orphans, die_with_parent
 from worker.children import child
 from worker.children.requests import MAX_REQUEST, Exited, Kill, Refused, Start
 from worker.children.setting import Setting
 
-PR_SET_PDEATHSIG: Final = 1
-PR_SET_CHILD_SUBREAPER: Final = 36
 SWEEP_SECONDS: Final = 1.0
 """How often orphans are looked for while no child ends."""
 DESCRIPTORS: Final = 3
@@ -139,8 +137,8 @@ def main(descriptor: int) -> NoReturn:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         # Of a terminal or a service manager, to all processes of the worker: the worker decides when this one ends.
         signal.signal(number, signal.SIG_IGN)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    adopt_orphans()
+    die_with_parent()
     # What the children share with this process is not copied for the sake of a search for cycles.
     gc.freeze()
     nursery = Nursery(socket.socket(fileno=descriptor))
@@ -158,11 +156,9 @@ def _become(
     code = 1
     try:
         os.setsid()
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent(parent=nursery)
         # A process that its parent leaves while the attempt runs is the attempt's, and counts as left by it.
-        _prctl(PR_SET_CHILD_SUBREAPER, 1)
-        if os.getppid() != nursery:  # it died before the line above
-            os._exit(code)
+        adopt_orphans()
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
             if signal.getsignal(number) not in (signal.SIG_DFL, None):
@@ -200,7 +196,3 @@ def _children() -> Iterator[int]:
         FileNotFoundError
     ):  # a kernel without CONFIG_PROC_CHILDREN: groups are killed, orphans beyond them are not
         return
-
-
-def _prctl(option: int, value: Any) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, int(value), 0, 0, 0)
