@@ -6,23 +6,26 @@ No job runs in this process: authors' code could keep maintenance from its time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, NamedTuple
 
 import structlog
 
 from engine.pipeline import Registry, load_pipelines
-from engine.process.admin import accepting, admin_server
+from engine.process import supervised
+from engine.process.admin import Checks, accepting, admin_server
+from engine.process.fleet import Fleet
 from engine.process.loops import keep_running
+from engine.process.merged_metrics import Pages
 from engine.process.run import calm_the_collector, pause, run
-from engine.process.supervision import Supervisor
 from engine.settings import Settings
 from engine.storage.connections import open_pool
 from engine.storage.notify import Notifier
 from migrations.readiness import open_checks
 from relay.maintenance.loop import Maintenance
-from worker.fleet import supervised_workers
 
 log = structlog.get_logger()
 
@@ -32,42 +35,37 @@ MAINTENANCE_SECONDS: Final = 2.0
 """How long a maintenance task that runs at the stop may take to end."""
 
 
-class Work(Protocol):
-    async def ready(self) -> None: ...
-    async def run(self, stop: asyncio.Event) -> int: ...
+class Work(NamedTuple):
+    """What a relay does beside maintenance: its readiness checks, the metrics of its processes, and the work itself."""
 
-
-class _Workers:
-    """The workers of this relay. After a storm of ends they rest: maintenance goes on, whatever they do."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
-
-    async def ready(self) -> None:
-        await self._supervisor.ready()
-
-    async def run(self, stop: asyncio.Event) -> int:
-        while True:
-            code = await self._supervisor.run(stop)
-            if stop.is_set():
-                return code
-            log.error("workers.rest", exit_code=code, seconds=REST_SECONDS)
-            await pause(stop, REST_SECONDS)
+    checks: Checks
+    pages: Pages | None
+    run: Callable[[asyncio.Event], Awaitable[int]]
 
 
 @asynccontextmanager
-async def _open_work(
-    settings: Settings, url: str, registry: Registry, workers: Supervisor
-) -> AsyncIterator[tuple[str, Work]]:
-    """The work beside maintenance, under the name of its check: publish the outbox, or keep workers running."""
+async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Work]:
+    """The work beside maintenance: publish the outbox, or keep workers running."""
     if settings.transport == "pubsub":
         # Imported here because Google's client takes half a second to import.
         from relay.relay import open_relay
 
         async with open_relay(settings, url, registry) as relay:
-            yield "pubsub", relay
+            yield Work({"pubsub": relay.ready}, None, relay.run)
     else:
-        yield "workers", _Workers(workers)
+        workers = Fleet("worker", settings.relay_workers, drain_seconds=settings.drain_seconds)
+        pages = workers.pages if settings.relay_workers else None
+        yield Work(workers.checks, pages, partial(_run_workers, workers))
+
+
+async def _run_workers(workers: Fleet, stop: asyncio.Event) -> int:
+    """Keep the workers running. After a storm of ends they rest: maintenance goes on, whatever they do."""
+    while True:
+        code = await workers.run(stop)
+        if stop.is_set():
+            return code
+        log.error("workers.rest", exit_code=code, seconds=REST_SECONDS)
+        await pause(stop, REST_SECONDS)
 
 
 async def main(settings: Settings, stop: asyncio.Event) -> int:
@@ -78,11 +76,10 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
     registry = load_pipelines(settings.pipelines)
     url = settings.database()
     notifier = Notifier(url)
-    workers = supervised_workers(settings, settings.relay_workers if settings.transport == "postgres" else 0)
     async with (
         open_checks(url, "relay") as database,
         open_pool(url, name="maintenance", size=MAINTENANCE_CONNECTIONS) as pool,
-        _open_work(settings, url, registry, workers) as (name, work),
+        _open_work(settings, url, registry) as work,
     ):
         maintenance = Maintenance(
             url,
@@ -97,11 +94,13 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
         checks = {
             **database,
             "maintenance": maintenance.ready,
-            name: work.ready,
+            **work.checks,
             "accepting": accepting(stop),
         }
-        pages = workers.pages if workers.places else None
-        async with admin_server(settings, "relay", checks, pages=pages) as port, asyncio.TaskGroup() as group:
+        async with (
+            admin_server(settings, "relay", checks, pages=work.pages) as port,
+            asyncio.TaskGroup() as group,
+        ):
             calm_the_collector(fully=True)
             log.info("relay.started", transport=settings.transport, presets=list(registry), admin_port=port)
             notifying = group.create_task(keep_running("notify", notifier.run))
@@ -116,4 +115,5 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
 
 if __name__ == "__main__":
+    supervised.follow(sys.argv)
     run("relay", main)

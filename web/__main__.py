@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import structlog
 
 from engine.pipeline import load_pipelines
+from engine.process import fleet, supervised
 from engine.process.admin import admin_server
 from engine.process.descriptors import fitting
 from engine.process.http.admission import Limits
@@ -23,7 +25,7 @@ from web.auth.keys import open_keys
 from web.auth.tokens import Authenticator
 from web.background import running
 from web.operations import Api
-from web.server import serving
+from web.server import listeners, serving
 from web.store import Store, open_store
 
 log = structlog.get_logger()
@@ -68,6 +70,7 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
             settings.http_port,
             drain_seconds=settings.drain_seconds,
             limits=fitting(limits),
+            shared=supervised.listeners,
         )
         port = await enter(served)
         calm_the_collector(fully=True)
@@ -79,5 +82,17 @@ async def main(settings: Settings, stop: asyncio.Event, open_store: OpenStore = 
     return DONE
 
 
+async def several(settings: Settings, stop: asyncio.Event, *, processes: int) -> int:
+    """Keep so many web `processes` running on one port until `stop`. Raises ConfigurationError at start.
+
+    The supervisor opens the listening sockets, and the processes inherit them. So there is one queue of connections:
+    when a process ends, the others accept what waits there, and a stop closes it for all. With a socket for each
+    process (SO_REUSEPORT) each would have a queue, and what waits in it would be lost with the process.
+    """
+    sockets = await listeners(settings.http_host, settings.http_port)
+    return await fleet.main(settings, stop, role="web", processes=processes, listeners=sockets)
+
+
 if __name__ == "__main__":
+    supervised.follow(sys.argv)
     run("web", main)

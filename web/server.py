@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 from aiohttp import web
 
 from engine.errors import ConfigurationError
+from engine.process.http.acceptor import bind
 from engine.process.http.admission import Limits
 from engine.process.http.listener import listening
 from web import problems
@@ -36,13 +38,26 @@ def _refusal(more: Mapping[str, str], status: int, detail: str) -> web.Response:
     )
 
 
+async def listeners(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on the address, for processes that share them. Raises ConfigurationError."""
+    with _told(host, port):
+        return await bind(host, port)
+
+
 @asynccontextmanager
 async def serving(
-    app: web.Application, host: str, port: int, *, drain_seconds: float, limits: Limits | None = None
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    drain_seconds: float,
+    limits: Limits | None = None,
+    shared: Sequence[socket.socket] = (),
 ) -> AsyncIterator[int]:
     """Serve `app` until the block ends; yields the port. Requests in flight have `drain_seconds` to end.
 
-    Raises ConfigurationError if the server cannot listen on the address.
+    The server listens on the address, or else on the sockets that it has `shared` with other processes. Raises
+    ConfigurationError if it cannot listen on the address.
     """
     more = app[OF_NO_REQUEST]
     async with AsyncExitStack() as stack:
@@ -54,9 +69,17 @@ async def serving(
             limits=limits or Limits(),
             drain_seconds=drain_seconds,
             refusal=partial(_refusal, more),
+            shared=shared,
         )
-        try:
+        with _told(host, port):
             bound = await stack.enter_async_context(listener)
-        except OSError as error:
-            raise ConfigurationError([f"cannot listen on {host}:{port}: {error.strerror}"]) from error
         yield bound
+
+
+@contextmanager
+def _told(host: str, port: int) -> Iterator[None]:
+    """Raise ConfigurationError for an address that cannot be listened on."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError([f"cannot listen on {host}:{port}: {error.strerror}"]) from error

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import structlog
 
@@ -63,7 +62,5 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
 
 if __name__ == "__main__":
-    if supervised.follow(sys.argv):
-        # As for every command: authors' modules are in the current directory, and replace none of ours.
-        sys.path.append(str(Path.cwd()))
+    supervised.follow(sys.argv)
     run("worker", main)

@@ -1,4 +1,4 @@
-"""One place of a supervisor: the process that runs there now, and the socket to it."""
+"""One place of a supervisor: the process of ours that runs there now, and the socket to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -28,15 +28,28 @@ log = structlog.get_logger()
 
 
 class Place:
-    """Runs `command`, one process at a time. `number` is the same for all that run here, from 1 on.
+    """Runs `command`, which must call `supervised.follow` first, one process at a time. All have the same `name`.
 
-    A stop may take `stop_seconds`.
+    A process inherits `listeners`, and has `environ` beside our own environment. Its admin server listens on
+    `admin_host`. Its stop may take `stop_seconds`. A `tied` process ends at once when this process ends; others drain.
     """
 
-    def __init__(self, role: str, number: int, command: Sequence[str], stop_seconds: float) -> None:
-        self.role = role
-        self.number = number
-        self._command = (*command, *supervised.arguments(stop_seconds))
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        stop_seconds: float,
+        listeners: Sequence[socket.socket] = (),
+        environ: Mapping[str, str] = ADMIN,
+        admin_host: str = HOST,
+        tied: bool = False,
+    ) -> None:
+        self.name = name
+        self._inherited = [each.fileno() for each in listeners]
+        self._command = (*command, *supervised.arguments(stop_seconds, self._inherited, tied=tied))
+        self._environ = environ
+        self._admin_host = admin_host
         self._stop_seconds = stop_seconds
         self._process: Process | None = None
         self._port: asyncio.Future[int | None] | None = None
@@ -48,8 +61,8 @@ class Place:
         return port.result() if port is not None and port.done() and not port.cancelled() else None
 
     @property
-    def name(self) -> str:
-        return f"{self.role} {self.number}"
+    def started(self) -> bool:
+        return self.port is not None
 
     @property
     def living(self) -> bool:
@@ -68,7 +81,8 @@ class Place:
                     *self._command,
                     stdin=theirs.fileno(),
                     start_new_session=True,
-                    env=os.environ | ADMIN,
+                    env=os.environ | self._environ,
+                    pass_fds=self._inherited,
                 )
         except BaseException:
             ours.close()
@@ -90,7 +104,7 @@ class Place:
         """Send SIGTERM, and SIGKILL after `stop_seconds`. Returns the exit code, or 0 if it had not started."""
         if self._process is None or not self.living:
             return 0
-        started = self.port is not None
+        started = self.started
         with suppress(ProcessLookupError):  # it has ended just now
             self._process.terminate()
         try:
@@ -112,7 +126,9 @@ class Place:
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout) as session,
-                session.get(f"http://{HOST}:{port}{path}", headers={"Accept": accept}) as response,
+                session.get(
+                    f"http://{self._admin_host}:{port}{path}", headers={"Accept": accept}
+                ) as response,
             ):
                 return response.status, await response.text()
         except TimeoutError:

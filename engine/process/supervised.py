@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from engine.process.prctl import die_with_parent
@@ -21,26 +24,34 @@ from engine.process.prctl import die_with_parent
 SUPERVISED: Final = "--supervised="
 """The argument that says that standard input is a supervisor's socket, and how many seconds a stop may take."""
 TIED: Final = "--tied"
+LISTENERS: Final = "--listeners="
+"""The argument with the descriptors of the listening sockets that the process inherits, separated by commas."""
+
+listeners: Final[list[socket.socket]] = []
+"""The listening sockets that this process has inherited. Other processes accept connections from them, too."""
 
 _link: int | None = None
 _tied = False
 
 
-def follow(arguments: Sequence[str]) -> bool:
-    """Follow the supervisor, if the arguments of this process name one. Returns whether they do. Call it first."""
-    global _link
-    seconds = [float(each.removeprefix(SUPERVISED)) for each in arguments if each.startswith(SUPERVISED)]
+def follow(arguments: Sequence[str]) -> None:
+    """Follow the supervisor, if the arguments of this process name one. Call it first."""
+    global _link, _tied
+    seconds = [float(each) for each in _values(arguments, SUPERVISED)]
     if not seconds:
-        return False
+        return
+    # As for every command: authors' modules are in the current directory, and replace none of ours.
+    sys.path.append(str(Path.cwd()))
+    listeners.extend(_inherited(int(each)) for each in _values(arguments, LISTENERS))
     # Not inherited by what an author's code starts, which reads nothing instead.
     _link = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    if TIED in arguments:
+    _tied = TIED in arguments
+    if _tied:
         die_with_parent()
-    _at_the_end_of(_link, _leave if TIED in arguments else partial(_stop, *seconds))
-    return True
+    _at_the_end_of(_link, _leave if _tied else partial(_stop, *seconds))
 
 
 def tie() -> None:
@@ -52,10 +63,13 @@ def tie() -> None:
     _at_the_end_of(0, _leave)
 
 
-def arguments(stop_seconds: float) -> Sequence[str]:
-    """The arguments of a process that this one supervises. Its stop may take `stop_seconds`."""
-    supervised = f"{SUPERVISED}{stop_seconds}"
-    return (supervised, TIED) if _tied else (supervised,)
+def arguments(stop_seconds: float, inherited: Collection[int] = (), *, tied: bool = False) -> Sequence[str]:
+    """The arguments of a process that this one supervises. Its stop may take `stop_seconds`.
+
+    It gets the listening sockets with the descriptors `inherited`. If this process is tied, so is that one.
+    """
+    sockets = [f"{LISTENERS}{','.join(map(str, inherited))}"] if inherited else []
+    return [f"{SUPERVISED}{stop_seconds}", *sockets, *([TIED] if tied or _tied else [])]
 
 
 def tell(port: int) -> None:
@@ -63,6 +77,17 @@ def tell(port: int) -> None:
     if _link is not None:
         with suppress(OSError):  # it has ended, and the thread finds out, too
             os.write(_link, b"%d\n" % port)
+
+
+def _values(arguments: Sequence[str], name: str) -> list[str]:
+    found = [each.removeprefix(name) for each in arguments if each.startswith(name)]
+    return [value for each in found for value in each.split(",")]
+
+
+def _inherited(descriptor: int) -> socket.socket:
+    """The socket, which what an author's code starts does not inherit any more."""
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
 
 
 def _at_the_end_of(descriptor: int, act: Callable[[], None]) -> None:

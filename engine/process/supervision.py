@@ -1,19 +1,18 @@
-"""Keeps N processes of one command running, and ends them within one drain time."""
+"""Keeps processes running, and ends them within one drain time."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from engine.errors import OutriderError
 from engine.process.ending import EXIT_SECONDS, LAST_WORDS_SECONDS
-from engine.process.place import Place
 from engine.process.restarts import Backoff, Ends
 from engine.process.run import DONE, FAILED, USAGE
-from engine.telemetry.metrics import PROCESSES, PROCESSES_ENDED, PROCESSES_SILENT
+from engine.telemetry.metrics import PROCESSES, PROCESSES_ENDED
 
 KILL_SECONDS: Final = EXIT_SECONDS + LAST_WORDS_SECONDS + 0.5
 """How long a process may take to end after its drain time: what it takes itself, and a little for its last releases."""
@@ -21,20 +20,41 @@ KILL_SECONDS: Final = EXIT_SECONDS + LAST_WORDS_SECONDS + 0.5
 log = structlog.get_logger()
 
 
-class Supervisor:
-    """Runs `count` processes of `command`, which must call `supervised.follow` first. They end with this process."""
+class Kept(Protocol):
+    """A process that is started again when it ends, such as a Place."""
 
-    def __init__(self, role: str, command: Sequence[str], count: int, *, drain_seconds: float) -> None:
-        seconds = drain_seconds + KILL_SECONDS
-        self.places = [Place(role, number, command, seconds) for number in range(1, count + 1)]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def started(self) -> bool:
+        """Whether the process has come up since its last start."""
+
+    async def start(self) -> None:
+        """Start a process. Raises OSError."""
+
+    async def ended(self) -> int:
+        """Wait for the end of a started process and return its exit code."""
+
+    async def stop(self) -> int:
+        """End the process, if it lives, within a bound. Returns its exit code, or 0."""
+
+
+class Supervisor:
+    """Keeps all of `kept` running. `listeners` are sockets that they inherit."""
+
+    def __init__(self, kept: Sequence[Kept], listeners: Sequence[socket.socket] = ()) -> None:
+        self._kept = kept
+        self._listeners = listeners
 
     async def run(self, stop: asyncio.Event) -> int:
         """Start again what ends, until `stop`; then drain all at once. Returns the exit code.
 
-        Without a stop, the end is a storm of ends in one place (exit code 1), or a wrong configuration that the first
-        start finds (2).
+        Without a stop, the end is a storm of ends of one process (exit code 1), or a wrong configuration that its first
+        start finds (2). The sockets are closed here once nothing is started any more: then each process decides how
+        long it listens.
         """
-        keeping = [asyncio.create_task(self._keep(place)) for place in self.places]
+        keeping = [asyncio.create_task(_keep(each)) for each in self._kept]
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({stopping, *keeping}, return_when=asyncio.FIRST_COMPLETED)
@@ -44,68 +64,42 @@ class Supervisor:
                 task.cancel()
             # What is being started is known, or has ended, before the others are asked to stop.
             await asyncio.wait({stopping, *keeping})
-            codes = await asyncio.gather(*(place.stop() for place in self.places))
+            for listener in self._listeners:
+                listener.close()
+            codes = await asyncio.gather(*(each.stop() for each in self._kept))
         return max(failures, default=DONE) or next(filter(None, codes), DONE)
 
-    async def ready(self) -> None:
-        """Raises OutriderError unless every process is ready."""
-        for place in self.places:
-            try:
-                await _ready(place)
-            except OutriderError as error:
-                raise OutriderError(f"{place.name}: {error}") from error
 
-    async def pages(self, accept: str) -> dict[str, str]:
-        """The metrics of every process that answers, by its number, in the format that `accept` chooses."""
-        answers = await asyncio.gather(*(_page(place, accept) for place in self.places))
-        pages = {str(place.number): page for place, page in zip(self.places, answers, strict=True) if page}
-        PROCESSES_SILENT.set(len(self.places) - len(pages))
-        return pages
-
-    async def _keep(self, place: Place) -> int:
-        """Keep a process in its place. Returns an exit code when there is no use in another start."""
-        backoff, ends, ever_started = Backoff(), Ends(), False
-        while True:
-            code = await self._once(place, backoff)
-            started = place.port is not None
-            ever_started = ever_started or started
-            if code == USAGE and not ever_started:
-                log.critical("supervisor.gave_up", role=place.name, exit_code=code)
-                return USAGE
-            if ends.storm(started=started, steady=backoff.steady):
-                log.critical("supervisor.gave_up", role=place.name, exit_code=code)
-                return FAILED
-            seconds = round(backoff.next(), 3)
-            log.error("child.ended", role=place.name, exit_code=code, restart_seconds=seconds)
-            await asyncio.sleep(seconds)
-
-    async def _once(self, place: Place, backoff: Backoff) -> int:
-        backoff.started()
-        try:
-            await place.start()
-        except OSError as error:
-            # Out of processes or memory, perhaps: the others go on, and this one is tried again.
-            log.warning("child.not_started", role=place.name, error=str(error))
+async def _keep(kept: Kept) -> int:
+    """Keep a process running. Returns an exit code when there is no use in another start."""
+    backoff, ends, ever_started = Backoff(), Ends(), False
+    while True:
+        code = await _once(kept, backoff)
+        started = kept.started
+        ever_started = ever_started or started
+        if code == USAGE and not ever_started:
+            log.critical("supervisor.gave_up", role=kept.name, exit_code=code)
+            return USAGE
+        if ends.storm(started=started, steady=backoff.steady):
+            log.critical("supervisor.gave_up", role=kept.name, exit_code=code)
             return FAILED
-        PROCESSES.inc()
-        try:
-            code = await place.ended()
-        finally:
-            PROCESSES.dec()
-        PROCESSES_ENDED.inc()
-        return code
+        seconds = round(backoff.next(), 3)
+        log.error("child.ended", role=kept.name, exit_code=code, restart_seconds=seconds)
+        await asyncio.sleep(seconds)
 
 
-async def _ready(place: Place) -> None:
-    status, answer = await place.fetch("/readyz")
-    if status != 200:
-        raise OutriderError(answer)
-
-
-async def _page(place: Place, accept: str) -> str | None:
+async def _once(kept: Kept, backoff: Backoff) -> int:
+    backoff.started()
     try:
-        status, page = await place.fetch("/metrics", accept)
-    except OutriderError:
-        # Counted by the caller: a scrape shows what there is.
-        return None
-    return page if status == 200 else None
+        await kept.start()
+    except OSError as error:
+        # Out of processes or memory, perhaps: the others go on, and this one is tried again.
+        log.warning("child.not_started", role=kept.name, error=str(error))
+        return FAILED
+    PROCESSES.inc()
+    try:
+        code = await kept.ended()
+    finally:
+        PROCESSES.dec()
+    PROCESSES_ENDED.inc()
+    return code

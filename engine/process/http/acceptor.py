@@ -17,6 +17,8 @@ BACKLOG: Final = 4096
 """The kernel drops what does not fit, and its client tries again a second later."""
 AT_ONCE: Final = 64
 """Connections accepted before the loop does other work."""
+AT_ONCE_SHARED: Final = 1
+"""The same for sockets that several processes accept from: the one that is free leaves the next to the others."""
 PAUSE_SECONDS: Final = 0.5
 MADE_ROOM_SECONDS: Final = 0.02
 LOG_SECONDS: Final = 5.0
@@ -57,7 +59,8 @@ async def bind(host: str | None, port: int) -> list[socket.socket]:
 class Acceptor:
     """Accepts connections to `sockets` until closed.
 
-    `arrived` gets each with its client's address. `make_room` closes one that can be missed, if there is one.
+    `arrived` gets each with its client's address. `make_room` closes one that can be missed, if there is one. From
+    `shared` sockets other processes accept, too.
     """
 
     def __init__(
@@ -65,8 +68,11 @@ class Acceptor:
         sockets: list[socket.socket],
         arrived: Callable[[socket.socket, object], None],
         make_room: Callable[[], bool],
+        *,
+        shared: bool = False,
     ) -> None:
         self.sockets = sockets
+        self._at_once = AT_ONCE_SHARED if shared else AT_ONCE
         self._arrived = arrived
         self._make_room = make_room
         self._loop = asyncio.get_running_loop()
@@ -88,7 +94,7 @@ class Acceptor:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(AT_ONCE):
+        for _ in range(self._at_once):
             try:
                 accepted, peer = listener.accept()
             except BlockingIOError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, cast
 
@@ -56,9 +57,11 @@ async def listening(
     limits: Limits,
     drain_seconds: float,
     refusal: Refusal = refusals.plain,
+    shared: Sequence[socket.socket] = (),
 ) -> AsyncIterator[int]:
     """Serve `app` until the block ends; yields the port. Requests in flight have `drain_seconds` to end.
 
+    It listens on the address, or else on the sockets that it has `shared` with other processes.
     Raises OSError if the server cannot listen on the address.
     """
     runner = _Runner(app, drain_seconds)
@@ -66,7 +69,8 @@ async def listening(
     made = cast("_Server", runner.server)
     try:
         door = Door(server, limits, refusal, lambda visitor: made.connection(door, visitor))
-        acceptor = Acceptor(await bind(host, port), door.arrived, door.make_room)
+        sockets = list(shared) or await bind(host, port)
+        acceptor = Acceptor(sockets, door.arrived, door.make_room, shared=bool(shared))
         try:
             yield acceptor.sockets[0].getsockname()[1]
         finally:

@@ -19,9 +19,26 @@ Tied = Annotated[
 ]
 
 
-def web(tied: Tied = False) -> None:
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        max=MAX_PROCESSES,
+        help="Run so many of them under a supervisor, which starts again what dies. Its admin port shows all.",
+    ),
+]
+
+
+def web(processes: Processes = 1, tied: Tied = False) -> None:
     """Serve the HTTP API. SIGTERM drains, a second one stops at once."""
-    _run("web", tied)
+    if processes == 1:
+        _run("web", tied)
+        return
+    from functools import partial
+
+    from web.__main__ import several
+
+    _run("web", tied, partial(several, processes=processes))
 
 
 def relay(tied: Tied = False) -> None:
@@ -29,26 +46,16 @@ def relay(tied: Tied = False) -> None:
     _run("relay", tied)
 
 
-def worker(
-    processes: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            max=MAX_PROCESSES,
-            help="Run so many workers under a supervisor, which starts again what dies. Its admin port shows all.",
-        ),
-    ] = 1,
-    tied: Tied = False,
-) -> None:
+def worker(processes: Processes = 1, tied: Tied = False) -> None:
     """Run jobs. SIGTERM drains, a second one stops at once."""
     if processes == 1:
         _run("worker", tied)
         return
     from functools import partial
 
-    from worker.fleet import main
+    from engine.process.fleet import main
 
-    _run("worker", tied, partial(main, processes=processes))
+    _run("worker", tied, partial(main, role="worker", processes=processes))
 
 
 def _run(role: str, tied: bool, main: Main | None = None) -> None:
