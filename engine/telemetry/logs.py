@@ -9,8 +9,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -76,14 +75,10 @@ def pass_on(lines: bytes) -> None:
         _Printed(sys.stderr).write(lines.decode(errors="replace"))
 
 
-@contextmanager
-def about(**fields: Any) -> Iterator[None]:
-    """Add `fields` to each line within the block, whoever logs it. For a process that does one thing at a time."""
-    _about.update(fields)
-    try:
-        yield
-    finally:
-        _about.clear()
+def about(**fields: Any) -> None:
+    """Add `fields` alone to each line from now on, whoever logs it. For a process that does one thing at a time."""
+    global _about
+    _about = fields
 
 
 def forked() -> None:

@@ -16,10 +16,14 @@ from typing import Final, NamedTuple
 SIZE: Final = 8192
 STOPPING: Final = 0
 ENDING: Final = 1
-REPORT: Final = 8
+SEQUENCE: Final = struct.Struct("=Q")
+BEGUN: Final = 8
+ENDED: Final = BEGUN + SEQUENCE.size
+"""Two counts of the reports. They differ while one is written."""
 HEAD: Final = struct.Struct("=QdHH")
 """How many reports there were, the fraction, and the bytes of the message and of the step, which follow."""
-SEQUENCE: Final = struct.Struct("=Q")
+AT: Final = ENDED + SEQUENCE.size
+TEXTS: Final = AT + HEAD.size
 MAX_BYTES: Final = 2000
 POLL_SECONDS: Final = 0.05
 
@@ -43,27 +47,24 @@ class Board:
     def write(self, report: Report) -> None:
         message, step = report.message.encode()[:MAX_BYTES], report.step.encode()[:MAX_BYTES]
         fraction = -1.0 if report.fraction is None else report.fraction
-        head = HEAD.pack(report.n, fraction, len(message), len(step))
-        at = REPORT + 2 * SEQUENCE.size
-        # Two counts that differ mark a report that is being written.
-        SEQUENCE.pack_into(self._page, REPORT, report.n)
-        self._page[at : at + len(head) + len(message) + len(step)] = head + message + step
-        SEQUENCE.pack_into(self._page, REPORT + SEQUENCE.size, report.n)
+        SEQUENCE.pack_into(self._page, BEGUN, report.n)
+        HEAD.pack_into(self._page, AT, report.n, fraction, len(message), len(step))
+        if texts := message + step:
+            self._page[TEXTS : TEXTS + len(texts)] = texts
+        SEQUENCE.pack_into(self._page, ENDED, report.n)
 
     @property
     def count(self) -> int:
         """How many reports there were."""
-        return int(SEQUENCE.unpack_from(self._page, REPORT + SEQUENCE.size)[0])
+        return int(SEQUENCE.unpack_from(self._page, ENDED)[0])
 
     def read(self) -> Report:
         """The latest report that is whole."""
-        (before,) = SEQUENCE.unpack_from(self._page, REPORT + SEQUENCE.size)
+        (before,) = SEQUENCE.unpack_from(self._page, ENDED)
         if before != self._last.n:
-            at = REPORT + 2 * SEQUENCE.size
-            n, fraction, message, step = HEAD.unpack_from(self._page, at)
-            at += HEAD.size
-            texts = self._page[at : at + message + step]
-            (after,) = SEQUENCE.unpack_from(self._page, REPORT)
+            n, fraction, message, step = HEAD.unpack_from(self._page, AT)
+            texts = self._page[TEXTS : TEXTS + message + step]
+            (after,) = SEQUENCE.unpack_from(self._page, BEGUN)
             if after == before == n and message + step <= 2 * MAX_BYTES:
                 self._last = Report(
                     n,

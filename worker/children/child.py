@@ -14,10 +14,9 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
-from inspect import isawaitable
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
@@ -30,13 +29,14 @@ from engine.storage.connections import Connection
 from engine.telemetry import logs
 from worker.children.board import Board
 from worker.children.effects import Committer, Committing
-from worker.children.frames import Begin, Commit, Committed, Ended, Ready
+from worker.children.frames import Begin, Commit, Committed, Done, Ended, Ready
 from worker.children.link import Lines, Link
+from worker.children.loop import Loop
 from worker.children.residue import Residue
 from worker.children.run import ChildRun
 from worker.children.setting import Setting
 from worker.invocation import Invocation, Stopped, awaited
-from worker.outcome import after, interpret
+from worker.outcome import after, encode, interpret
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class Child:
         self._link = link
         self._setting = setting
         self._registry = load_pipelines(setting.settings.pipelines)
-        self._loop = asyncio.new_event_loop()
+        self._loop = Loop()
         asyncio.set_event_loop(self._loop)
         self._board = board
         self._run = ChildRun(board, link)
@@ -110,24 +110,43 @@ class Child:
         pipeline = self._registry[attempt.job.preset]
         self._jobs += 1
         self._run.begin(attempt, traced=message.traced)
-        job = attempt.job
-        with (
-            logs.about(job_id=job.id, preset=job.preset, attempt=attempt.number),
-            _limited(pipeline),
-            self._residue.of_author(),
-        ):
-            outcome = _explained(self._outcome(Invocation(attempt, pipeline)), pipeline)
-        if isinstance(outcome, Completed) and outcome.effects is not None:
-            self._kept = Kept(attempt, pipeline, outcome)
-            outcome = replace(outcome, effects=None)
+        logs.about(job_id=attempt.job.id, preset=attempt.job.preset, attempt=attempt.number)
+        invocation = Invocation(attempt, pipeline)
+        # Not undone if `Stopped` passes here: the child ends then.
+        self._loop.lent = True
+        outcome = self._outcome(invocation) if pipeline.memory_mb is None else self._limited(invocation)
+        self._loop.lent = False
+        logs.about()
         spent = self._spent()
+        if isinstance(outcome, Completed):
+            if outcome.effects is not None:
+                self._kept = Kept(attempt, pipeline, outcome)
+            self._link.send(Done(encode(outcome.output).text, self._kept is not None, spent))
+            return spent is not None and self._kept is None
         try:
-            self._link.send(Ended(outcome, self._kept is not None, spent))
+            self._link.send(Ended(outcome, spent))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             # An outcome with an object of an author's own class, that only this process knows.
-            self._kept = None
-            self._link.send(Ended(after(error), False, spent))
-        return spent is not None and self._kept is None
+            self._link.send(Ended(after(error), spent))
+        return spent is not None
+
+    def _limited(self, invocation: Invocation) -> Outcome:
+        """The outcome with the private memory of this process bounded meanwhile (RLIMIT_DATA, getrlimit(2))."""
+        megabytes = invocation.pipeline.memory_mb
+        assert megabytes is not None
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (megabytes * MIB, hard))
+        try:
+            outcome = self._outcome(invocation)
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        match outcome:
+            case Retry(delay, JobError(type="MemoryError")):
+                # It has no words of its own.
+                told = JobError("MemoryError", f"the attempt needed more than its {megabytes} MB")
+                return Retry(delay, told)
+            case _:
+                return outcome
 
     def _outcome(self, invocation: Invocation) -> Outcome:
         job = invocation.prepared()
@@ -138,7 +157,7 @@ class Child:
             invocation.call_hook()
             return outcome
         ended = invocation.call(job, self._run)
-        return self._on_loop(invocation, lambda: ended) if isawaitable(ended) else ended
+        return ended if isinstance(ended, Outcome) else self._on_loop(invocation, lambda: ended)
 
     def _on_loop(self, invocation: Invocation, call: Callable[[], Awaitable[Any]]) -> Outcome:
         async def called() -> Outcome:
@@ -178,8 +197,11 @@ class Child:
             assert effects is not None
 
             async def watched(conn: Connection) -> None:
-                with self._residue.of_author():
+                self._loop.lent = True
+                try:
                     await effects(conn)
+                finally:
+                    self._loop.lent = False
 
             outcome = replace(kept.outcome, effects=watched)
             await self._committer.commit(Committing(kept.attempt, kept.pipeline), outcome, message)
@@ -209,27 +231,3 @@ class Child:
             self._link.interrupt(Stopped())
         else:
             self._loop.call_soon_threadsafe(self._task.cancel)
-
-
-def _explained(outcome: Outcome, pipeline: Pipeline) -> Outcome:
-    """A MemoryError has no words of its own."""
-    match outcome:
-        case Retry(delay, JobError(type="MemoryError")) if pipeline.memory_mb is not None:
-            told = JobError("MemoryError", f"the attempt needed more than its {pipeline.memory_mb} MB")
-            return Retry(delay, told)
-        case _:
-            return outcome
-
-
-@contextmanager
-def _limited(pipeline: Pipeline) -> Iterator[None]:
-    """Bound the private memory of this process (RLIMIT_DATA, getrlimit(2)) for one attempt."""
-    if pipeline.memory_mb is None:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (pipeline.memory_mb * MIB, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -1,16 +1,20 @@
 """The messages between a worker and its children: pickled, each behind its length.
 
-Both ends run the same version of this code. What an author returns never crosses: only what it came to.
+Both ends run the same version of this code. What an author returns never crosses: only what it came to. A message
+crosses as the number of its kind and its members, and those that each attempt needs are plain values: to find a class
+by its name takes longer than all else, in a process whose code is not in the processor's caches.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
-from engine.model import Attempt, Outcome
+from engine.model import Attempt, Job, Outcome
 
 LENGTH: Final = struct.Struct("!I")
 MAX_BYTES: Final = 64 << 20
@@ -63,26 +67,70 @@ class StepEnded(NamedTuple):
     error: str | None
 
 
+class Done(NamedTuple):
+    """From a child: the attempt is completed, its output is JSON text. `effects`: the child waits for Commit.
+
+    `spent` says why the child must not run another attempt.
+    """
+
+    output: str
+    effects: bool
+    spent: str | None
+
+
 class Ended(NamedTuple):
-    """From a child: what the attempt came to. `effects`: the child waits for Commit. `spent`: why it must not go on."""
+    """From a child: what an attempt came to that is not completed. `spent` as in Done."""
 
     outcome: Outcome
-    effects: bool
     spent: str | None
 
 
 class Committed(NamedTuple):
     """From a child: the outcome that is committed with its effects, or that is to be written instead; None if lost.
 
-    `spent` as in Ended.
+    `spent` as in Done.
     """
 
     outcome: Outcome | None
     spent: str | None
 
 
+def _plain(begin: Begin) -> tuple[Any, ...]:
+    attempt = begin.attempt
+    job, *numbers, due, started, ready, undecodable = attempt
+    job_id, *named, created, traceparent, replayed = job
+    times = [each.isoformat() for each in (created, due, started, ready)]
+    return begin.traced, job_id.int, named, traceparent, replayed, numbers, undecodable, times
+
+
+def _begin(
+    traced: bool,
+    job_id: int,
+    named: list[Any],
+    traceparent: str | None,
+    replayed: bool,
+    numbers: list[Any],
+    undecodable: str | None,
+    times: list[str],
+) -> Begin:
+    created, due, started, ready = map(datetime.fromisoformat, times)
+    job = Job._make((UUID(int=job_id), *named, created, traceparent, replayed))
+    return Begin(Attempt._make((job, *numbers, due, started, ready, undecodable)), traced)
+
+
+KINDS: Final[Mapping[type, int]] = {
+    kind: number
+    for number, kind in enumerate((Begin, Done, Ended, Commit, Committed, Ready, Line, StepBegan, StepEnded))
+}
+BEGIN: Final = KINDS[Begin]
+MAKERS: Final[tuple[Callable[..., Any], ...]] = (_begin, *list(KINDS)[1:])
+
+
 def encoded(message: Any) -> bytes:
-    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    """Raises what `pickle` raises of an author's objects."""
+    kind = KINDS[type(message)]
+    members = _plain(message) if kind == BEGIN else message
+    body = pickle.dumps((kind, *members), pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(body)) + body
 
 
@@ -90,21 +138,36 @@ class Decoder:
     """Cuts what arrives into messages."""
 
     def __init__(self) -> None:
-        self._bytes = bytearray()
+        self._begun = bytearray()
+        """A message of which more is to come."""
+        self._wanted = 0
+        """Its bytes, as far as they are known."""
 
-    def feed(self, data: bytes) -> Iterator[Any]:
+    def feed(self, data: bytes) -> list[Any]:
         """The messages that `data` completes. Raises BrokenFrame."""
-        self._bytes += data
-        while len(self._bytes) >= LENGTH.size:
-            length = LENGTH.unpack_from(self._bytes)[0]
+        if self._begun:
+            self._begun += data
+            if len(self._begun) < self._wanted:
+                return []
+            data = bytes(self._begun)
+        messages: list[Any] = []
+        at = 0
+        while (begin := at + LENGTH.size) <= (end := len(data)):
+            (length,) = LENGTH.unpack_from(data, at)
             if length > MAX_BYTES:
                 raise BrokenFrame(f"{length} bytes")
-            end = LENGTH.size + length
-            if len(self._bytes) < end:
-                return
-            body = bytes(self._bytes[LENGTH.size : end])
-            del self._bytes[:end]
-            try:
-                yield pickle.loads(body)  # noqa: S301 - a child runs the same code as this process, and no other
-            except Exception as error:
-                raise BrokenFrame(f"{type(error).__name__}: {error}") from error
+            if begin + length > end:
+                begin += length
+                break
+            messages.append(_decoded(data[begin : begin + length]))
+            at = begin + length
+        self._begun, self._wanted = bytearray(data[at:]), begin - at
+        return messages
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        kind, *members = pickle.loads(body)  # noqa: S301 - both ends run the same code
+        return MAKERS[kind](*members)
+    except Exception as error:
+        raise BrokenFrame(f"{type(error).__name__}: {error}") from error

@@ -8,7 +8,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -24,6 +23,7 @@ from worker.children.frames import (
     Commit,
     Committed,
     Decoder,
+    Done,
     Ended,
     Line,
     Ready,
@@ -32,6 +32,7 @@ from worker.children.frames import (
     encoded,
 )
 from worker.children.output import PAUSE_SECONDS, PORTION, Output
+from worker.outcome import Encoded
 
 DIED: Final = "ProcessDied"
 TAIL_LINES: Final = 5
@@ -91,7 +92,7 @@ class Child(asyncio.Protocol):
         self.attempt, self._began, self._span = attempt, time.monotonic(), span
         self.tail.clear()
         reports = self.board.count
-        answer: Ended | None = await self._asked(Begin(attempt, span is not OFF))
+        answer: Done | Ended | None = await self._asked(Begin(attempt, span is not OFF))
         self._end_steps()
         if self.output is not None:
             self.output.drain()
@@ -100,9 +101,9 @@ class Child(asyncio.Protocol):
         if answer is None:
             return Retry(None, JobError(DIED, self._obituary(memory_mb)))
         self.spent = self.spent or answer.spent
-        if answer.effects and isinstance(answer.outcome, Completed):
-            return replace(answer.outcome, effects=ChildEffects(self, memory_mb))
-        return answer.outcome
+        if isinstance(answer, Ended):
+            return answer.outcome
+        return Completed(Encoded(answer.output), ChildEffects(self, memory_mb) if answer.effects else None)
 
     async def commit(self, message: Commit) -> Outcome | None:
         """Raises LeaseLost. None: the child has died, and nobody knows yet whether it has committed."""
@@ -193,7 +194,7 @@ class Child(asyncio.Protocol):
                     self.ready.set_result(None)
                 else:
                     self.ready.set_exception(ChildUnavailable(fault))
-            case Ended() | Committed():
+            case Done() | Ended() | Committed():
                 self._settle(message)
 
     def _hold_up(self, size: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from worker.children.frames import Decoder, Line, encoded
 
-RECEIVE_BYTES: Final = 1 << 18
+RECEIVE_BYTES: Final = 1 << 16
 
 
 class Link:

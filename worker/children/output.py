@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 MAX_LINE: Final = 4096
@@ -33,10 +32,17 @@ class Output(asyncio.Protocol):
     def drain(self) -> None:
         """Read what an attempt has left in the pipe at its end, so that it is not taken for the next one's."""
         if self._transport is not None and not self._transport.is_closing():
-            with suppress(BlockingIOError):  # nothing is left
-                self._take(os.read(self._descriptor, PORTION))
-            self.eof_received()
-            self._rest = b""
+            if data := self._waiting():
+                self._take(data)
+            if self._rest:
+                self.eof_received()
+                self._rest = b""
+
+    def _waiting(self) -> bytes:
+        try:
+            return os.read(self._descriptor, PORTION)
+        except BlockingIOError:
+            return b""
 
     def data_received(self, data: bytes) -> None:
         self._take(data)

@@ -181,6 +181,12 @@ async def leaves_a_task(_job: Job, _run: Run) -> int:
     return os.getpid()
 
 
+@declared("task-unrun")
+def leaves_a_task_that_has_not_begun(_job: Job, _run: Run) -> int:
+    kept.append(asyncio.get_event_loop().create_task(asyncio.sleep(600)))
+    return os.getpid()
+
+
 @declared("call")
 async def leaves_a_call(_job: Job, _run: Run) -> int:
     kept.append(asyncio.create_task(asyncio.to_thread(time.sleep, 600)))

@@ -21,7 +21,7 @@ def pid_of(view: object) -> int:
     return int(said["pid"] if isinstance(said, dict) else said)
 
 
-@pytest.mark.parametrize("preset", ["stdout", "task", "call", "thread", "forks"])
+@pytest.mark.parametrize("preset", ["stdout", "task", "task-unrun", "call", "thread", "forks"])
 async def test_an_attempt_that_leaves_something_behind_is_the_last_one_of_its_process(
     harness: WorkerHarness, open_worker: OpenWorker, preset: str
 ) -> None:
