@@ -27,6 +27,7 @@ from ops.harness.postgres import Databases
 
 SECTIONS: Final[dict[str, str]] = {
     "submissions": "submissions",
+    "web": "web_processes",
     "drain": "drain",
     "relay": "relay",
     "pickup": "pickup",

@@ -59,6 +59,16 @@ def web(url: str, store: str, pipelines: str = PIPELINES, **given: Any) -> Itera
 
 
 @contextmanager
+def webs(url: str, count: int) -> Iterator[Web]:
+    """So many web processes on one port, under a supervisor if it is more than one."""
+    port = free_port()
+    keys: dict[str, Any] = {"OUTRIDER_JWT_SECRET": SECRET, "OUTRIDER_HTTP_PORT": str(port)}
+    command = ("ops.cli", "web", "--processes", str(count))
+    with _process(*command, url=url, OUTRIDER_PIPELINES=PIPELINES, **keys) as child:
+        yield Web(port, child)
+
+
+@contextmanager
 def worker(url: str, slots: int, **settings: Any) -> Iterator[Child]:
     """A worker process with the benchmark's pipelines, unless its `settings` say otherwise."""
     own = {"OUTRIDER_WORKER_CONCURRENCY": str(slots), "OUTRIDER_PIPELINES": PIPELINES}
