@@ -70,6 +70,27 @@ class Supervisor:
         return max(failures, default=DONE) or next(filter(None, codes), DONE)
 
 
+async def run_in_turns(turns: Sequence[Sequence[Kept]], stop: asyncio.Event) -> int:
+    """Keep all processes running until `stop`, then stop those of one turn after the other. Returns the exit code.
+
+    Sets `stop` when there is no use in another start of one of them.
+    """
+    stops = [stop, *(asyncio.Event() for _ in turns)]
+
+    async def keep(kept: Sequence[Kept], mine: asyncio.Event, following: asyncio.Event) -> int:
+        try:
+            return await Supervisor(kept).run(mine)
+        finally:
+            stop.set()
+            following.set()
+
+    async with asyncio.TaskGroup() as group:
+        keeping = [
+            group.create_task(keep(kept, stops[turn], stops[turn + 1])) for turn, kept in enumerate(turns)
+        ]
+    return next(filter(None, (task.result() for task in keeping)), DONE)
+
+
 async def _keep(kept: Kept) -> int:
     """Keep a process running. Returns an exit code when there is no use in another start."""
     backoff, ends, ever_started = Backoff(), Ends(), False

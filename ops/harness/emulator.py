@@ -84,6 +84,10 @@ class Emulator:
         """The value of PUBSUB_EMULATOR_HOST."""
         return f"{HOST}:{self.port}"
 
+    @property
+    def living(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     async def __aenter__(self) -> Self:
         try:
             await self.start()

@@ -98,8 +98,12 @@ class Command:
         assert self.process.wait(seconds) == code, self.err
 
     def child(self, role: str) -> int:
-        """The pid of the child of that role."""
-        [pid] = [pid for pid, line in living(self._folder).items() if f"ops.cli {role} --tied" in line]
+        """The pid of the child of that role. A relay has workers of its own."""
+        [pid] = [
+            pid
+            for pid, line in living(self._folder).items()
+            if f"-m {role} " in line and f"\nPPid:\t{self.process.pid}\n" in _status(pid)
+        ]
         return pid
 
     def shown(self, name: str) -> str:
@@ -110,6 +114,10 @@ class Command:
     @property
     def token(self) -> str:
         return self.out.partition("\nTOKEN=")[2].partition("\n")[0]
+
+
+def _status(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
 
 
 def environment(folder: Path, settings: Mapping[str, object]) -> dict[str, str]:

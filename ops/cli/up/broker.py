@@ -29,17 +29,18 @@ def pubsub_settings() -> Settings:
 
 
 class Broker:
-    """Inside the `async with` block the broker runs and has its topics. `keep` restarts an emulator of ours.
+    """Inside the `async with` block the broker runs and has its topics. A supervisor starts an emulator of ours again.
 
     The emulator loses its topics when it ends, so each start provisions them.
     """
 
-    role = "emulator"
+    name = "emulator"
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigurationError if an emulator is needed and none is installed."""
         self._settings = settings
         self._emulator: Emulator | None = None
+        self._started = False
         if not os.environ.get(EMULATOR):
             self._emulator = Emulator(require(), settings.data_dir / "pubsub-emulator.log")
             # The clients in this process read the variable too.
@@ -65,8 +66,15 @@ class Broker:
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
+    @property
+    def started(self) -> bool:
+        return self._started
+
     async def start(self) -> None:
-        """Start the broker and provision its topics. If that fails, the emulator is stopped."""
+        """Start the broker and provision its topics, unless it runs. If that fails, the emulator is stopped."""
+        if self._emulator is None or self._emulator.living:
+            return
+        self._started = False
         try:
             await self._start()
         except OutriderError as error:
@@ -80,6 +88,10 @@ class Broker:
         # An emulator that was not started here is not watched.
         return await unheard_of
 
+    async def stop(self) -> int:
+        await self._stop()
+        return 0
+
     async def _start(self) -> None:
         if self._emulator:
             self._settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -90,6 +102,7 @@ class Broker:
             if change.step is Step.BY_HAND:
                 raise BrokerError(str(change), change.fix)
         log.info("topics.provisioned", changes=len(changes))
+        self._started = True
 
     async def _stop(self) -> None:
         if self._emulator:

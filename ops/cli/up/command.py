@@ -15,10 +15,10 @@ import typer
 from ops.cli.output import complain, echo
 
 if TYPE_CHECKING:
+    from engine.process.supervision import Kept
     from engine.settings import Settings
     from ops.cli.addresses import Ports
     from ops.cli.up.broker import Broker
-    from ops.cli.up.children import Child, Kept
     from ops.local.server import Server
 
 TOKEN_SECONDS: Final = 7 * 24 * 3600
@@ -68,8 +68,10 @@ def up(
 
 async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None = None) -> int:
     import migrations
+    from engine.process.run import FAILED
+    from engine.process.supervision import run_in_turns
     from ops.cli.addresses import Ports
-    from ops.cli.up.children import all_ready, unless
+    from ops.cli.up.children import all_ready, keep_server, places, unless
 
     ports = Ports.choose(settings)
     async with _database(settings) as (url, server), broker or nullcontext():
@@ -77,29 +79,24 @@ async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None =
         if stop.is_set():
             return 0
         settings = _with_secret(settings)
-        environ = broker.environ if broker else {}
-        async with _children(settings, url, ports, environ) as children:
-            failure = await unless(stop, all_ready(children))
-            if failure:
-                return failure
-            with _findable(ports, settings.data_dir):
-                if not stop.is_set():
-                    echo(_greeting(settings, ports, server, environ))
-                code = await _kept([*children, *([broker] if broker else [])], server, stop)
-            if sys.stderr.isatty():
-                complain(HURRY)
-    return code
-
-
-async def _kept(processes: Sequence[Kept], server: Server | None, stop: asyncio.Event) -> int:
-    """Keep every process running until `stop` and return the exit code."""
-    from ops.cli.up.children import keep, keep_server
-
-    async with asyncio.TaskGroup() as group:
-        for each in processes:
-            group.create_task(keep(each, stop))
-        served = group.create_task(keep_server(server, stop)) if server else None
-    return served.result() if served else 0
+        pubsub = broker.environ if broker else {}
+        web, *others = places(ports, settings.drain_seconds, {**_environ(settings, url, ports), **pubsub})
+        # web first, so that no new jobs come in while the others drain.
+        turns: list[Sequence[Kept]] = [[web], others, [broker] if broker else []]
+        async with asyncio.TaskGroup() as group:
+            kept = [group.create_task(run_in_turns(turns, stop))]
+            if server:
+                kept.append(group.create_task(keep_server(server, stop)))
+            ready = await unless(stop, all_ready([web, *others]))
+            if ready:
+                with _findable(ports, settings.data_dir):
+                    echo(_greeting(settings, ports, server, pubsub))
+                    await stop.wait()
+                if sys.stderr.isatty():
+                    complain(HURRY)
+            stop.set()
+    late = FAILED if ready is False else 0
+    return next(filter(None, (late, *(task.result() for task in kept))), 0)
 
 
 @asynccontextmanager
@@ -145,29 +142,12 @@ def _with_secret(settings: Settings) -> Settings:
     return settings.model_copy(update={"jwt_secret": SecretStr(dev_secret(settings.data_dir))})
 
 
-@asynccontextmanager
-async def _children(
-    settings: Settings, url: str, ports: Ports, broker: Mapping[str, str]
-) -> AsyncIterator[list[Child]]:
-    """web, relay and worker. web is stopped first, so that no new jobs come in while the others drain."""
-    from ops.cli.up.children import KILL_SECONDS, Child
-
-    environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http), **broker}
+def _environ(settings: Settings, url: str, ports: Ports) -> dict[str, str]:
+    """What the processes have beside our own environment."""
+    environ = {"OUTRIDER_DATABASE_URL": url, "OUTRIDER_HTTP_PORT": str(ports.http)}
     if settings.jwt_secret:
         environ["OUTRIDER_JWT_SECRET"] = settings.jwt_secret.get_secret_value()
-    children = [
-        Child(role, environ | {"OUTRIDER_ADMIN_PORT": str(port)}, ports.admin_url(role, "/readyz"))
-        for role, port in ports.admin.items()
-    ]
-    patience = settings.drain_seconds + KILL_SECONDS
-    try:
-        for child in children:
-            await child.start()
-        yield children
-    finally:
-        web, *others = children
-        await web.stop(patience)
-        await asyncio.gather(*(other.stop(patience) for other in others))
+    return environ
 
 
 def _greeting(settings: Settings, ports: Ports, server: Server | None, broker: Mapping[str, str]) -> str:
