@@ -77,9 +77,18 @@ def worker(url: str, slots: int, **settings: Any) -> Iterator[Child]:
 
 
 @contextmanager
+def workers(url: str, slots: int, count: int, **settings: Any) -> Iterator[Child]:
+    """A supervisor of `count` workers of so many slots each, as `outrider worker --processes` runs them."""
+    own = {"OUTRIDER_WORKER_CONCURRENCY": str(slots)}
+    command = ("ops.cli", "worker", "--processes", str(count))
+    with _process(*command, url=url, **{**own, **settings}) as child:
+        yield child
+
+
+@contextmanager
 def relay(url: str, **settings: Any) -> Iterator[Child]:
-    """A relay process that runs maintenance, and in Pub/Sub mode publishes; it has no workers."""
-    with _process("relay", url=url, OUTRIDER_RELAY_WORKERS="0", **settings) as child:
+    """A relay process: maintenance, and in Pub/Sub mode publishing. It has no workers unless `settings` say so."""
+    with _process("relay", url=url, **{"OUTRIDER_RELAY_WORKERS": "0", **settings}) as child:
         yield child
 
 

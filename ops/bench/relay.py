@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final, LiteralString
 
 import psycopg
 
 from engine.ids import uuid7
-from engine.pubsub.client import EMULATOR, Names, names
+from engine.pubsub.client import Names, names
 from engine.pubsub.messages import Message, WakeUp
 from engine.settings import load
 from ops.bench import brokers, processes
@@ -22,14 +20,12 @@ from ops.bench.plan import Plan
 from ops.bench.server import empty, fill
 from ops.harness.postgres import Databases
 from ops.waiting import eventually
-from relay.provision.apply import open_clients, provision
 from relay.publishing.publish_loop import IN_FLIGHT
 from relay.publishing.publisher import connected
 from relay.publishing.request_size import MAX_ROWS
 
 TITLE = "Rows drained from the outbox to Pub/Sub by one relay (rows/s)"
 PRESET: Final = "noop"
-PROJECT: Final = "bench"
 SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.05
 GOAL: Final = 10_000.0
@@ -46,9 +42,9 @@ NOW: LiteralString = "SELECT extract(epoch FROM clock_timestamp())::float8"
 def run(server: Databases, plan: Plan) -> Iterator[Row]:
     rows = plan.relay_rows
     for name, broker in brokers.found().items():
-        with broker() as host, _at(host), server.migrated() as url:
-            topics = asyncio.run(_provisioned())
-            with processes.relay(url, PUBSUB_EMULATOR_HOST=host, **_settings()):
+        with brokers.provisioned(broker) as settings, server.migrated() as url:
+            topics = names(load(settings))
+            with processes.relay(url, **settings):
 
                 def measured(name: str = name, url: str = url, topics: Names = topics) -> dict[str, float]:
                     return {
@@ -61,31 +57,6 @@ def run(server: Databases, plan: Plan) -> Iterator[Row]:
         yield Row(relayed.name, relayed.samples, relayed.unit, at_least=GOAL)
         yield alone
         yield ratio(f"relay / publishing alone, {name}", relayed, alone, SHARE)
-
-
-def _settings() -> dict[str, str]:
-    return {"OUTRIDER_TRANSPORT": "pubsub", "OUTRIDER_PUBSUB_PROJECT": PROJECT}
-
-
-@contextmanager
-def _at(host: str) -> Iterator[None]:
-    """Set the variable by which Google's clients, and ours, find an emulator."""
-    before = os.environ.get(EMULATOR)
-    os.environ[EMULATOR] = host
-    try:
-        yield
-    finally:
-        del os.environ[EMULATOR]
-        if before is not None:
-            os.environ[EMULATOR] = before
-
-
-async def _provisioned() -> Names:
-    topics = names(load(_settings()))
-    async with open_clients() as clients:
-        async for _ in provision(clients, topics):
-            pass
-    return topics
 
 
 def _relayed(url: str, rows: int) -> float:

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from engine.settings import Transport
 from ops.chaos import isolation, orphans
 
 pytestmark = pytest.mark.long
@@ -16,8 +17,9 @@ async def test_what_breaks_in_a_process_costs_no_neighbour_an_attempt_or_a_secon
         assert await isolation.run(database_url, times=2, innocent=3) == []
 
 
-async def test_killed_children_and_workers_lose_no_job_double_no_effect_and_leave_no_process(
-    database_url: str,
+@pytest.mark.parametrize("transport", ["postgres", "pubsub"])
+async def test_killed_processes_lose_no_job_double_no_effect_and_leave_no_process(
+    database_url: str, transport: Transport
 ) -> None:
     async with asyncio.timeout(300):
-        assert await asyncio.to_thread(orphans.run, database_url, 500, 15.0) == []
+        assert await asyncio.to_thread(orphans.run, database_url, 500, 15.0, transport) == []
