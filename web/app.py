@@ -18,7 +18,7 @@ from web.problems import Refused
 def create_app(api: Api) -> web.Application:
     """The application over `api`, which must outlive the application. Serve it with `web.server.serving`."""
     metrics.show(api.registry)
-    app = web.Application(middlewares=[middleware.traced, middleware.boundary(api)])
+    app = web.Application(middlewares=[middleware.boundary(api)])
     app.on_response_prepare.append(middleware.finish_headers)
     cors = Cors(api.cors_origins, OPERATIONS)
     app[OF_NO_REQUEST] = cors.of_no_request()

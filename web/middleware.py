@@ -19,35 +19,24 @@ from engine.telemetry.metrics import HTTP_IN_FLIGHT, HTTP_SECONDS
 from engine.telemetry.spans import OFF, Span
 from web import metrics, problems
 from web.log_quota import LogQuota
-from web.operations import KNOWN, Api, Handler
+from web.operations import Api, Handler
 from web.presence import left
 from web.problems import Refused
+from web.record import RECORD, Record
 from web.wire import parsing
 
 REQUEST_ID: Final = "X-Request-Id"
-KEPT: Final = web.RequestKey("request_id", str)
-SPAN: Final = web.RequestKey("span", Span)
 CLIENT_LEFT: Final = 499
 """The status, which nobody receives, of a request whose client has left. It is nginx's, and no fault of ours."""
 UNKNOWN_ROUTE: Final = "unknown"
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 
 
-@web.middleware
-async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """The outer middleware: opens the span. A broken traceparent is ignored, as W3C Trace Context says."""
-    came = traceparent.accept(request.headers.getall("traceparent", ()))
-    with _span(request, _route(request.match_info.route.resource), came) as span:
-        request[SPAN] = span
-        if context := came or span.traceparent:
-            request[parsing.CONTEXT] = context
-        response = await handler(request)
-        _answered(span, response.status)
-        return response
-
-
 def boundary(api: Api) -> Middleware:
-    """The middleware that turns errors into answers. aiohttp passes its parameters by name."""
+    """The middleware that begins the record of a request and turns errors into answers.
+
+    aiohttp passes its parameters by name. A broken traceparent is ignored, as W3C Trace Context says.
+    """
     # Bound once, because the lazy proxy binds again at each line.
     log = structlog.get_logger().bind()
     quota = LogQuota()
@@ -55,29 +44,34 @@ def boundary(api: Api) -> Middleware:
     @web.middleware
     async def surround(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        request[KEPT] = parsing.request_id(request) or new_request_id()
-        HTTP_IN_FLIGHT.inc()
-        try:
-            response = await handler(request)
-        except Exception as error:  # noqa: BLE001 - only an answer may pass the boundary
-            response = _refusing(request, error, quota)
-        finally:
-            HTTP_IN_FLIGHT.dec()
+        came = traceparent.accept(request.headers.getall("traceparent", ()))
+        resource = request.match_info.route.resource
+        record = request[RECORD] = Record(parsing.request_id(request) or new_request_id(), came)
+        with _span(request, resource, came) as span:
+            record.span = span
+            record.traceparent = came or span.traceparent
+            HTTP_IN_FLIGHT.inc()
+            try:
+                response = await handler(request)
+            except Exception as error:  # noqa: BLE001 - only an answer may pass the boundary
+                response = _refusing(request, error, quota)
+            finally:
+                HTTP_IN_FLIGHT.dec()
+            _answered(span, response.status)
         if api.draining.is_set() and not response.prepared:
             response.force_close()
         seconds = time.perf_counter() - started
-        resource = request.match_info.route.resource
-        context = request[SPAN].traceparent or parsing.traceparent(request)
-        _histogram(resource, _method(request, response), response.status).traced(seconds, context)
+        observe = _histogram(resource, _method(request, response), response.status).traced
+        observe(seconds, span.traceparent or record.traceparent)
         metrics.answered(_route(resource) or UNKNOWN_ROUTE, response.status)
-        if KNOWN in request or quota.allows():
-            made = {"job_id": request[parsing.JOB]} if parsing.JOB in request else {}
+        if record.known or quota.allows():
+            made = {"job_id": record.job_id} if record.job_id is not None else {}
             log.info(
                 "request.answered",
                 status=response.status,
                 ms=round(seconds * 1000, 2),
                 **made,
-                **_ids(request),
+                **_ids(request, record),
             )
         return response
 
@@ -89,33 +83,34 @@ def _refusing(request: web.Request, error: Exception, quota: LogQuota) -> web.Re
     if left(request, error):
         return web.Response(status=CLIENT_LEFT, reason="Client Closed Request")
     refused = problems.refusal(error)
-    _log_error(error, refused, request, quota)
+    record = request[RECORD]
+    _log_error(error, refused, request, record, quota)
     instance = problems.reference(request.rel_url.raw_path)
-    return problems.render(refused, instance=instance, request_id=request[KEPT])
+    return problems.render(refused, instance=instance, request_id=record.request_id)
 
 
-def _log_error(error: Exception, refused: Refused, request: web.Request, quota: LogQuota) -> None:
+def _log_error(
+    error: Exception, refused: Refused, request: web.Request, record: Record, quota: LogQuota
+) -> None:
     """Log an error that is not the client's fault, with the ids by which the client can name the request."""
     if error is refused:
         return
     if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        if KNOWN not in request and not quota.allows():
+        if not record.known and not quota.allows():
             return
         structlog.get_logger().warning(
-            "request.unserved", error=f"{type(error).__name__}: {error}", **_ids(request)
+            "request.unserved", error=f"{type(error).__name__}: {error}", **_ids(request, record)
         )
     elif isinstance(error, psycopg.Error) or refused.status == HTTPStatus.INTERNAL_SERVER_ERROR:
-        structlog.get_logger().error("request.failed", exc_info=error, **_ids(request))
+        structlog.get_logger().error("request.failed", exc_info=error, **_ids(request, record))
 
 
-def _ids(request: web.Request) -> dict[str, str]:
+def _ids(request: web.Request, record: Record) -> dict[str, str]:
     """The fields that identify a request in the log."""
-    context = request[SPAN].traceparent or parsing.traceparent(request)
-    return {
-        "method": request.method,
-        "path": request.path,
-        "request_id": request[KEPT],
-    } | traceparent.ids(context, request[SPAN])
+    named = {"method": request.method, "path": request.path, "request_id": record.request_id}
+    if record.traceparent is not None:
+        named |= traceparent.ids(record.traceparent, record.span)
+    return named
 
 
 def new_request_id() -> str:
@@ -124,7 +119,7 @@ def new_request_id() -> str:
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
     """An on_response_prepare signal, because streams send their headers through it, too."""
-    response.headers[REQUEST_ID] = request.get(KEPT) or new_request_id()
+    response.headers[REQUEST_ID] = request[RECORD].request_id
     response.headers.popall("Server", None)
 
 
@@ -144,7 +139,7 @@ def _route(resource: web.AbstractResource | None) -> str | None:
     return None if resource is None or "{path" in resource.canonical else resource.canonical
 
 
-def _span(request: web.Request, route: str | None, came: str | None) -> Span:
+def _span(request: web.Request, resource: web.AbstractResource | None, came: str | None) -> Span:
     """The span of a request until its answer, by OpenTelemetry's conventions. `came` is the caller's traceparent."""
     if not tracing.enabled():
         return OFF
@@ -154,6 +149,7 @@ def _span(request: web.Request, route: str | None, came: str | None) -> Span:
         "url.scheme": request.scheme,
         "url.path": request.path,
     }
+    route = _route(resource)
     if route is None:
         return tracing.start(method, "server", attributes, came)
     return tracing.start(f"{method} {route}", "server", attributes | {"http.route": route}, came)

@@ -17,6 +17,7 @@ from engine.queries.jobs import JobView
 from web.auth.tokens import ANYONE, Authenticator, Caller
 from web.offload import LARGE_BYTES, Offload
 from web.presence import gone
+from web.record import RECORD
 from web.store import Store
 from web.watcher import Watch
 from web.wire import parsing
@@ -24,9 +25,6 @@ from web.wire import parsing
 MIB: Final = 1 << 20
 PATIENCE_SECONDS: Final = 5.0
 """How often a request that waits for its job checks that its client is still connected."""
-
-KNOWN: Final = web.RequestKey("known", bool)
-"""Set once a request's token is verified."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,7 +143,7 @@ class Operation:
             caller = ANYONE
             if self.scope is not None:
                 caller = await api.auth.caller(request.headers.getall("Authorization", ()))
-                request[KNOWN] = True
+                request[RECORD].known = True
                 caller.require(self.scope)
             given: dict[str, Any] = {}
             if (query := parsing.query(request, query_model)) is not None:

@@ -15,7 +15,8 @@ from engine.telemetry.metrics import IDEMPOTENCY
 from web.api.idempotency import IDEMPOTENCY_KEY, REPLAYED, answered
 from web.auth.tokens import WRITE
 from web.operations import MIB, Answer, Call, operation
-from web.wire import idempotency, parsing, request_models, responses
+from web.record import RECORD
+from web.wire import idempotency, request_models, responses
 from web.wire.responses import reply
 
 FOLLOW: Final = ("job", "history", "events", "explained", "cancel", "retry")
@@ -44,7 +45,7 @@ FOLLOW: Final = ("job", "history", "events", "explained", "cancel", "retry")
 )
 async def run(call: Call, body: request_models.JobToRun) -> web.Response:
     accepted, replayed = await _accepted(call, body, [body], "/pipeline/run")
-    call.request[parsing.JOB] = job_id = str(accepted.job_ids[0])
+    call.request[RECORD].job_id = job_id = str(accepted.job_ids[0])
     body_out = responses.accepted(job_id)
     headers = {"Location": body_out["links"]["self"], "Retry-After": "1", **replayed}
     return reply(body_out, status=HTTPStatus.ACCEPTED, headers=headers)
@@ -94,5 +95,5 @@ def _submission(
     request_models.check(body, call.api.registry)
     owner = call.caller.owner
     key = idempotency.key_of(call.request, owner=owner, route=route, document=call.document)
-    traceparent = parsing.traceparent(call.request)
+    traceparent = call.request[RECORD].traceparent
     return Submission(tuple(each.new(owner=owner, traceparent=traceparent) for each in wanted), key)

@@ -38,9 +38,6 @@ PARAMETER: Final = re.compile(
 """A parameter of a media type: a name as RFC 6838 §4.2 has it, without the star of RFC 8187; or nothing after a `;`."""
 MEDIA: Final = re.compile(rf"application/json(?:{PARAMETER.pattern})*+[ \t]*", re.IGNORECASE)
 ENTITY_TAG: Final = re.compile(r'(?:W/)?("[^"]*")')
-CONTEXT: Final = web.RequestKey("context", str)
-JOB: Final = web.RequestKey("job", str)
-"""The id of the job that a request has created, for the log line."""
 WAIT: Final = re.compile(r'wait[ \t]*=[ \t]*("?)([0-9]+)\1[ \t]*(?:;.*)?', re.IGNORECASE)
 NAMED_WAIT: Final = re.compile(r"wait[ \t]*(?:[=;]|$)", re.IGNORECASE)
 
@@ -209,11 +206,6 @@ def request_id(request: web.BaseRequest) -> str | None:
     """The X-Request-Id that the caller sent, if it is safe to repeat; else None."""
     given = request.headers.get("X-Request-Id", "")
     return given if REQUEST_ID.fullmatch(given) else None
-
-
-def traceparent(request: web.Request) -> str | None:
-    """The request's traceparent: the caller's, else that of the request's own span if spans are exported."""
-    return request.get(CONTEXT)
 
 
 def preferred_wait(request: web.Request) -> int | None:
