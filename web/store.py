@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 from uuid import UUID
 
-from engine.errors import DatabaseUnavailable, JobNotFound
+from engine.errors import JobNotFound
 from engine.model import NewJob
 from engine.moves.enqueue import Accepted, Submission, enqueue_group
 from engine.queries import jobs
@@ -33,8 +32,6 @@ MAX_READS: Final = 32
 ROW_BYTES: Final = 256
 """Weight of a job in a group, without its content and metadata."""
 MAX_WAITING_BYTES: Final = 64 << 20
-
-R = TypeVar("R")
 
 
 class Store(Protocol):
@@ -71,8 +68,10 @@ class PostgresStore:
         self._writing = CheckedConnection(url, name="web writing")
         self._reading = CheckedConnection(url, name="web reading")
         self._watching = PinnedConnection(url, name="web watching")
-        self._submissions = Batcher(self._write, weigh=_weight, max_waiting_weight=MAX_WAITING_BYTES)
-        self._reads = Batcher(self._read, max_group=MAX_READS)
+        self._submissions = Batcher(
+            self._write, weigh=_weight, max_waiting_weight=MAX_WAITING_BYTES, patience=ANSWER_SECONDS
+        )
+        self._reads = Batcher(self._read, max_group=MAX_READS, patience=ANSWER_SECONDS)
         self.watcher = Watcher(self._versions)
         self._rows = BATCH_ROWS.labels("submissions")
         self._seconds = BATCH_SECONDS.labels("submissions")
@@ -85,10 +84,10 @@ class PostgresStore:
             WAITING.labels(what).set_function(partial(len, line))
 
     async def submit(self, submission: Submission) -> Accepted:
-        return await _bounded(self._submissions.submit(submission))
+        return await self._submissions.submit(submission)
 
     async def read(self, job_id: UUID, owner: str | None) -> JobView:
-        view = await _bounded(self._reads.submit((job_id, owner)))
+        view = await self._reads.submit((job_id, owner))
         if view is None:
             raise JobNotFound(job_id)
         return view
@@ -160,14 +159,6 @@ async def open_store(url: str, notify: WakeHint) -> AsyncIterator[PostgresStore]
             yield store
         finally:
             await store.aclose()
-
-
-async def _bounded(answer: Awaitable[R]) -> R:
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return await answer
-    except TimeoutError:
-        raise DatabaseUnavailable(f"no answer within {ANSWER_SECONDS:g} s") from None
 
 
 def _later(new: NewJob) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, TypeVar
 
 from psycopg import DataError, IntegrityError
@@ -30,6 +31,7 @@ BISECTED = (DataError, IntegrityError, ProgramLimitExceeded, UnicodeError)
 class _Waiting(Generic[T, R]):
     item: T
     weight: int
+    since: float
     answer: asyncio.Future[R]
 
 
@@ -40,7 +42,8 @@ class Batcher(Generic[T, R]):
     one of BISECTED, the group is halved until the faulty item stands alone. After a deadlock or a lost connection the
     same group is sent again, up to `tries` times, so `flush` must be safe to repeat. The weights that `weigh` returns
     bound a group and the waiting items, beside their counts. Whatever `flush` raises, every waiter gets an answer.
-    After a time-out the next groups are smaller for a while.
+    After a time-out the next groups are smaller for a while. An item that has waited for `patience` seconds gets
+    DatabaseUnavailable, though it may still be written.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Batcher(Generic[T, R]):
         max_weight: int = 8 << 20,
         max_waiting_weight: int = 64 << 20,
         tries: int = TRIES,
+        patience: float | None = None,
     ) -> None:
         self._flush = flush
         self._size = BatchSize(max_group, STATEMENT_SECONDS)
@@ -60,6 +64,9 @@ class Batcher(Generic[T, R]):
         self._max_waiting_weight = max_waiting_weight
         self._waiting_weight = 0
         self._tries = tries
+        self._patience = patience
+        self._timer: asyncio.TimerHandle | None = None
+        """For whoever waits longest: a timer for each item would cost more than all else here."""
         self._queue: deque[_Waiting[T, R]] = deque()
         self._group: list[_Waiting[T, R]] = []
         """The group in hand."""
@@ -69,25 +76,41 @@ class Batcher(Generic[T, R]):
         """The number of items that wait and are not in a group yet."""
         return len(self._queue)
 
-    async def submit(self, item: T) -> R:
-        """Wait for the group that holds `item` and return the item's answer.
+    def submit(self, item: T) -> asyncio.Future[R]:
+        """Queue `item` and return a future of the answer, or of what `flush` raised for this item. Raises Overloaded.
 
-        If the call is cancelled before the group is formed, the item is withdrawn. Later, the item is still written
-        and the answer is dropped. Raises Overloaded, or what `flush` raised for this item.
+        If the future is cancelled before the group is formed, the item is withdrawn. Later, the item is still written
+        and the answer is dropped.
         """
         if len(self._queue) >= MAX_WAITING or self._waiting_weight >= self._max_waiting_weight:
             raise Overloaded(f"{len(self._queue)} requests are waiting already")
-        return await self.put(item)
+        return self.put(item)
 
     def put(self, item: T) -> asyncio.Future[R]:
-        """Queue `item` and return a future of the answer. As `submit`, but the caller must bound the waiting items."""
+        """As `submit`, but the caller must bound the waiting items."""
         weight = self._weigh(item)
         self._waiting_weight += weight
-        answer: asyncio.Future[R] = asyncio.Future()
-        self._queue.append(_Waiting(item, weight, answer))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[R] = loop.create_future()
+        self._queue.append(_Waiting(item, weight, loop.time(), answer))
         if self._writer is None:
             self._start()
+        if self._timer is None and self._patience is not None:
+            self._timer = loop.call_later(self._patience, self._give_up, self._patience)
         return answer
+
+    def _give_up(self, patience: float) -> None:
+        """Answer those who have waited too long, and come again when the next one will have."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for waiting in chain(self._group, self._queue):
+            if waiting.answer.done():
+                continue
+            due = waiting.since + patience
+            if due > loop.time():
+                self._timer = loop.call_at(due, self._give_up, patience)
+                return
+            _settle(waiting.answer, DatabaseUnavailable(f"no answer within {patience:g} s"))
 
     async def drain(self) -> None:
         """Wait until every queued item has been answered."""
@@ -126,7 +149,7 @@ class Batcher(Generic[T, R]):
                 break
             waiting = self._queue.popleft()
             self._waiting_weight -= waiting.weight
-            if not waiting.answer.cancelled():
+            if not waiting.answer.done():
                 group.append(waiting)
                 weight += waiting.weight
         return group

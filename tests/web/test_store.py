@@ -173,7 +173,7 @@ async def test_a_group_that_waits_for_a_lock_is_answered_503_in_time(
         await conn.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
         status, headers = await post(client)
         assert (status, headers["Retry-After"]) == (503, "1")
-    monkeypatch.setattr(store, "ANSWER_SECONDS", 10)
+    monkeypatch.setattr(web_harness.store._submissions, "_patience", 10)
     assert (await post(client))[0] == 202
 
 

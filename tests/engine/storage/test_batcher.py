@@ -45,9 +45,9 @@ async def test_what_arrives_while_a_write_runs_is_the_next_group(store: Store) -
     store.gate.clear()
     batch: Batcher[int, int] = Batcher(store.flush)
     async with asyncio.timeout(5):
-        first = asyncio.create_task(batch.submit(0))
+        first = batch.submit(0)
         await store.entered.wait()
-        rest = [asyncio.create_task(batch.submit(n)) for n in (2, 4, 6)]
+        rest = [batch.submit(n) for n in (2, 4, 6)]
         await asyncio.sleep(0)
         store.gate.set()
         assert await asyncio.gather(first, *rest) == [0, 20, 40, 60]
@@ -102,9 +102,9 @@ async def test_who_gives_up_before_his_group_is_taken_is_not_written(store: Stor
     store.gate.clear()
     batch: Batcher[int, int] = Batcher(store.flush)
     async with asyncio.timeout(5):
-        first = asyncio.create_task(batch.submit(2))
+        first = batch.submit(2)
         await store.entered.wait()
-        gone, stays = asyncio.create_task(batch.submit(4)), asyncio.create_task(batch.submit(6))
+        gone, stays = batch.submit(4), batch.submit(6)
         await asyncio.sleep(0)
         first.cancel()
         gone.cancel()
@@ -118,9 +118,9 @@ async def test_too_many_waiting_are_turned_away(store: Store, monkeypatch: pytes
     store.gate.clear()
     batch: Batcher[int, int] = Batcher(store.flush)
     async with asyncio.timeout(5):
-        waiting = [asyncio.create_task(batch.submit(2))]
+        waiting = [batch.submit(2)]
         await store.entered.wait()
-        waiting += [asyncio.create_task(batch.submit(n)) for n in (4, 6)]
+        waiting += [batch.submit(n) for n in (4, 6)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await batch.submit(8)
@@ -149,9 +149,9 @@ async def test_what_waits_is_bounded_by_weight_too(store: Store) -> None:
     store.gate.clear()
     batch: Batcher[int, int] = Batcher(store.flush, weigh=lambda item: item, max_waiting_weight=10)
     async with asyncio.timeout(5):
-        waiting = [asyncio.create_task(batch.submit(2))]
+        waiting = [batch.submit(2)]
         await store.entered.wait()
-        waiting.append(asyncio.create_task(batch.submit(10)))
+        waiting.append(batch.submit(10))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await batch.submit(4)
@@ -211,8 +211,10 @@ async def test_an_item_that_cannot_be_weighed_is_its_callers_fault_alone(store: 
 
     batch: Batcher[int, int] = Batcher(store.flush, weigh=weigh)
     async with asyncio.timeout(5):
-        got = await asyncio.gather(*(batch.submit(n) for n in (2, 4, 6)), return_exceptions=True)
-    assert (got[0], type(got[1]), got[2]) == (20, ValueError, 60)
+        first = batch.submit(2)
+        with pytest.raises(ValueError, match="no weight"):
+            batch.submit(4)
+        assert list(await asyncio.gather(first, batch.submit(6))) == [20, 60]
     assert store.groups == [[2, 6]]
 
 
@@ -238,9 +240,9 @@ async def test_who_gives_up_takes_his_weight_with_him(store: Store) -> None:
     store.gate.clear()
     batch: Batcher[int, int] = Batcher(store.flush, weigh=lambda item: item, max_waiting_weight=10)
     async with asyncio.timeout(5):
-        first = asyncio.create_task(batch.submit(2))
+        first = batch.submit(2)
         await store.entered.wait()
-        gone = asyncio.create_task(batch.submit(10))
+        gone = batch.submit(10)
         await asyncio.sleep(0)
         gone.cancel()
         store.gate.set()
@@ -263,3 +265,30 @@ async def test_after_a_write_that_timed_out_the_next_groups_are_smaller_and_grow
         for _ in range(2):
             await asyncio.gather(*(batch.submit(n) for n in range(0, 12, 2)), return_exceptions=True)
     assert [len(group) for group in store.groups] == [4, 2, 4, 2]
+
+
+async def test_who_has_waited_too_long_is_told_so_and_later_ones_in_their_turn(store: Store) -> None:
+    store.gate.clear()
+    batch: Batcher[int, int] = Batcher(store.flush, max_group=1, patience=0.2)
+    async with asyncio.timeout(5):
+        taken, queued = batch.submit(2), batch.submit(4)
+        await asyncio.sleep(0.1)
+        later = batch.submit(6)
+        for answer in (taken, queued):
+            with pytest.raises(DatabaseUnavailable, match=r"no answer within 0\.2 s"):
+                await answer
+        assert not later.done()
+        with pytest.raises(DatabaseUnavailable):
+            await later
+        store.gate.set()
+        assert await batch.submit(8) == 80
+    # What had been taken was written, and what still waited was not.
+    assert store.groups == [[2], [8]]
+
+
+async def test_who_is_answered_in_time_is_not_disturbed(store: Store) -> None:
+    batch: Batcher[int, int] = Batcher(store.flush, patience=0.05)
+    async with asyncio.timeout(5):
+        assert await batch.submit(2) == 20
+        await asyncio.sleep(0.1)
+        assert await batch.submit(4) == 40
