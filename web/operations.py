@@ -50,7 +50,7 @@ class Api:
     offload: Offload = field(default_factory=Offload)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One authorized request. `document` is the request's body if the operation takes one."""
 

@@ -82,6 +82,25 @@ class Counter(prometheus_client.Counter):
         return super()._child_samples()
 
 
+class Level(Gauge):
+    """A gauge that only goes up and down, in 0.1 µs instead of 0.4 µs. For the event loop's thread only, as Counter."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._loose = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        self._loose += amount
+
+    def dec(self, amount: float = 1) -> None:
+        self._loose -= amount
+
+    def _child_samples(self) -> Iterable[Sample]:
+        loose, self._loose = self._loose, 0.0
+        self._value.inc(loose)
+        return super()._child_samples()
+
+
 class Moment(Gauge):
     """A time, in seconds since 1970. An unknown time is not shown, because 0 would mean a time long ago."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Info
 
 from engine.telemetry import instruments
-from engine.telemetry.instruments import Histogram, Moment
+from engine.telemetry.instruments import Histogram, Level, Moment
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
 ROWS = (1, 2, 5, 10, 25, 50, 100, 250, 500)
@@ -26,7 +26,7 @@ HTTP_SECONDS = Histogram(
 HTTP_ANSWERS = instruments.Counter(
     "outrider_http_answers", "Answers by class of status, 2xx to 5xx, without probes", ["class"]
 )
-HTTP_IN_FLIGHT = Gauge("outrider_http_requests_in_flight", "Requests being answered")
+HTTP_IN_FLIGHT = Level("outrider_http_requests_in_flight", "Requests being answered")
 HTTP_CONNECTIONS = Gauge(
     "outrider_http_connections", "Open connections of a server: api or admin", ["server"]
 )

@@ -30,9 +30,10 @@ class Full(Exception):
 class _Group(Generic[C]):
     """Connections that are capped together. `silent` and `idle` begin with the one that has waited longest."""
 
-    __slots__ = ("idle", "open", "silent")
+    __slots__ = ("address", "idle", "open", "silent")
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = UNKNOWN) -> None:
+        self.address = address
         self.open = 0
         self.silent: OrderedDict[C, None] = OrderedDict()
         self.idle: OrderedDict[C, None] = OrderedDict()
@@ -57,7 +58,8 @@ class OpenConnections(Generic[C]):
         self._limits = limits
         self._all: _Group[C] = _Group()
         self._by_address: dict[str, _Group[C]] = {}
-        self._address: dict[C, str] = {}
+        self._groups: dict[C, tuple[_Group[C], _Group[C]]] = {}
+        """Of each connection: that of all, and that of its address."""
 
     def __len__(self) -> int:
         return self._all.open
@@ -79,29 +81,29 @@ class OpenConnections(Generic[C]):
                 raise Full
         if replaced is not None:
             self.remove(replaced)
-        self._address[newcomer] = address
-        for each in (self._all, self._by_address.setdefault(address, _Group())):
+        groups = self._groups[newcomer] = self._all, self._by_address.setdefault(address, _Group(address))
+        for each in groups:
             each.open += 1
             each.silent[newcomer] = None
         return replaced
 
     def everyone(self) -> list[C]:
-        return list(self._address)
+        return list(self._groups)
 
     def silent(self, connection: C) -> None:
         """`connection` has sent a part of its first head."""
-        for each in self._groups(connection):
+        for each in self._groups.get(connection, ()):
             each.forget(connection)
             each.silent[connection] = None
 
     def busy(self, connection: C) -> None:
         """A request of `connection` is in flight: it makes room for nobody."""
-        for each in self._groups(connection):
+        for each in self._groups.get(connection, ()):
             each.forget(connection)
 
     def idle(self, connection: C) -> None:
         """Nothing of `connection` is in flight any more."""
-        for each in self._groups(connection):
+        for each in self._groups.get(connection, ()):
             each.forget(connection)
             each.idle[connection] = None
 
@@ -111,18 +113,16 @@ class OpenConnections(Generic[C]):
 
     def remove(self, connection: C) -> bool:
         """Count `connection` no longer. False if it was not counted."""
-        groups = self._groups(connection)
+        groups = self._groups.pop(connection, None)
+        if groups is None:
+            return False
         for each in groups:
             each.forget(connection)
             each.open -= 1
-        address = self._address.pop(connection, UNKNOWN)
-        if groups and not groups[1].open:
-            del self._by_address[address]
-        return bool(groups)
-
-    def _groups(self, connection: C) -> tuple[_Group[C], ...]:
-        address = self._address.get(connection)
-        return () if address is None else (self._all, self._by_address[address])
+        _, mine = groups
+        if not mine.open:
+            del self._by_address[mine.address]
+        return True
 
 
 def address_of(peer: object) -> str:

@@ -78,6 +78,11 @@ class Connection(RequestHandler):
         elif data and not in_body:
             self._head_goes_on(len(data))
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading after a pause. aiohttp asks for it whenever a body is read, and would parse nothing again."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _refuse_other_versions(self, arrived: int) -> None:
         """Take requests of versions that this server does not speak for malformed: the parser knows 0.9 and 2.0."""
         for place in range(-arrived, 0):

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.samples import Exemplar
 
 from engine.telemetry import instruments
-from engine.telemetry.instruments import EXEMPLAR_SECONDS, FOLDED, Counter, Figures, Histogram, Moment
+from engine.telemetry.instruments import EXEMPLAR_SECONDS, FOLDED, Counter, Figures, Histogram, Level, Moment
 from tests.support.clock import Clock, set_clock
 
 BOUNDS = (0.005, 0.1, 0.5, 1.0, 2.5, 10.0)
@@ -240,3 +240,10 @@ def test_figures_that_are_no_longer_known_are_all_gone_until_they_are_again(
     figures.forget()
     figures.show({READY: 1})
     assert shown_of(registry) == {READY: 1, WAITING: 0}
+
+
+def test_a_level_goes_up_and_down_and_keeps_its_place_between_scrapes(registry: CollectorRegistry) -> None:
+    level = Level("in_flight", "…", registry=registry)
+    for change, shown in ((level.inc, 1.0), (level.inc, 2.0), (level.dec, 1.0), (level.dec, 0.0)):
+        change()
+        assert registry.get_sample_value("in_flight") == shown

@@ -433,3 +433,15 @@ async def test_a_stop_waits_for_what_is_in_flight_as_long_as_it_may_and_no_longe
         # aiohttp's own way takes the drain twice.
         assert drain_seconds <= time.monotonic() - began < 2 * drain_seconds
         app.leave()
+
+
+# Bodies
+
+
+async def test_a_body_larger_than_what_is_buffered_arrives_whole() -> None:
+    size = 3 << 20
+    async with serving() as app:
+        client = await app.connect()
+        head = b"POST /read HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+        assert (await app.ask(client, head + b"x" * size)).endswith(b"\r\n\r\n%d" % size)
+        assert (await app.ask(client)).endswith(b"hello")
