@@ -1,20 +1,20 @@
 """Composition of the relay process: maintenance, and beside it the work that the transport needs.
 
-No job runs in this process: authors' code could keep maintenance from its time.
+Nothing of an author's is imported here: it could keep maintenance from its time, or end it. What the relay must know of
+pipelines, workers tell in their rows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
 
-from engine.pipeline import Registry, load_pipelines
 from engine.process import supervised
 from engine.process.admin import Checks, accepting, admin_server
 from engine.process.fleet import Fleet
@@ -36,26 +36,27 @@ MAINTENANCE_SECONDS: Final = 2.0
 
 
 class Work(NamedTuple):
-    """What a relay does beside maintenance: its readiness checks, the metrics of its processes, and the work itself."""
+    """What a relay does beside maintenance. `served` wants to know which presets the living workers run."""
 
     checks: Checks
     pages: Pages | None
+    served: Callable[[Collection[str]], None]
     run: Callable[[asyncio.Event], Awaitable[int]]
 
 
 @asynccontextmanager
-async def _open_work(settings: Settings, url: str, registry: Registry) -> AsyncIterator[Work]:
+async def _open_work(settings: Settings, url: str) -> AsyncIterator[Work]:
     """The work beside maintenance: publish the outbox, or keep workers running."""
     if settings.transport == "pubsub":
         # Imported here because Google's client takes half a second to import.
         from relay.relay import open_relay
 
-        async with open_relay(settings, url, registry) as relay:
-            yield Work({"pubsub": relay.ready}, None, relay.run)
+        async with open_relay(settings, url) as relay:
+            yield Work({"pubsub": relay.ready}, None, relay.served, relay.run)
     else:
         workers = Fleet("worker", settings.relay_workers, drain_seconds=settings.drain_seconds)
         pages = workers.pages if settings.relay_workers else None
-        yield Work(workers.checks, pages, partial(_run_workers, workers))
+        yield Work(workers.checks, pages, lambda _presets: None, partial(_run_workers, workers))
 
 
 async def _run_workers(workers: Fleet, stop: asyncio.Event) -> int:
@@ -73,13 +74,12 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
 
     Raises ConfigurationError, DatabaseUnavailable or SchemaMismatch at start.
     """
-    registry = load_pipelines(settings.pipelines)
     url = settings.database()
     notifier = Notifier(url)
     async with (
         open_checks(url, "relay") as database,
         open_pool(url, name="maintenance", size=MAINTENANCE_CONNECTIONS) as pool,
-        _open_work(settings, url, registry) as work,
+        _open_work(settings, url) as work,
     ):
         maintenance = Maintenance(
             url,
@@ -87,8 +87,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             lease_seconds=settings.lease_seconds,
             retention_days=settings.retention_days,
             on_ready=notifier.notify,
-            presets=registry,
-            apart=[each.preset for each in registry.values() if each.runs == "process"],
+            on_served=work.served,
             publish_results=settings.publish_results,
         )
         checks = {
@@ -102,7 +101,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
             asyncio.TaskGroup() as group,
         ):
             calm_the_collector(fully=True)
-            log.info("relay.started", transport=settings.transport, presets=list(registry), admin_port=port)
+            log.info("relay.started", transport=settings.transport, admin_port=port)
             notifying = group.create_task(keep_running("notify", notifier.run))
             maintaining = group.create_task(maintenance.run(stop))
             code = await work.run(stop)

@@ -24,10 +24,10 @@ STALE_SECONDS: Final = 10.0
 class Relay:
     """Publishes the outbox until stopped. Several relays may run: row locks and reservations share the work."""
 
-    def __init__(self, settings: Settings, url: str, presets: Iterable[str], publisher: Publisher) -> None:
+    def __init__(self, settings: Settings, url: str, publisher: Publisher) -> None:
         topics = names(settings)
         self._url = url
-        self._jobs = WakeUps(url, presets)
+        self._jobs = WakeUps(url)
         self._wake_ups = PublishLoop("jobs", topics.jobs, self._jobs, publisher)
         self._loops: dict[Subject, PublishLoop[Any]] = {
             "jobs": self._wake_ups,
@@ -36,6 +36,10 @@ class Relay:
                 "dead-letters", topics.dead_letters, Events(url, "dead-letters"), publisher
             ),
         }
+
+    def served(self, presets: Iterable[str]) -> None:
+        """Look for jobs of these presets, which workers run."""
+        self._jobs.served(presets)
 
     async def ready(self) -> None:
         """A readiness check: raises while the relay does not read the outbox. An outage of the broker is no fault."""
@@ -69,7 +73,7 @@ class Relay:
 
 
 @asynccontextmanager
-async def open_relay(settings: Settings, url: str, presets: Iterable[str]) -> AsyncIterator[Relay]:
+async def open_relay(settings: Settings, url: str) -> AsyncIterator[Relay]:
     """The relay with its publisher. Raises ConfigurationError without a project or credentials for Pub/Sub."""
     async with connected() as publisher:
-        yield Relay(settings, url, presets, publisher)
+        yield Relay(settings, url, publisher)

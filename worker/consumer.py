@@ -78,9 +78,10 @@ class Consumer:
         self._recording: set[asyncio.Task[None]] = set()
         self._metrics = AttemptMetrics(registry)
         self._releaser = Releaser(pool, self._metrics, publish_results=publish_results)
+        apart = [preset for preset, each in registry.items() if each.runs == "process"]
         self._lease = Lease(
             url,
-            Registration(process_name(), tuple(registry), slots),
+            Registration(process_name(), tuple(registry), slots, apart),
             lease_seconds,
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._slots.held)],

@@ -2,12 +2,12 @@
 
 A worker that held one attempt died of that attempt, as far as anybody can tell: a crash is counted. Of several attempts
 any may be why: none is charged, and each is suspected, see engine/moves/claim.py on how suspects run. An attempt that
-ran in a process of its own cannot be why, and does not count.
+ran in a process of its own cannot be why, and does not count: which those are, the worker has told in its row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
@@ -40,20 +40,27 @@ WHERE id = ANY (ARRAY(
     FROM unnest(%(ids)s::bigint[], %(seen)s::timestamptz[]) AS x(id, expires_at)
     JOIN workers w ON w.id = x.id AND w.expires_at = x.expires_at
     FOR UPDATE OF w SKIP LOCKED))
-RETURNING id, name
+RETURNING id, name, apart
 """
 
 # Names the dead workers instead of checking for "no live worker" again. If an outbox row changes its worker while this
 # statement waits, PostgreSQL checks the new row against the old snapshot. There, a worker that has just registered is
 # missing.
 # `whole`: the worker's row was deleted in this transaction, so all that it held is here, locked rows included. Of what
-# an earlier lapse left over nobody knows beside what it ran.
+# an earlier lapse left over nobody knows beside what it ran, and the living workers tell what runs apart.
 LAPSE: LiteralString = (
     """
-WITH dead AS MATERIALIZED (
+WITH apart AS MATERIALIZED (
+    SELECT x.id, x.preset FROM unnest(%(apart_ids)s::bigint[], %(apart)s::text[]) AS x(id, preset)
+    UNION
+    SELECT x.id, preset
+    FROM unnest(%(ids)s::bigint[], %(whole)s::boolean[]) AS x(id, whole), workers w, unnest(w.apart) AS preset
+    WHERE NOT x.whole
+), dead AS MATERIALIZED (
     SELECT x.id, x.whole,
            (SELECT count(*) FROM outbox o
-            WHERE o.status = 'leased' AND o.worker_id = x.id AND o.preset <> ALL (%(apart)s::text[])) AS held
+            WHERE o.status = 'leased' AND o.worker_id = x.id
+              AND (o.worker_id, o.preset) NOT IN (SELECT a.id, a.preset FROM apart a)) AS held
     FROM unnest(%(ids)s::bigint[], %(whole)s::boolean[]) AS x(id, whole)
 ), held AS MATERIALIZED (
     SELECT q.job_id, q.user_id, q.preset, q.attempt, q.version + 1 AS version, q.errors,
@@ -84,7 +91,7 @@ WITH dead AS MATERIALIZED (
     JOIN outbox q ON q.status = 'leased' AND q.worker_id = dead.id
     CROSS JOIN LATERAL (
         SELECT dead.id, dead.whole, dead.held, apart, (dead.whole AND dead.held = 1 AND NOT apart)::integer AS charged
-        FROM (SELECT q.preset = ANY (%(apart)s::text[]) AS apart) x) d
+        FROM (SELECT (dead.id, q.preset) IN (SELECT a.id, a.preset FROM apart a) AS apart) x) d
     LEFT JOIN job_progress p ON p.job_id = q.job_id AND p.attempt = q.attempt
     ORDER BY q.job_id
     FOR UPDATE OF q SKIP LOCKED
@@ -129,19 +136,19 @@ async def lapse(
     conn: AsyncConnection[Any],
     dead: Sequence[Sighting],
     *,
-    apart: Collection[str] = (),
     publish_results: bool = False,
 ) -> list[Lapsed]:
     """Delete the rows of those `dead` workers that are still as they were seen, and lapse their attempts.
 
-    `apart` are the presets whose attempts run in processes of their own.
     Both or neither: a lapse that fails must leave the rows, or workers that live would find theirs gone. Rows of
     attempts that somebody has locked are left over for a later look.
     """
     async with conn.transaction():
         seen = {each.worker_id: each.expires_at for each in dead if each.expires_at is not None}
         expire = {"ids": list(seen), "seen": list(seen.values())}
-        names: dict[int, str] = dict(await fetchall(conn, EXPIRE, expire)) if seen else {}
+        expired = await fetchall(conn, EXPIRE, expire) if seen else []
+        names: dict[int, str] = {worker_id: name for worker_id, name, _ in expired}
+        ran_apart = [(worker_id, preset) for worker_id, _, presets in expired for preset in presets]
         gone = [*names, *(each.worker_id for each in dead if each.expires_at is None)]
         parameters = {
             "ids": gone,
@@ -151,7 +158,8 @@ async def lapse(
             "publish_results": publish_results,
             "reason": Reason.LAPSED,
             "beside_others": Reason.LAPSED_BESIDE_OTHERS,
-            "apart": list(apart),
+            "apart_ids": [worker_id for worker_id, _ in ran_apart],
+            "apart": [preset for _, preset in ran_apart],
             "lapsed_apart": Reason.LAPSED_APART,
         }
         rows = await fetchall(conn, LAPSE, parameters) if gone else []

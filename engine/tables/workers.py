@@ -13,8 +13,8 @@ import orjson
 from psycopg import Connection
 
 REGISTER: LiteralString = """
-INSERT INTO workers (name, presets, slots, lease_seconds, expires_at)
-VALUES (%(name)s, %(presets)s, %(slots)s, %(lease)s, clock_timestamp() + %(lease)s * interval '1 second')
+INSERT INTO workers (name, presets, slots, apart, lease_seconds, expires_at)
+VALUES (%(name)s, %(presets)s, %(slots)s, %(apart)s, %(lease)s, clock_timestamp() + %(lease)s * interval '1 second')
 RETURNING id
 """
 
@@ -33,11 +33,15 @@ DEREGISTER: LiteralString = "DELETE FROM workers WHERE id = %s"
 
 
 class Registration(NamedTuple):
-    """What a worker registers: it claims jobs of `presets` only, and runs up to `slots` attempts at once."""
+    """What a worker registers: it claims jobs of `presets` only, and runs up to `slots` attempts at once.
+
+    It runs those of the presets `apart` in processes of their own.
+    """
 
     name: str
     presets: Sequence[str]
     slots: int
+    apart: Sequence[str] = ()
 
 
 Leased = dict[tuple[UUID, int], bool]
@@ -46,7 +50,8 @@ Leased = dict[tuple[UUID, int], bool]
 
 def register(conn: Connection[Any], worker: Registration, lease_seconds: float) -> int:
     """Insert a row and return its id. Ids are never reused."""
-    asked = worker._asdict() | {"presets": list(worker.presets), "lease": lease_seconds}
+    lists = {"presets": list(worker.presets), "apart": list(worker.apart)}
+    asked = worker._asdict() | lists | {"lease": lease_seconds}
     row = conn.execute(REGISTER, asked).fetchone()
     assert row is not None
     return int(row[0])

@@ -109,14 +109,10 @@ class Moment(Gauge):
 
 
 class Figures:
-    """A gauge whose labels come from the database. A figure that the database no longer has is 0 once, then removed.
+    """A gauge whose labels come from the database. A figure that the database no longer has is 0 once, then removed."""
 
-    Labels in `always` stay at 0 instead of being removed, so that a sum over them always has a value.
-    """
-
-    def __init__(self, gauge: Gauge, always: Iterable[tuple[str, ...]] = ()) -> None:
+    def __init__(self, gauge: Gauge) -> None:
         self._gauge = gauge
-        self._always = dict.fromkeys(always, 0.0)
         self._shown: Mapping[tuple[str, ...], float] = {}
 
     def forget(self) -> None:
@@ -128,7 +124,7 @@ class Figures:
     def show(self, figures: Mapping[tuple[str, ...], float]) -> None:
         """Show `figures`, by their labels, instead of those shown so far."""
         left = {labels: 0.0 for labels, figure in self._shown.items() if figure}
-        figures = {**left, **self._always, **figures}
+        figures = {**left, **figures}
         for labels in self._shown.keys() - figures.keys():
             self._gauge.remove(*labels)
         for labels, figure in figures.items():

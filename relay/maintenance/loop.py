@@ -57,8 +57,7 @@ log = structlog.get_logger()
 class Maintenance:
     """Runs every task until `stop`. `on_ready` is called when jobs have become ready.
 
-    Metrics of `presets` are shown from the start, even without jobs. `apart` and `publish_results` are arguments of
-    the moves.
+    `on_served` is told now and then which presets the living workers run. `publish_results` is an argument of moves.
     """
 
     def __init__(
@@ -69,16 +68,14 @@ class Maintenance:
         lease_seconds: float,
         retention_days: int = 0,
         on_ready: Callable[[], None],
-        presets: Iterable[str] = (),
-        apart: Collection[str] = (),
+        on_served: Callable[[Collection[str]], None] = lambda _presets: None,
         publish_results: bool = False,
     ) -> None:
-        presets = tuple(presets)
         self._url = url
         self._pool = pool
         self._lease_seconds = lease_seconds
         self._on_ready = on_ready
-        self._apart = apart
+        self._on_served = on_served
         self._publish_results = publish_results
         # Slow tasks may hold the whole pool. These two must go on, because nothing else brings jobs back.
         self._promoting = PinnedConnection(url, name="promote")
@@ -88,9 +85,9 @@ class Maintenance:
         self._observed = Observed(lease_seconds)
         self._observed_on: Connection | None = None
         self._health = TaskHealth()
-        self.sampler = Sampler(url, presets)
+        self.sampler = Sampler(url, self._served)
         self.tasks: Sequence[PeriodicTask] = [*prune_tasks(retention_days), *vacuum_tasks()]
-        _show_nothing_yet(presets, ("promote", "lapse", "sample", *(task.name for task in self.tasks)))
+        _show_nothing_yet(("promote", "lapse", "sample", *(task.name for task in self.tasks)))
 
     async def ready(self) -> None:
         """A readiness check: raises until promote and lapse have succeeded, and when either fails for a lease."""
@@ -111,6 +108,15 @@ class Maintenance:
 
     def _statuses(self) -> list[RelayStatus]:
         return [self._health.status]
+
+    def _served(self, presets: Collection[str]) -> None:
+        """Show every counter of the presets before its first event, which only a worker can bring."""
+        for preset in presets:
+            ATTEMPTS.labels(preset, "lost")
+            DEAD_LETTERS.labels(preset, "lapsed")
+            for state in (JobState.FAILED, JobState.CANCELLED):
+                JOBS_FINISHED.labels(preset, state)
+        self._on_served(presets)
 
     async def aclose(self) -> None:
         await self._promoting.aclose()
@@ -177,9 +183,7 @@ class Maintenance:
                 lapsed = []
                 if dead:
                     with self._lapses.run() as limit:
-                        lapsed = await lapse(
-                            conn, dead[:limit], apart=self._apart, publish_results=self._publish_results
-                        )
+                        lapsed = await lapse(conn, dead[:limit], publish_results=self._publish_results)
         except BaseException:
             # What keeps a relay from looking or lapsing may keep workers from their heartbeats.
             self._observed.forget()
@@ -195,17 +199,12 @@ class Maintenance:
         return len(lapsed)
 
 
-def _show_nothing_yet(presets: Iterable[str], tasks: Iterable[str]) -> None:
-    """Show every counter of maintenance at 0 before its first event."""
+def _show_nothing_yet(tasks: Iterable[str]) -> None:
+    """Show every counter of the tasks at 0 before its first event."""
     for task in tasks:
         MAINTENANCE_CYCLED_AT.labels(task).set_to_current_time()
         MAINTENANCE_ERRORS.labels(task)
         MAINTENANCE_ROWS.labels(task)
-    for preset in presets:
-        ATTEMPTS.labels(preset, "lost")
-        DEAD_LETTERS.labels(preset, "lapsed")
-        for state in (JobState.FAILED, JobState.CANCELLED):
-            JOBS_FINISHED.labels(preset, state)
 
 
 def _count_and_log(lapsed: Sequence[Lapsed]) -> None:

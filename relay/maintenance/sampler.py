@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, LiteralString
 
 from psycopg import Error
 
 from engine.errors import DatabaseUnavailable
-from engine.queries.queue_stats import EventStats, QueueStats, event_stats, queue_stats
+from engine.queries.queue_stats import EventStats, Queue, QueueStats, event_stats, queue_stats
 from engine.storage.connections import PinnedConnection
 from engine.storage.statements import fetchall
 from engine.storage.throttle import Throttle
@@ -64,20 +64,20 @@ GROWING: Final = ["jobs", "job_results", "job_state_records"]
 
 
 class Sampler:
-    """Samples when asked, but for at most a twentieth of the time."""
+    """Samples when asked, but for at most a twentieth of the time.
 
-    def __init__(self, url: str, presets: Iterable[str] = ()) -> None:
-        """Metrics of `presets` are shown even without jobs."""
+    `on_served` is told which presets the living workers run. Their metrics are shown from then on, even without jobs.
+    """
+
+    def __init__(self, url: str, on_served: Callable[[Collection[str]], None]) -> None:
         self._conn = PinnedConnection(url, name="sample")
         self._throttle = Throttle(most=MAX_SAMPLE_SECONDS)
-        self._presets = tuple(presets)
-        names = [(name,) for name in self._presets]
-        self._outbox = Figures(
-            OUTBOX_ROWS, [(name, status) for name in self._presets for status in OutboxStatus]
-        )
+        self._on_served = on_served
+        self._served: set[str] = set()
+        self._outbox = Figures(OUTBOX_ROWS)
         self._oldest = Figures(OUTBOX_OLDEST)
-        self._workers = Figures(WORKERS_ALIVE, names)
-        self._slots = Figures(SLOTS_ALIVE, names)
+        self._workers = Figures(WORKERS_ALIVE)
+        self._slots = Figures(SLOTS_ALIVE)
         self._seen = time.monotonic()
         SAMPLED_AT.set_to_current_time()
 
@@ -113,7 +113,10 @@ class Sampler:
                     DEAD_TUPLES.labels(table).set(dead)
 
     def _show(self, stats: QueueStats) -> None:
-        queues = stats.queues
+        served = [name for name, queue in stats.queues.items() if queue.workers]
+        self._served.update(served)
+        self._on_served(served)
+        queues = dict.fromkeys(self._served, Queue()) | stats.queues
         self._outbox.show(
             {
                 (name, status): queue.jobs.get(status, 0)
@@ -124,8 +127,7 @@ class Sampler:
         self._workers.show({(name,): queue.workers for name, queue in queues.items()})
         self._slots.show({(name,): queue.slots for name, queue in queues.items()})
         now = time.time()
-        ages = dict.fromkeys(self._presets, 0.0) | {name: queue.age_seconds for name, queue in queues.items()}
-        self._oldest.show({(name,): now - age for name, age in ages.items()})
+        self._oldest.show({(name,): now - queue.age_seconds for name, queue in queues.items()})
 
     async def aclose(self) -> None:
         await self._conn.aclose()

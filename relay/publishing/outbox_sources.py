@@ -92,11 +92,15 @@ class OutboxSource(Protocol[ItemT]):
 class WakeUps:
     """Ready jobs. A worker may claim a job while its wake-up is in flight: then there is no row to mark."""
 
-    def __init__(self, url: str, presets: Iterable[str]) -> None:
+    def __init__(self, url: str) -> None:
         self._connections = ConnectionPair(url, "jobs")
         self._cursor: ScanCursor[WakeUp] = ScanCursor()
-        self._presets = KnownPresets(presets)
+        self._presets = KnownPresets()
         self._published = STAGE_SECONDS.labels("publish").observe
+
+    def served(self, presets: Iterable[str]) -> None:
+        """Look for jobs of these presets: workers run them."""
+        self._presets.served(presets)
 
     def hinted(self, presets: Iterable[str]) -> None:
         """Look for jobs of these presets too: a hint has named them."""

@@ -9,7 +9,7 @@ from engine.pubsub.messages import Message
 from engine.queries.queue_stats import queue_stats
 from engine.tables import events
 from engine.tables.relay_status import RelayStatus, report, reported
-from tests.support.database import Conn, fetchone, lapse_dead, suspected, worker
+from tests.support.database import Conn, fetchone, lapse_dead, started, suspected, worker
 
 # Of the code before 0004: it knew relay_facts and workers.drained.
 REPORT = """
@@ -134,6 +134,29 @@ async def test_an_older_worker_may_take_a_suspect_and_newer_processes_go_on_from
     assert await fetchone(conn, CLAIM, worker_id) == (job.id,)
     await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [worker_id])
     assert [each.charged for each in await lapse_dead(conn)] == [True]
+
+
+# Of the code before 0013, whose relay knew what runs apart by itself.
+REGISTER = """
+INSERT INTO workers (name, presets, slots, lease_seconds, expires_at)
+VALUES ('old', '{p}', 10, 30, clock_timestamp() + interval '30 s')
+RETURNING id
+"""
+EXPIRE = """
+DELETE FROM workers WHERE id = %s RETURNING id, name
+"""
+
+
+async def test_an_older_worker_registers_and_lapses_as_one_that_runs_nothing_apart(conn: Conn) -> None:
+    (worker_id,) = await fetchone(conn, REGISTER)
+    await started(conn, worker_id)
+    await conn.execute("UPDATE workers SET expires_at = now() WHERE id = %s", [worker_id])
+    assert [each.charged for each in await lapse_dead(conn)] == [True]
+
+
+async def test_an_older_relay_expires_a_newer_worker(conn: Conn) -> None:
+    worker_id = await worker(conn, apart=["p"])
+    assert await fetchone(conn, EXPIRE, worker_id) == (worker_id, "w")
 
 
 # Of the code before 0010: it knew no failures, and set an event back for nothing.

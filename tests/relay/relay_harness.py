@@ -101,7 +101,8 @@ class RelayHarness:
     async def relay(self, *, hold: bool = False, url: str | None = None) -> AsyncIterator[Running]:
         async with AsyncExitStack() as stack:
             publisher = Watched(await stack.enter_async_context(connected()), hold=hold)
-            running = Running(Relay(self.settings, url or self.url, ["p"], publisher), publisher)
+            running = Running(Relay(self.settings, url or self.url, publisher), publisher)
+            running.relay.served(["p"])
             try:
                 yield running
             finally:

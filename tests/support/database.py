@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -26,12 +26,13 @@ def new(**changes: Any) -> NewJob:
     return NewJob(**({"user_id": "ann", "preset": "p", "content": "text"} | changes))
 
 
-async def worker(conn: Conn, *, seconds: float = 60) -> int:
-    """A row in workers, alive for `seconds`."""
+async def worker(conn: Conn, *, seconds: float = 60, apart: Sequence[str] = ()) -> int:
+    """A row in workers, alive for `seconds`. It runs the presets `apart` in processes of their own."""
     row = await fetchone(
         conn,
-        "INSERT INTO workers (name, presets, slots, expires_at)"
-        " VALUES ('w', '{p}', 10, clock_timestamp() + %s * interval '1 second') RETURNING id",
+        "INSERT INTO workers (name, presets, slots, apart, expires_at)"
+        " VALUES ('w', '{p}', 10, %s, clock_timestamp() + %s * interval '1 second') RETURNING id",
+        list(apart),
         seconds,
     )
     return int(row[0])

@@ -75,7 +75,7 @@ class TransportHarness:
         """What the relay process does: maintenance, and in pubsub mode the publishing."""
         async with AsyncExitStack() as stack:
             if self.broker is not None:
-                relay = await stack.enter_async_context(open_relay(self._settings, self.harness.url, []))
+                relay = await stack.enter_async_context(open_relay(self._settings, self.harness.url))
                 stop = asyncio.Event()
                 stack.push_async_callback(_ended, asyncio.create_task(relay.run(stop)), stop)
             await stack.enter_async_context(

@@ -52,7 +52,7 @@ async def test_a_stray_message_as_large_as_the_broker_takes_becomes_a_dead_lette
     assert body["raw_attributes"] == {"from": "afar"}
     async with connected() as publisher:
         watched = Watched(publisher)
-        running = Running(Relay(settings, database_url, ["p"], watched), watched)
+        running = Running(Relay(settings, database_url, watched), watched)
 
         async def left() -> bool:
             return await fetchone(conn, "SELECT count(*) FROM outbox_events") == (0,)
@@ -77,7 +77,7 @@ async def test_a_dead_letter_of_an_older_version_that_the_broker_does_not_take_i
         await conn.execute(write, [payload])
     async with connected() as publisher:
         watched = Watched(publisher)
-        running = Running(Relay(settings, database_url, ["p"], watched), watched)
+        running = Running(Relay(settings, database_url, watched), watched)
 
         async def left() -> bool:
             pending = "SELECT count(*) FROM outbox_events WHERE quarantined_at IS NULL"

@@ -72,14 +72,25 @@ async def test_a_job_that_ran_alone_goes_back_is_charged_and_runs_alone_from_the
 
 
 async def test_a_job_that_ran_in_a_process_of_its_own_is_neither_charged_nor_suspected(conn: Conn) -> None:
-    dead = await worker(conn)
+    dead = await worker(conn, apart=["p"])
+    # What a living one runs apart says nothing of this one.
+    await worker(conn, apart=["q"])
     apart, lost = await started(conn, dead), await started(conn, dead, preset="q")
     await expire(conn, dead)
-    lapsed = {each.job_id: each for each in await lapse_dead(conn, apart=["p"])}
+    lapsed = {each.job_id: each for each in await lapse_dead(conn)}
     assert (lapsed[apart.job.id].charged, await suspicion(conn, apart)) == (False, 0)
     assert (await trail(conn, apart.job.id))[-1][-1] == Reason.LAPSED_APART
     # It is no company either: the other one was alone.
     assert (lapsed[lost.job.id].charged, await suspicion(conn, lost)) == (True, 2)
+
+
+async def test_of_a_worker_without_a_row_the_living_tell_what_it_ran_apart(conn: Conn) -> None:
+    dead = await worker(conn)
+    apart, lost = await started(conn, dead), await started(conn, dead, preset="q")
+    await conn.execute("DELETE FROM workers WHERE id = %s", [dead])
+    await worker(conn, apart=["p"])
+    await lapse_dead(conn)
+    assert (await suspicion(conn, apart), await suspicion(conn, lost)) == (0, 1)
 
 
 async def test_jobs_that_ran_beside_others_are_charged_nothing_and_suspected(conn: Conn) -> None:

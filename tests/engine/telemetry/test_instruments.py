@@ -197,7 +197,6 @@ def gauge(registry: CollectorRegistry) -> Gauge:
 
 
 READY: tuple[str, ...] = ("p", "ready")
-WAITING: tuple[str, ...] = ("p", "waiting")
 OTHER: tuple[str, ...] = ("q", "ready")
 
 
@@ -219,27 +218,17 @@ def test_a_figure_that_comes_back_is_shown_again(registry: CollectorRegistry, ga
     assert looks == [{READY: 3}, {READY: 0}, {READY: 2}, {READY: 0}, {}, {READY: 1}]
 
 
-def test_a_figure_that_is_always_wanted_stays_0(registry: CollectorRegistry, gauge: Gauge) -> None:
-    figures = Figures(gauge, [READY, WAITING])
-    looks = []
-    for seen in ({}, {READY: 2, OTHER: 1}, {}, {}, {}):
-        figures.show(seen)
-        looks.append(shown_of(registry))
-    nothing = {READY: 0, WAITING: 0}
-    assert looks == [nothing, {READY: 2, WAITING: 0, OTHER: 1}, nothing | {OTHER: 0}, nothing, nothing]
-
-
 def test_figures_that_are_no_longer_known_are_all_gone_until_they_are_again(
     registry: CollectorRegistry, gauge: Gauge
 ) -> None:
-    figures = Figures(gauge, [WAITING])
+    figures = Figures(gauge)
     figures.forget()
     figures.show({READY: 3, OTHER: 1})
     figures.forget()
     assert shown_of(registry) == {}
     figures.forget()
     figures.show({READY: 1})
-    assert shown_of(registry) == {READY: 1, WAITING: 0}
+    assert shown_of(registry) == {READY: 1}
 
 
 def test_a_level_goes_up_and_down_and_keeps_its_place_between_scrapes(registry: CollectorRegistry) -> None:

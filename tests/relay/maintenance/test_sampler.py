@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from prometheus_client import REGISTRY
@@ -30,7 +30,7 @@ def rows(status: str) -> float | None:
 async def sampler(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sampler]:
     """It looks whenever it is asked to."""
     monkeypatch.setattr("engine.storage.throttle.COST", 0.0)
-    made = Sampler(database_url)
+    made = Sampler(database_url, lambda _presets: None)
     yield made
     await made.aclose()
 
@@ -51,12 +51,22 @@ async def test_jobs_are_shown_by_preset_and_status_and_none_where_they_have_left
     assert [rows(status) for status in OutboxStatus] == [None] * 4
 
 
-async def test_the_presets_of_this_process_are_shown_without_jobs_too(database_url: str) -> None:
-    sampler = Sampler(database_url, ["sampled"])
-    await sampler.sample()
-    assert [rows(status) for status in OutboxStatus] == [0] * 4
-    assert (gauge("workers_alive", preset="sampled"), gauge("slots_alive", preset="sampled")) == (0, 0)
-    assert time.time() - (gauge("outbox_oldest_due_timestamp_seconds", preset="sampled") or 0) < 10
+async def test_the_presets_that_workers_run_are_shown_without_jobs_and_after_the_last_worker(
+    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.storage.throttle.COST", 0.0)
+    told: list[Sequence[str]] = []
+    sampler = Sampler(database_url, lambda presets: told.append(list(presets)))
+    worker_id = await worker(conn)
+    await conn.execute("UPDATE workers SET presets = '{sampled}'")
+    for alive in (1, 0, 0):
+        await sampler.sample()
+        assert [rows(status) for status in OutboxStatus] == [0] * 4
+        assert gauge("workers_alive", preset="sampled") == alive
+        assert gauge("slots_alive", preset="sampled") == alive * 10
+        assert time.time() - (gauge("outbox_oldest_due_timestamp_seconds", preset="sampled") or 0) < 10
+        await conn.execute("DELETE FROM workers WHERE id = %s", [worker_id])
+    assert told == [["sampled"], [], []]
     await sampler.aclose()
 
 
@@ -160,7 +170,7 @@ async def test_figures_that_are_too_old_are_shown_no_longer(
 
 
 async def test_a_sample_that_is_dear_is_not_taken_again_at_once(database_url: str) -> None:
-    sampler = Sampler(database_url)
+    sampler = Sampler(database_url, lambda _presets: None)
     await sampler.sample()
     first = gauge("sampled_timestamp_seconds")
     sampler._throttle.ended(time.monotonic() - 60)
@@ -170,7 +180,7 @@ async def test_a_sample_that_is_dear_is_not_taken_again_at_once(database_url: st
 
 
 async def test_one_that_took_very_long_is_followed_within_half_a_minute(database_url: str) -> None:
-    sampler = Sampler(database_url)
+    sampler = Sampler(database_url, lambda _presets: None)
     assert COST * MAX_SAMPLE_SECONDS <= 30
     sampler._throttle.ended(time.monotonic() - 3600)
     sampler._throttle._ended -= COST * MAX_SAMPLE_SECONDS

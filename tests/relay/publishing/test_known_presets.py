@@ -10,21 +10,27 @@ from relay.publishing.known_presets import KnownPresets
 from tests.relay.relay_harness import RelayHarness
 
 
+def serving(*served: str) -> KnownPresets:
+    presets = KnownPresets()
+    presets.served(served)
+    return presets
+
+
 def known(presets: KnownPresets) -> set[str]:
     return set(presets.next())
 
 
 def test_hints_are_bounded_and_must_look_like_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_presets, "MAX_LEARNT", 3)
-    presets = KnownPresets(["own"])
+    presets = serving("own")
     presets.hinted(["own", "a", "a", "B", "-x", "\ud800", "x" * 64, ""])
     assert known(presets) == {"own", "a"}
     presets.hinted(f"other-{n}" for n in range(100))
     assert known(presets) == {"own", "a", "other-0", "other-1"}
 
 
-def test_a_sweep_forgets_presets_without_ready_jobs_but_never_the_relays_own() -> None:
-    presets = KnownPresets(["own"])
+def test_a_sweep_forgets_presets_without_ready_jobs_but_never_those_that_workers_run() -> None:
+    presets = serving("own")
     presets.hinted(["a", "b"])
     presets.swept(["b", "own"])
     assert known(presets) == {"own", "b"}
@@ -32,9 +38,16 @@ def test_a_sweep_forgets_presets_without_ready_jobs_but_never_the_relays_own() -
     assert known(presets) == {"own"}
 
 
+def test_presets_that_no_worker_runs_any_more_are_looked_for_no_longer() -> None:
+    presets = serving("own", "mine")
+    presets.hinted(["a", "b"])
+    presets.served(["mine", "a"])
+    assert sorted(presets.next()) == ["a", "b", "mine"]
+
+
 def test_more_presets_than_are_remembered_are_swept_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_presets, "MAX_LEARNT", 2)
-    presets = KnownPresets(["own"])
+    presets = serving("own")
     ready = ["a", "b", "c", "d", "e"]
     seen: list[set[str]] = []
     for _ in range(4):
@@ -44,7 +57,7 @@ def test_more_presets_than_are_remembered_are_swept_in_turn(monkeypatch: pytest.
 
 
 def test_every_known_preset_is_the_first_one_in_its_turn() -> None:
-    presets = KnownPresets(["own", "mine"])
+    presets = serving("own", "mine")
     presets.hinted(["a", "b"])
     assert {presets.next()[0] for _ in range(4)} == {"own", "mine", "a", "b"}
 

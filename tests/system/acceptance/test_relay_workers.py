@@ -72,11 +72,54 @@ async def test_a_relay_shows_its_workers_metrics_with_its_own(processes: Process
 
 
 BROKEN = """
-import os, sys
-if sys.argv[0].endswith("worker/__main__.py"):
-    os._exit(5)
+import os
+os._exit(5)
+"""
+
+
+async def test_a_relay_works_without_the_modules_of_its_workers(processes: ProcessHarness) -> None:
+    relay = await processes.start("relay", registered=0, PIPELINES="no.such.module")
+    await relay.says("workers.rest")
+    later = datetime.now(UTC) + timedelta(seconds=0.3)
+    job = await processes.enqueue("wait", content=str(processes.folder), run_at=later)
+    await processes.row("SELECT 1 FROM outbox WHERE job_id = %s AND status = 'ready'", job)
+    status, answer = await get(relay, "/readyz", "relay.started")
+    assert status == 503
+    checks = orjson.loads(answer)["checks"]
+    assert checks.pop("worker 1") == "not running"
+    assert set(checks.values()) == {"ok"}
+    relay.send(signal.SIGTERM)
+    assert await relay.ended() == 0
+
+
+IMPORTED = """
+import os
+from pathlib import Path
+with Path(__file__).with_name("imported").open("a") as file:
+    file.write(f"{os.getpid()}\\n")
 pipelines = []
 """
+
+
+@pytest.mark.parametrize("transport", ["postgres", "pubsub"])
+async def test_a_relay_imports_nothing_of_an_author_s(
+    processes: ProcessHarness, fake: FakePubSub, transport: str
+) -> None:
+    (processes.folder / "author.py").write_text(IMPORTED)
+    relay = await processes.start(
+        "relay",
+        prefix=("env", f"PYTHONPATH={processes.folder}"),
+        registered=int(transport == "postgres"),
+        emulator=fake.host,
+        PIPELINES="author",
+        TRANSPORT=transport,
+        PUBSUB_PROJECT="test",
+    )
+    await relay.says("relay.started")
+    imported = processes.folder / "imported"
+    pids = imported.read_text().split() if imported.exists() else []
+    assert len(pids) == int(transport == "postgres")
+    assert str(relay.pid) not in pids
 
 
 @pytest.mark.long
