@@ -39,7 +39,8 @@ class Run(Protocol):
     def cancelled(self) -> threading.Event:
         """Set when the attempt should stop: its time is up, its job is cancelled, its lease is lost, the worker stops.
 
-        A plain function must check this event from time to time. An async function also gets a CancelledError.
+        A function in a thread must check this event from time to time. In a process a plain function is interrupted by
+        an exception, SIGTERM's, that it must not swallow; an async function gets a CancelledError.
         """
 
     @property
@@ -80,20 +81,22 @@ class Pipeline:
     """A function declared under a preset's name, as `pipeline` returns it. List it in the module's `pipelines`.
 
     - `preset`: the name that jobs give, `[a-z0-9][a-z0-9_.-]{0,62}`.
-    - `function`: called with (job, run). A plain function runs in a thread and cannot be interrupted. An
-      async function runs on the worker's event loop and must not block the loop. If a plain function returns an
-      awaitable, as a decorator round an async function may, that is awaited on the event loop. Generators are refused.
+    - `function`: called with (job, run). If a plain function returns an awaitable, as a decorator round an async
+      function may, that is awaited on an event loop. Generators are refused.
     - `description`: shown to clients of the API.
     - `metadata`: the model that a job's metadata must fit. None accepts any metadata, as a dict.
     - `timeout`: the longest run of one attempt in seconds, 1 to 86 400. A job's `timeout_seconds` takes precedence.
     - `max_attempts`: the number of errors at which a job fails, 1 to 25. A job's own `max_attempts` takes precedence.
     - `backoff`: the base of the back-off in seconds, 0 to 600. The pause before a retry is random between 0 and
       `backoff * 2**n` seconds after n earlier errors, at most 600.
-    - `after_attempt`: called without arguments after each attempt, in its thread or on the event loop, for example
-      Django's `close_old_connections`. It counts towards the attempt's time. An error in it is logged, no more.
-    - `runs`: where an attempt runs. "task": on the worker's event loop; the choice for async functions. "thread": in a
-      thread of the worker. "process": in a process of its own, which a time-out or a cancellation ends, and which
-      costs no neighbour an attempt when it crashes.
+    - `after_attempt`: called without arguments after each attempt, where the function ran, for example Django's
+      `close_old_connections`. It counts towards the attempt's time. An error in it is logged, no more.
+    - `runs`: where an attempt runs. "process": in a process of its own, which a time-out or a cancellation ends, and
+      which costs no neighbour an attempt when it crashes; the default for plain functions. The process imports the
+      modules of OUTRIDER_PIPELINES itself, so a worker refuses to start if the pipeline is in none of their lists.
+      "task": on the worker's event loop, which the function must not block; the default for async functions.
+      "thread": in a thread of the worker, for plain functions. A thread shares the worker's memory and cannot be
+      interrupted.
     - `memory_mb`: the private memory in MiB that an attempt in a process may have; beyond it Python raises
       MemoryError there.
     - `is_async`: derived from `function`.
@@ -118,7 +121,7 @@ class Pipeline:
         is_async = inspect.iscoroutinefunction(body)
         object.__setattr__(self, "is_async", is_async)
         if self.runs is None:
-            object.__setattr__(self, "runs", "task" if is_async else "thread")
+            object.__setattr__(self, "runs", "task" if is_async else "process")
         kind = _unfit_kind(self.function, body)
         bounded = (
             ("function", kind is None, f"is {kind}"),

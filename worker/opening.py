@@ -22,16 +22,21 @@ MAX_EFFECTS: Final = 10
 async def open_consumer(
     settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline]
 ) -> AsyncIterator[Consumer]:
-    """The consumer of a process, with its pools. Effects have a pool of their own: they may hold connections long."""
+    """The consumer of a process, with its pools. Effects have a pool of their own: they may hold connections long.
+
+    Raises ConfigurationError if a pipeline is to run in processes that do not find it.
+    """
     slots = settings.worker_concurrency
-    setting = Setting(settings, "worker", settings.child_max_jobs, settings.child_max_mb << 20)
+    apart = [each.preset for each in registry.values() if each.runs == "process"]
+    setting = Setting(settings, "worker", apart, settings.child_max_jobs, settings.child_max_mb << 20)
     async with (
         open_children(setting) as children,
         open_pool(url, name="worker", size=2) as pool,
         open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), reset_on_return=True) as effects,
     ):
-        if any(each.runs == "process" for each in registry.values()):
+        if apart:
             children.expect(slots)
+            await children.try_one()
         yield Consumer(
             url,
             pool,

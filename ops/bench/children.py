@@ -97,7 +97,7 @@ def _latencies(server: Databases, plan: Plan) -> dict[str, float]:
 
 async def _cold_start() -> dict[str, float]:
     settings = load({"OUTRIDER_PIPELINES": processes.PIPELINES})
-    async with open_children(Setting(settings, "worker", 1000, 512 * MIB)) as children:
+    async with open_children(Setting(settings, "worker", [PRESETS["process"]], 1000, 512 * MIB)) as children:
         began = time.monotonic()
         await children.warm(CHILDREN)
         seconds = time.monotonic() - began

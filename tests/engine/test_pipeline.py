@@ -17,7 +17,7 @@ from engine.pipeline import Pipeline, Registry, load_pipelines, pipeline
 async def on_the_loop(_job: Any, _run: Any) -> None: ...
 
 
-def in_a_thread(_job: Any, _run: Any) -> None: ...
+def plain(_job: Any, _run: Any) -> None: ...
 
 
 class Caller:
@@ -28,7 +28,7 @@ class Caller:
     ("function", "is_async"),
     [
         (on_the_loop, True),
-        (in_a_thread, False),
+        (plain, False),
         (functools.partial(on_the_loop), True),
         (Caller(), True),
         (print, False),
@@ -36,12 +36,17 @@ class Caller:
         (staticmethod(on_the_loop), True),
         (staticmethod(functools.partial(staticmethod(on_the_loop))), True),
         (Caller().__call__, True),
-        (functools.partial(in_a_thread), False),
+        (functools.partial(plain), False),
         (functools.wraps(on_the_loop)(lambda job, run: asyncio.run(on_the_loop(job, run))), False),
     ],
 )
 def test_an_async_function_is_known_however_it_is_wrapped(function: Any, is_async: bool) -> None:
     assert Pipeline(preset="p", function=function).is_async is is_async
+
+
+@pytest.mark.parametrize(("function", "runs"), [(on_the_loop, "task"), (plain, "process")])
+def test_a_plain_function_runs_in_a_process_and_an_async_one_on_the_loop(function: Any, runs: str) -> None:
+    assert pipeline("p")(function).runs == runs
 
 
 def a_generator(_job: Any, _run: Any) -> Any:
@@ -67,7 +72,7 @@ class Yielding:
         (Yielding(), "a generator"),
         (Caller, "a class"),
         (None, "a NoneType, which cannot be called"),
-        (classmethod(in_a_thread), "a classmethod, which cannot be called"),
+        (classmethod(plain), "a classmethod, which cannot be called"),
         (on_the_loop(None, None), "a coroutine, which cannot be called"),
     ],
 )
@@ -95,7 +100,7 @@ def test_what_returns_no_result_is_refused_where_it_is_declared(function: Any, w
     ],
 )
 def test_a_declaration_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
-    known: dict[str, Any] = {"preset": "p", "function": in_a_thread}
+    known: dict[str, Any] = {"preset": "p", "function": plain}
     with pytest.raises(ConfigurationError):
         Pipeline(**(known | wrong))
 
@@ -110,7 +115,7 @@ def test_a_docstring_is_the_description_unless_one_is_given() -> None:
 
 def test_two_pipelines_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="twice"):
-        Registry([Pipeline(preset="p", function=in_a_thread), Pipeline(preset="p", function=in_a_thread)])
+        Registry([Pipeline(preset="p", function=plain), Pipeline(preset="p", function=plain)])
 
 
 def module(name: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> str:
@@ -121,15 +126,13 @@ def module(name: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> str:
 
 
 def test_a_module_adds_its_pipelines_to_the_built_in_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Pipeline(preset="mine", function=in_a_thread)
+    mine = Pipeline(preset="mine", function=plain)
     found = load_pipelines([module("some_pipelines", monkeypatch, pipelines=[mine])])
     assert found["mine"] is mine
     assert "storyboard" in found
 
 
-@pytest.mark.parametrize(
-    "members", [{}, {"pipelines": "mine"}, {"pipelines": [in_a_thread]}, {"pipelines": ()}]
-)
+@pytest.mark.parametrize("members", [{}, {"pipelines": "mine"}, {"pipelines": [plain]}, {"pipelines": ()}])
 def test_a_module_that_does_not_list_pipelines_is_refused(
     monkeypatch: pytest.MonkeyPatch, members: dict[str, Any]
 ) -> None:

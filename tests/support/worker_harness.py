@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -45,8 +46,13 @@ def dropped(preset: str) -> float:
 
 
 def preset(name: str = "p", **options: Any) -> Callable[[Any], Pipeline]:
-    """A pipeline that retries at once."""
-    return pipeline(name, **({"backoff": 0.0, "max_attempts": 3} | options))
+    """A `local` pipeline that retries at once."""
+    return lambda function: local(pipeline(name, **({"backoff": 0.0, "max_attempts": 3} | options))(function))
+
+
+def local(declared: Pipeline) -> Pipeline:
+    """Plain functions run in threads: they are local to their tests, where no child finds them."""
+    return replace(declared, runs="thread") if declared.runs == "process" else declared
 
 
 class Worker:
@@ -95,6 +101,8 @@ class WorkerHarness:
         children: Children | None = None,
     ) -> AsyncIterator[Worker]:
         registry = Registry(pipelines)
+        apart = [each.preset for each in pipelines if each.runs == "process"]
+        assert children is not None or not apart, f"without children: {apart}"
         self.limits |= {each.preset: each.max_attempts for each in pipelines}
         consumer = Consumer(
             url or self.url,

@@ -31,6 +31,7 @@ from engine.model import (
 )
 from engine.moves import Ending, Release
 from engine.pipeline import Pipeline
+from tests.support.worker_harness import local
 from worker.outcome import (
     MAX_BACKOFF_SECONDS,
     MAX_OUTPUT_BYTES,
@@ -52,7 +53,7 @@ NAN = float("nan")
 
 def made(**changes: Any) -> Pipeline:
     known: dict[str, Any] = {"preset": "p", "function": lambda _job, _run: None}
-    return Pipeline(**(known | changes))
+    return local(Pipeline(**(known | changes)))
 
 
 def attempt(**changes: Any) -> Attempt:

@@ -42,6 +42,10 @@ T = TypeVar("T")
 
 MIB: Final = 1 << 20
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+UNLISTED: Final = (
+    "runs in a process, and that knows the lists `pipelines` of OUTRIDER_PIPELINES alone: "
+    'list it there, or declare it with runs="thread"'
+)
 
 log = structlog.get_logger()
 
@@ -78,12 +82,14 @@ def main(sock: socket.socket, board: int, setting: Setting) -> int:
 
 
 class Child:
-    """Raises ConfigurationError if an author's module cannot be imported."""
+    """Raises ConfigurationError if an author's module cannot be imported, or a preset of this child is in none."""
 
     def __init__(self, link: Link, board: Board, setting: Setting) -> None:
         self._link = link
         self._setting = setting
         self._registry = load_pipelines(setting.settings.pipelines)
+        if unlisted := [preset for preset in setting.presets if preset not in self._registry]:
+            raise ConfigurationError([f"pipeline {preset!r} {UNLISTED}" for preset in unlisted])
         self._loop = Loop()
         asyncio.set_event_loop(self._loop)
         self._board = board

@@ -45,7 +45,11 @@ log = structlog.get_logger()
 
 
 class ChildUnavailable(OutriderError):
-    """A child could not be started, or could not import the authors' modules."""
+    """A child could not be started."""
+
+
+class ChildUnfit(ChildUnavailable):
+    """A child could not import the authors' modules, or did not find a pipeline there."""
 
 
 class NotBegun(ChildUnavailable):
@@ -193,7 +197,7 @@ class Child(asyncio.Protocol):
                     self.pid = pid
                     self.ready.set_result(None)
                 else:
-                    self.ready.set_exception(ChildUnavailable(fault))
+                    self.ready.set_exception(ChildUnfit(fault))
             case Done() | Ended() | Committed():
                 self._settle(message)
 

@@ -14,9 +14,10 @@ from typing import Final
 
 import structlog
 
+from engine.errors import ConfigurationError
 from engine.telemetry.metrics import CHILDREN, CHILDREN_ENDED
 from worker.children.board import Board, new_page
-from worker.children.handle import Child, ChildUnavailable
+from worker.children.handle import Child, ChildUnavailable, ChildUnfit
 from worker.children.nursery_handle import Nursery
 from worker.children.output import Output
 from worker.children.requests import Exited, Kill, Refused, Start
@@ -83,6 +84,16 @@ class Children:
         """Begin to start as many of `number` children as may start at once, before their first attempts come."""
         # A start that fails is told by the attempt that asks for the next one.
         self._start_to(number)
+
+    async def try_one(self) -> None:
+        """Start a child ahead of its first attempt. Raises ConfigurationError if it does not find its pipelines."""
+        try:
+            self.give(await self.take())
+        except ChildUnfit as error:
+            raise ConfigurationError([f"OUTRIDER_PIPELINES, in a child: {error}"]) from error
+        except ChildUnavailable:
+            # The user's limit of processes, say. It may pass, and the attempt that asks next logs it if not.
+            pass
 
     async def warm(self, number: int) -> None:
         """Start `number` children ahead of their first attempts."""

@@ -62,6 +62,8 @@ class Storyboard(TypedDict):
     metadata=StoryboardMetadata,
     timeout=60,
     max_attempts=3,
+    # It is quick, and ends when it is told to. A worker that runs no other plain function needs no processes for it.
+    runs="thread",
 )
 def storyboard(job: Job, run: Run) -> Storyboard | None:
     """Lays out the script scene by scene. Returns None if the run is cancelled, because its result is dropped."""

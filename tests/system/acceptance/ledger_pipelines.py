@@ -40,7 +40,7 @@ async def wait(job: Any, run: Any) -> int:
     return int(run.attempt)
 
 
-@pipeline("plain", backoff=0)
+@pipeline("plain", backoff=0, runs="thread")
 def plain(job: Any, run: Any) -> int:
     folder = started(job, run)
     while not may_go(folder, run):
@@ -79,7 +79,7 @@ def forked(folder: Path, name: str) -> None:
     (folder / name).write_text(str(child))
 
 
-@pipeline("orphaning", backoff=0)
+@pipeline("orphaning", backoff=0, runs="thread")
 def orphaning(job: Any, run: Any) -> Completed:
     """As `slow_effects`, with a child forked in the thread, and another one inside the transaction."""
     folder = started(job, run)
@@ -93,7 +93,7 @@ def orphaning(job: Any, run: Any) -> Completed:
     return Completed(run.attempt, write)
 
 
-@pipeline("returning", backoff=0)
+@pipeline("returning", backoff=0, runs="thread")
 def returning(job: Any, run: Any) -> int:
     """The child returns from the function, too."""
     started(job, run)
@@ -112,7 +112,7 @@ async def returning_async(job: Any, run: Any) -> int:
     return os.waitstatus_to_exitcode((await asyncio.to_thread(os.waitpid, child, 0))[1])
 
 
-@pipeline("cycle", backoff=0)
+@pipeline("cycle", backoff=0, runs="thread")
 def cycle(_job: Any, _run: Any) -> None:
     """Leaves a megabyte that only the collector finds."""
     kept: list[Any] = [bytearray(1 << 20)]
@@ -139,13 +139,13 @@ async def refused(job: Any, run: Any) -> int:
     return int(run.attempt)
 
 
-@pipeline("suicide", backoff=0)
+@pipeline("suicide", backoff=0, runs="thread")
 def suicide(job: Any, run: Any) -> None:
     started(job, run)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pipeline("exit", backoff=0)
+@pipeline("exit", backoff=0, runs="thread")
 def leave(job: Any, run: Any) -> None:
     """Ends the process while others run beside it."""
     started(job, run)
@@ -153,7 +153,7 @@ def leave(job: Any, run: Any) -> None:
     os._exit(1)
 
 
-@pipeline("orphan", backoff=0)
+@pipeline("orphan", backoff=0, runs="thread")
 def orphan(job: Any, run: Any) -> None:
     """Leaves a process without a parent."""
     started(job, run)
@@ -167,7 +167,7 @@ async def moment(job: Any, run: Any) -> None:
     await asyncio.sleep(1)
 
 
-@pipeline("stuck", timeout=1, max_attempts=1, backoff=0)
+@pipeline("stuck", timeout=1, max_attempts=1, backoff=0, runs="thread")
 def stuck(job: Any, run: Any) -> None:
     started(job, run)
     threading.Event().wait()

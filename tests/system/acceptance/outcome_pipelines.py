@@ -13,7 +13,7 @@ async def steady(_job: Any, run: Any) -> int:
     return int(run.attempt)
 
 
-@pipeline("shaky", backoff=0)
+@pipeline("shaky", backoff=0, runs="thread")
 def shaky(_job: Any, run: Any) -> None:
     """Fails once."""
     if run.attempt == 1:

@@ -37,8 +37,9 @@ def open_worker(harness: WorkerHarness) -> OpenWorker:
     async def opened(
         max_jobs: int = 1000, max_mb: int = 512, **options: Any
     ) -> AsyncIterator[tuple[Worker, Children]]:
+        presets = [each.preset for each in hostile.pipelines if each.runs == "process"]
         settings = load({"OUTRIDER_DATABASE_URL": harness.url, "OUTRIDER_PIPELINES": hostile.__name__})
-        setting = Setting(settings, "worker", max_jobs, max_mb * MIB)
+        setting = Setting(settings, "worker", presets, max_jobs, max_mb * MIB)
         async with (
             open_children(setting) as children,
             harness.worker(*hostile.pipelines, children=children, **options) as worker,

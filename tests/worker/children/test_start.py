@@ -1,0 +1,76 @@
+"""A pipeline that its processes do not find is told when the worker starts, with the fix, and not by its first job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import ConfigurationError
+from engine.pipeline import Registry, load_pipelines, pipeline
+from engine.settings import load
+from tests.support.worker_harness import WorkerHarness
+from worker.opening import open_consumer
+from worker.source import PostgresSource
+
+# A worker imports this; in its children the list is another one.
+CHANGING = """
+from pathlib import Path
+
+from engine import pipeline
+
+seen = Path(__file__).with_suffix(".seen")
+
+
+def work(job, run): ...
+
+
+pipelines = [pipeline("fickle")(work)] if not seen.exists() else []
+seen.touch()
+"""
+STEADY = CHANGING.replace("if not seen.exists() else []", "").replace("seen.touch()", "")
+
+
+def plain(_job: Any, _run: Any) -> None: ...
+
+
+async def open_and_close(harness: WorkerHarness, registry: Registry, modules: str) -> None:
+    settings = load({"OUTRIDER_DATABASE_URL": harness.url, "OUTRIDER_PIPELINES": modules})
+    source = PostgresSource(harness.url, tuple(registry))
+    async with open_consumer(settings, harness.url, source, registry):
+        pass
+
+
+@pytest.mark.parametrize("function_is_local", [True, False])
+async def test_a_worker_refuses_to_start_with_a_pipeline_that_is_in_no_list(
+    harness: WorkerHarness, function_is_local: bool
+) -> None:
+    def closure(_job: Any, _run: Any) -> None: ...
+
+    registry = Registry([pipeline("unlisted")(closure if function_is_local else plain)])
+    with pytest.raises(ConfigurationError, match=r"'unlisted' runs in a process.*with runs=.thread"):
+        await open_and_close(harness, registry, "tests.worker.children.hostile")
+
+
+async def test_a_worker_refuses_to_start_with_a_module_that_lists_something_else_in_a_child(
+    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fickle_pipelines.py").write_text(CHANGING)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match="in a child: pipeline 'fickle' runs in a process"):
+        await open_and_close(harness, load_pipelines(["fickle_pipelines"]), "fickle_pipelines")
+
+
+async def test_a_worker_whose_pipelines_run_in_threads_needs_no_list(harness: WorkerHarness) -> None:
+    await open_and_close(harness, Registry([pipeline("unlisted", runs="thread")(plain)]), "")
+
+
+async def test_a_worker_starts_with_plain_functions_that_are_listed(
+    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "steady_pipelines.py").write_text(STEADY)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = load_pipelines(["steady_pipelines"])
+    assert registry["fickle"].runs == "process"
+    await open_and_close(harness, registry, "steady_pipelines")
