@@ -1,7 +1,7 @@
 """The bounds of a job's fields in one table, and the message for a value outside its bounds.
 
-The HTTP models, the library's check (engine/moves/validation.py), the pipelines and the schema's CHECK constraints
-follow this table. A test compares the constraints with the table.
+The HTTP models, the library's check (engine/moves/validation.py), the pipelines and the schema's check (the function
+outrider_job_fits) follow this table. A test compares the schema with the table.
 """
 
 from __future__ import annotations

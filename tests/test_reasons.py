@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.ids import uuid7
 from engine.model import Reason
 from tests.support.database import Conn, fetchone, trail
 
@@ -134,7 +135,9 @@ def test_no_line_of_python_spells_a_reason() -> None:
 
 
 async def test_the_one_reason_that_the_schema_spells_is_the_models(conn: Conn) -> None:
-    (job_id,) = await fetchone(conn, "SELECT outrider_enqueue('ann', 'p', 'text')")
-    assert await trail(conn, job_id) == [(0, None, "PENDING", 0, Reason.ENQUEUED)]
-    spelling = "SELECT array_agg(proname::text) FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
-    assert await fetchone(conn, f"{spelling} AND prosrc ~ 'reason'") == (["outrider_enqueue_many"],)
+    for job_id in (None, uuid7()):
+        (made,) = await fetchone(conn, "SELECT outrider_enqueue('ann', 'p', 'text', job_id => %s)", job_id)
+        assert await trail(conn, made) == [(0, None, "PENDING", 0, Reason.ENQUEUED)]
+    spelling = "SELECT array_agg(proname::text ORDER BY proname) FROM pg_proc WHERE prosrc ~ 'reason'"
+    ours = f"{spelling} AND pronamespace = 'public'::regnamespace"
+    assert await fetchone(conn, ours) == (["outrider_enqueue_many", "outrider_enqueue_new"],)

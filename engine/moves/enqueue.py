@@ -1,6 +1,6 @@
 """Enqueue: the move that begins every job. One statement inserts the job, its outbox row and its first audit row.
 
-`enqueue` and `enqueue_many` are an application's, on its own connection: they call a function of the schema.
+`enqueue` and `enqueue_many` are an application's, on its own connection: they call functions of the schema.
 `enqueue_group` is web's, on a connection with pinned plans.
 """
 
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, LiteralString, NamedTuple, overload
 from uuid import UUID
 
 import orjson
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 
 from engine.errors import IdempotencyMismatch, InvalidJob, Overloaded, Problem
 from engine.ids import uuid7
 from engine.limits import RUN_AT
 from engine.model import Job, NewJob, Reason
-from engine.moves._enqueue_call import call, require_async_psycopg
+from engine.moves._enqueue_call import call, call_async, require_psycopg
 from engine.moves.validation import check
-from engine.settings import schema_of_environment
 from engine.storage.literals import array
 from engine.storage.statements import fetchone, timed
 from engine.tables.idempotency import KEY_HOURS, Held, IdempotencyKey, KeyName, held_answers
@@ -96,14 +95,21 @@ class Accepted(NamedTuple):
     replayed: bool = False
 
 
+@overload
 def enqueue(
     conn: AsyncConnection[Any], new: NewJob, *, schema: str | None = None
-) -> Coroutine[Any, Any, Job]:
+) -> Coroutine[Any, Any, Job]: ...
+@overload
+def enqueue(conn: Connection[Any], new: NewJob, *, schema: str | None = None) -> Job: ...
+def enqueue(
+    conn: Connection[Any] | AsyncConnection[Any], new: NewJob, *, schema: str | None = None
+) -> Job | Coroutine[Any, Any, Job]:
     """`await enqueue(conn, new)` adds `new` in the caller's transaction. The job exists if and when the caller commits.
 
-    `conn` is a psycopg AsyncConnection, with any row or cursor factory and any settings. On a connection in autocommit
-    mode, outside of a transaction, the job exists at once. No NOTIFY is sent: an idle worker finds the job by polling,
-    within about a second. With Pub/Sub a relay finds the job and publishes its wake-up.
+    `conn` is a connection of psycopg, with any row or cursor factory and any settings: an AsyncConnection, or without
+    `await` a Connection. On a connection in autocommit mode, outside of a transaction, the job exists at once. An idle
+    worker is told by the commit itself, and starts the job within milliseconds; a busy one looks by itself. With
+    Pub/Sub that holds for a relay, which publishes the job's wake-up.
 
     `schema` is the schema of the installation. By default it is OUTRIDER_SCHEMA of the environment, or if that is unset
     the first schema in the connection's search_path that has an installation.
@@ -117,29 +123,50 @@ def enqueue(
     where no installation is found. Errors of the database are psycopg's own.
     """
     # A function that is not `async` also stops a caller who forgets the `await`, as callers with another driver do.
-    require_async_psycopg(conn)
-    return _enqueue(conn, new, schema)
+    require_psycopg(conn)
+    if isinstance(conn, AsyncConnection):
+        return _enqueue(conn, new, schema)
+    check(new)
+    [job] = call(conn, [new], schema)
+    return job
 
 
+@overload
 def enqueue_many(
     conn: AsyncConnection[Any], news: Iterable[NewJob], *, schema: str | None = None
-) -> Coroutine[Any, Any, list[Job]]:
+) -> Coroutine[Any, Any, list[Job]]: ...
+@overload
+def enqueue_many(
+    conn: Connection[Any], news: Iterable[NewJob], *, schema: str | None = None
+) -> list[Job]: ...
+def enqueue_many(
+    conn: Connection[Any] | AsyncConnection[Any], news: Iterable[NewJob], *, schema: str | None = None
+) -> list[Job] | Coroutine[Any, Any, list[Job]]:
     """`await enqueue_many(conn, news)` adds all of `news` by one statement, or none. The jobs are in the order given.
 
     See `enqueue`. The same id twice is the same job twice, or DuplicateJob. InvalidJob names each fault by the job's
     place, as in `/3/content`.
     """
-    require_async_psycopg(conn)
-    return _enqueue_many(conn, list(news), schema)
+    require_psycopg(conn)
+    news = list(news)
+    if isinstance(conn, AsyncConnection):
+        return _enqueue_many(conn, news, schema)
+    _check_all(news)
+    return call(conn, news, schema) if news else []
 
 
 async def _enqueue(conn: AsyncConnection[Any], new: NewJob, schema: str | None) -> Job:
     check(new)
-    [job] = await _enqueued(conn, [new], schema)
+    [job] = await call_async(conn, [new], schema)
     return job
 
 
 async def _enqueue_many(conn: AsyncConnection[Any], news: list[NewJob], schema: str | None) -> list[Job]:
+    _check_all(news)
+    return await call_async(conn, news, schema) if news else []
+
+
+def _check_all(news: Sequence[NewJob]) -> None:
     problems: list[Problem] = []
     for place, new in enumerate(news):
         try:
@@ -148,42 +175,6 @@ async def _enqueue_many(conn: AsyncConnection[Any], news: list[NewJob], schema: 
             problems += [Problem(f"/{place}{each.pointer}", each.detail) for each in error.problems]
     if problems:
         raise InvalidJob(problems)
-    return await _enqueued(conn, news, schema) if news else []
-
-
-async def _enqueued(conn: AsyncConnection[Any], news: Sequence[NewJob], schema: str | None) -> list[Job]:
-    asked = orjson.dumps([_asked(new) for new in news])
-    rows = await call(conn, schema or schema_of_environment(), asked)
-    return [
-        Job(
-            id=row.job_id,
-            user_id=new.user_id,
-            preset=new.preset,
-            content=new.content,
-            metadata=dict(new.metadata),
-            priority=new.priority,
-            created_at=row.created_at,
-            traceparent=row.traceparent,
-            replayed=row.replayed,
-        )
-        for new, row in zip(news, rows, strict=True)
-    ]
-
-
-def _asked(new: NewJob) -> dict[str, object]:
-    return {
-        "job_id": str(new.id or uuid7()),
-        "user_id": new.user_id,
-        "preset": new.preset,
-        "content": new.content,
-        "metadata": orjson.Fragment(json_bytes(dict(new.metadata))),
-        "priority": new.priority,
-        "run_at": new.run_at and RUN_AT.clamped(new.run_at).isoformat(),
-        "delay_seconds": None if new.delay_seconds is None else float(new.delay_seconds),
-        "max_attempts": new.max_attempts,
-        "timeout_seconds": new.timeout_seconds,
-        "traceparent": new.traceparent,
-    }
 
 
 @timed("enqueue")

@@ -141,6 +141,10 @@ async def test_a_role_with_the_rights_to_insert_enqueues_by_python_and_sql(conn:
     await conn.execute(CALL)
 
 
+NAMELESS = {"outrider_job_fits", "outrider_fault"}
+"""Run for each row, and name nothing but what is in pg_catalog: a search_path of their own would double the cost."""
+
+
 async def test_every_function_of_the_schema_is_bound_to_it(conn: Conn) -> None:
     cursor = await conn.execute(
         "SELECT proname::text, coalesce(proconfig::text, ''), prosqlbody IS NOT NULL FROM pg_proc"
@@ -148,10 +152,10 @@ async def test_every_function_of_the_schema_is_bound_to_it(conn: Conn) -> None:
     )
     functions = await cursor.fetchall()
     assert {"outrider_enqueue", "outrider_enqueue_many", "outrider_uuid7"} <= {name for name, *_ in functions}
-    loose = [
+    loose = {
         name for name, config, atomic in functions if not atomic and "search_path=ours, pg_temp" not in config
-    ]
-    assert loose == []
+    }
+    assert loose == NAMELESS
     assert not [name for name, *_ in functions if name.startswith("_")]
 
 
@@ -187,7 +191,7 @@ async def test_where_no_installation_is_found_the_mend_is_said(
 ) -> None:
     with pytest.raises(SchemaMismatch) as refused:
         await enqueue(conn, new(), schema=schema)
-    assert str(refused.value).startswith(f"{where} has no outrider_enqueue_many")
+    assert str(refused.value).startswith(f"{where} has no outrider_enqueue_new")
     assert all(word in str(refused.value) for word in ("schema=", "OUTRIDER_SCHEMA", "outrider migrate up"))
 
 

@@ -1,15 +1,17 @@
-"""Enqueueing on an application's connection: any psycopg AsyncConnection will do, and any other is refused in words."""
+"""Enqueueing on an application's connection: any connection of psycopg will do, and any other is refused in words."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor
+from psycopg import AsyncClientCursor, AsyncConnection, AsyncRawCursor, ClientCursor, RawCursor
 from psycopg.rows import dict_row, kwargs_row, scalar_row
 
-from engine import DuplicateJob, Job, enqueue, enqueue_many
+from engine import DuplicateJob, InvalidJob, Job, enqueue, enqueue_many
+from engine.errors import SchemaMismatch
 from engine.ids import uuid7
 from engine.model import JobState
 from engine.moves import cancel, redrive
@@ -123,26 +125,69 @@ def of_package(module: str, name: str) -> Any:
         ),
         (of_package("asyncpg.connection", "Connection"), "SELECT outrider_enqueue("),
         (of_package("sqlalchemy.ext.asyncio.engine", "AsyncConnection"), "driver_connection"),
-        (of_package("django.db.backends.postgresql.base", "DatabaseWrapper"), "SELECT outrider_enqueue("),
+        (
+            of_package("django.db.backends.postgresql.base", "DatabaseWrapper"),
+            "`connection.connection` is one",
+        ),
         (None, "NoneType"),
         (new(), "NewJob"),
     ],
     ids=lambda value: type(value).__module__,
 )
 def test_any_other_connection_is_refused_at_the_call_even_without_an_await(other: Any, words: str) -> None:
-    for call in (lambda: enqueue(other, new()), lambda: enqueue_many(other, [new()])):
+    calls: list[Callable[[], object]] = [lambda: enqueue(other, new()), lambda: enqueue_many(other, [new()])]
+    for call in calls:
         with pytest.raises(TypeError) as refused:
             call()
-        assert "needs a psycopg AsyncConnection" in str(refused.value)
+        assert "needs a psycopg Connection or AsyncConnection" in str(refused.value)
         assert words in str(refused.value)
 
 
-def test_a_synchronous_connection_is_told_of_the_function(database_url: str) -> None:
+SYNCHRONOUS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "raw cursors": {"cursor_factory": RawCursor},
+    "client-side binding": {"cursor_factory": ClientCursor},
+    "rows as dicts": {"row_factory": dict_row},
+    "never prepared": {"prepare_threshold": None},
+    "autocommit": {"autocommit": True},
+}
+
+
+@pytest.mark.parametrize("options", list(SYNCHRONOUS.values()), ids=list(SYNCHRONOUS))
+def test_a_synchronous_connection_enqueues_without_an_await(database_url: str, options: Any) -> None:
+    with psycopg.connect(database_url, **options) as theirs:
+        drawn = enqueue(theirs, new(content=TEXT, metadata={"a": [TEXT]}, delay_seconds=0.5, max_attempts=3))
+        again = enqueue(theirs, new(id=uuid7()))
+        assert enqueue(theirs, new(id=again.id)).replayed
+        with pytest.raises(DuplicateJob):
+            enqueue(theirs, new(id=again.id, content="another"))
+        assert enqueue_many(theirs, []) == []
+        both = enqueue_many(theirs, [new(priority=1), new(content="second")])
+        assert [each.content for each in both] == [new().content, "second"]
+        theirs.commit()
     with psycopg.connect(database_url) as conn:
-        with pytest.raises(TypeError, match=r"not psycopg\.Connection: .* SELECT outrider_enqueue"):
-            enqueue(conn, new())  # type: ignore[arg-type,unused-coroutine] # the call itself is refused
-        [job_id] = conn.execute("SELECT outrider_enqueue('ann', 'p', 'text')").fetchone() or ()
-    assert job_id.version == 7
+        kept = conn.execute(
+            "SELECT id, content, metadata, max_attempts, run_at > created_at FROM jobs ORDER BY id"
+        )
+        rows = {row[0]: row[1:] for row in kept.fetchall()}
+    assert rows.keys() == {drawn.id, again.id, *(each.id for each in both)}
+    assert rows[drawn.id] == (TEXT, {"a": [TEXT]}, 3, True)
+
+
+def test_a_synchronous_call_is_of_the_callers_transaction_and_checks_first(database_url: str) -> None:
+    with psycopg.connect(database_url) as theirs:
+        enqueue(theirs, new())
+        theirs.rollback()
+        with pytest.raises(InvalidJob) as refused:
+            enqueue(theirs, new(content=""))
+        assert [each.pointer for each in refused.value.problems] == ["/content"]
+        with pytest.raises(InvalidJob) as refused:
+            enqueue_many(theirs, [new(), new(preset="No")])
+        assert [each.pointer for each in refused.value.problems] == ["/1/preset"]
+        with pytest.raises(SchemaMismatch):
+            enqueue(theirs, new(), schema="gone")
+        theirs.rollback()
+        assert theirs.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
 
 
 async def test_a_subclass_of_the_connection_will_do(database_url: str) -> None:
