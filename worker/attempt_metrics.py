@@ -43,18 +43,20 @@ class AttemptMetrics:
         self._log = structlog.get_logger().bind()
         self._logs_info = self._log.is_enabled_for(logging.INFO)
 
-    def started(self, execution: Execution) -> None:
-        """Count how long a starting job has waited: since the job was due, and since the job could be claimed."""
-        attempt = execution.attempt
-        execution.waited = max((attempt.started_at - attempt.due_at).total_seconds(), 0.0)
-        self._tallies[attempt.job.preset].waited(execution.waited, attempt.job.traceparent)
-        self._claimed(max((attempt.started_at - attempt.ready_at).total_seconds(), 0.0))
+    def started(self, executions: Iterable[Execution]) -> None:
+        """Count how long starting jobs have waited: since the job was due, and since the job could be claimed."""
+        for execution in executions:
+            attempt = execution.attempt
+            at = attempt.started_at
+            execution.waited = max((at - attempt.due_at).total_seconds(), 0.0)
+            self._tallies[attempt.job.preset].waited(execution.waited, attempt.job.traceparent)
+            self._claimed(max((at - attempt.ready_at).total_seconds(), 0.0))
 
     def ended(self, execution: Execution) -> str:
         """Count a run. Returns the execution metadata of the result as JSON text; durations are in seconds."""
-        attempt = execution.attempt
+        job = execution.attempt.job
         ran = execution.ended_at - execution.started
-        self._tallies[attempt.job.preset].ran(ran, attempt.job.traceparent)
+        self._tallies[job.preset].ran(ran, job.traceparent)
         self._ran(ran)
         return f'{{"run_seconds":{ran:.6f},"wait_seconds":{execution.waited:.6f}}}'
 

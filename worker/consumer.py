@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Final
 
@@ -75,7 +75,6 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._slots = Slots(slots, lease_seconds, self._wake.set)
-        self._recording: set[asyncio.Task[None]] = set()
         self._metrics = AttemptMetrics(registry)
         self._releaser = Releaser(pool, self._metrics, publish_results=publish_results)
         apart = [preset for preset, each in registry.items() if each.runs == "process"]
@@ -89,7 +88,11 @@ class Consumer:
         )
         self._suspects = SuspectClaims(pool, source, tuple(registry), slots)
         self._recorder = Recorder(
-            url, effects, lambda: self._lease.worker_id, publish_results=publish_results
+            url,
+            effects,
+            lambda: self._lease.worker_id,
+            publish_results=publish_results,
+            on_end=self._recorded,
         )
         WORKER_SLOTS.set(slots)
 
@@ -142,8 +145,7 @@ class Consumer:
             room = self._slots.room
             attempts = await self._claim(room)
             self._slots.full = len(attempts) == room or self._suspects.exclusive
-            for attempt in attempts:
-                self._start(attempt)
+            self._start(attempts)
             # More jobs may be ready: only an empty claim has also searched below the source's marks.
             if attempts:
                 idle = MIN_IDLE_SECONDS
@@ -178,39 +180,41 @@ class Consumer:
         tracing.claimed(began, attempts)
         return attempts
 
-    def _start(self, attempt: Attempt) -> None:
-        execution = Execution(
-            attempt, self._registry[attempt.job.preset], self._record_stuck, self._stopping, self._children
-        )
-        self._slots.take(execution)
-        execution.task = self._loop.create_task(self._run(execution), context=execution.span.context())
+    def _start(self, attempts: Sequence[Attempt]) -> None:
+        executions = [
+            Execution(each, self._registry[each.job.preset], self._record, self._stopping, self._children)
+            for each in attempts
+        ]
+        self._metrics.started(executions)
+        for execution in executions:
+            self._slots.take(execution)
+            execution.task = self._loop.create_task(self._run(execution), context=execution.span.context())
 
     async def _run(self, execution: Execution) -> None:
         """The life of an attempt: claimed → running → ended → recorded."""
-        self._metrics.started(execution)
         outcome = await execution.run()
         self._slots.vacate(execution)
         if execution.end():
-            await self._record(execution, outcome)
+            self._record(execution, outcome)
 
-    async def _record(self, execution: Execution, outcome: Outcome) -> None:
-        """Record the outcome of an attempt that has ended."""
-        metadata = self._metrics.ended(execution)
+    def _record(self, execution: Execution, outcome: Outcome) -> None:
+        """Record the outcome of an attempt that has ended. If it is stuck, `_run` waits for its pipeline still."""
         try:
-            written = await self._recorder.record(execution, outcome, metadata)
-        except Exception as error:  # noqa: BLE001 - usually LeaseLost; the outcome is lost after any other error too
-            self._metrics.dropped(execution, error)
-        else:
-            self._metrics.recorded(execution, written)
-        finally:
-            self._slots.drop(execution)
-            execution.release_child()
+            self._recorder.record(execution, outcome, self._metrics.ended(execution))
+        except Exception as error:  # noqa: BLE001 - the outcome cannot be made into a row
+            self._recorded(execution, error)
 
-    def _record_stuck(self, execution: Execution, outcome: Outcome) -> None:
-        """Record the outcome of an attempt whose pipeline runs on: `_run` still waits for the pipeline."""
-        task = self._loop.create_task(self._record(execution, outcome))
-        self._recording.add(task)
-        task.add_done_callback(self._recording.discard)
+    def _recorded(self, execution: Execution, written: Outcome | Exception) -> None:
+        """The outcome is written, or never will be: usually because of LeaseLost."""
+        try:
+            if isinstance(written, Exception):
+                self._metrics.dropped(execution, written)
+            else:
+                self._metrics.recorded(execution, written)
+        except Exception as error:  # noqa: BLE001 - the other attempts of the group go on
+            note_fault("record", error)
+        self._slots.drop(execution)
+        execution.release_child()
 
     def _on_hint(self, channel: str, payload: str) -> None:
         if channel == CANCEL:
@@ -264,9 +268,8 @@ class Consumer:
         A lease that expired because the database was away is no crash. All that is leased under it is taken back under
         the next lease, before maintenance lapses it. If the worker's row is gone, maintenance has already done so.
         """
-        current = self._lease.worker_id
         for execution in list(self._slots.held.values()):
-            if (lost := execution.attempt.worker_id) != current:
+            if (lost := execution.attempt.worker_id) != self._lease.worker_id:
                 self._lease.abandon(lost)
                 self._releaser.lost(lost)
                 execution.stop(LOST)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from inspect import isawaitable
+from types import CoroutineType
 from typing import Any, Final
 
 import structlog
@@ -42,7 +43,7 @@ Ended = Outcome | Awaitable[Any]
 log = structlog.get_logger()
 
 
-class Execution:
+class Execution(Invocation):
     """A running attempt. Times are on the monotonic clock.
 
     An attempt ends once, when its outcome is known. Usually the pipeline has returned by then. A pipeline that does
@@ -58,10 +59,8 @@ class Execution:
         children: Children | None = None,
     ) -> None:
         """`stopping` is set when the worker begins to drain."""
-        self.attempt = attempt
+        super().__init__(attempt, pipeline)
         self.number = attempt.number
-        self.pipeline = pipeline
-        self._invocation = Invocation(attempt, pipeline)
         self.started = time.monotonic()
         self.deadline = self.started + (attempt.timeout_seconds or pipeline.timeout)
         self.waited = 0.0
@@ -121,13 +120,14 @@ class Execution:
         """Run the pipeline and return the outcome."""
         if self._stopped_as is not None:  # stopped before the first step
             return self._stopped_as
-        if self.pipeline.runs == "process":
+        runs = self.pipeline.runs
+        if runs == "process":
             return await self._in_child()
-        job = self._invocation.prepared()
+        job = self.prepared()
         if not isinstance(job, Job):
             return job
-        if self.pipeline.is_async:
-            return await self._on_loop(partial(self.pipeline.function, job, AttemptRun(self)))
+        if runs == "task":
+            return await self._on_loop(self.pipeline.function, job, AttemptRun(self))
         ended = await self._in_thread(job)
         if not isawaitable(ended):
             return ended
@@ -180,12 +180,17 @@ class Execution:
         if self.end():
             self._on_stuck(self, outcome)
 
-    async def _on_loop(self, call: Callable[[], Awaitable[Any]]) -> Outcome:
+    async def _on_loop(self, call: Callable[..., Awaitable[Any]], *arguments: Any) -> Outcome:
         task = self.task
         assert task is not None
         self._unwinding = task
         try:
-            output = await awaited(call())
+            output = call(*arguments)
+            # As a rule a coroutine that returns a plain value. `awaited` handles the rest.
+            if type(output) is CoroutineType:
+                output = await output
+            if output is not None:
+                output = await awaited(output)
             end_if_child()
             outcome = interpret(output)
         except BaseException as error:
@@ -199,12 +204,12 @@ class Execution:
             elif isinstance(error, asyncio.CancelledError) and task.cancelling():
                 raise  # the process ends
             else:
-                outcome = self._invocation.raised(error)
+                outcome = self.raised(error)
         finally:
             self._unwinding = None
         # The hook of a plain function has been called in its thread.
         if self.pipeline.is_async:
-            self._invocation.call_hook()
+            self.call_hook()
         return outcome
 
     async def _in_child(self) -> Outcome:
@@ -261,7 +266,7 @@ class Execution:
         def work() -> Ended:
             self.thread = clock = ThreadClock()
             try:
-                return self._invocation.call(job, AttemptRun(self))
+                return self.call(job, AttemptRun(self))
             finally:
                 clock.stop()
 

@@ -30,6 +30,8 @@ class Stopped(BaseException):
 class Invocation:
     """One call of `pipeline` for `attempt`."""
 
+    __slots__ = ("attempt", "pipeline")
+
     def __init__(self, attempt: Attempt, pipeline: Pipeline) -> None:
         self.attempt = attempt
         self.pipeline = pipeline

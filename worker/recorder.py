@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -39,6 +40,8 @@ MAX_PAUSE_SECONDS: Final = 2.0
 CHILD_SECONDS: Final = 3 * GRACE_SECONDS
 """How long the end of a child is waited for that is ended in the middle of its effects."""
 
+OnEnd = Callable[[Execution, Outcome | Exception], None]
+
 log = structlog.get_logger()
 
 
@@ -58,6 +61,7 @@ class Item:
 class Recorder:
     """Records outcomes under the lease `worker_id()`; None means that the lease is lost.
 
+    `on_end(execution, written)` must not raise. See `record`.
     The pool `effects` resets its connections, because an author's code may leave settings on them.
     """
 
@@ -68,13 +72,16 @@ class Recorder:
         worker_id: Callable[[], int | None],
         *,
         publish_results: bool = False,
+        on_end: OnEnd,
     ) -> None:
+        self._on_end = on_end
         self._conn = CheckedConnection(url, name="record")
         self._size = BatchSize(MAX_BATCH, STATEMENT_SECONDS)
         self._pool = effects
         self._worker_id = worker_id
         self._publish_results = publish_results
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
+        self._writing: set[asyncio.Task[Outcome]] = set()
         self._committing: set[asyncio.Task[Outcome]] = set()
         self._rows: Batcher[Item, JobState] = Batcher(
             self._flush, max_group=MAX_BATCH, weigh=lambda item: size_of(item.row), tries=1
@@ -83,27 +90,22 @@ class Recorder:
         self._reading = PinnedConnection(url, name="unreadable")
         self._runs: Batcher[UUID, UnreadableRun] = Batcher(self._read_runs, max_group=MAX_BATCH)
 
-    async def record(self, execution: Execution, outcome: Outcome, metadata: str) -> Outcome:
-        """Write the outcome, with `metadata` (JSON text) beside a result. Returns the outcome that was written.
+    def record(self, execution: Execution, outcome: Outcome, metadata: str) -> None:
+        """Write the outcome, with `metadata` (JSON text) beside a result, and tell `on_end` what was written.
 
         The two may differ: an error may have used up the budget, the effects may have failed, or the owner may have
-        requested cancellation. Raises LeaseLost when the attempt no longer belongs to this worker, or the database
-        error because of which nothing can be written.
+        requested cancellation. `on_end` gets LeaseLost when the attempt no longer belongs to this worker, or the error
+        because of which nothing can be written. It is not called if the process ends first.
         """
         outcome = within_budget(execution.attempt, execution.pipeline, outcome, self._rng)
-        if isinstance(outcome, Unreadable):
-            outcome = await self._within_patience(execution, outcome)
         if isinstance(outcome, Completed) and outcome.effects is not None:
-            written = await self._with_effects(execution, outcome, metadata)
-            if isinstance(written, Completed):
-                return written
-            outcome = within_budget(execution.attempt, execution.pipeline, written, self._rng)
-        try:
-            state = await self._put(execution, outcome, metadata)
-        except BISECTED as error:
-            outcome, state = await self._put_instead(execution, outcome, metadata, error)
-        # Releasing a job whose cancellation was requested cancels the job.
-        return Cancelled() if state is JobState.CANCELLED else outcome
+            self._apart(execution, self._put_with_effects(execution, outcome, metadata))
+        elif isinstance(outcome, Unreadable):
+            self._apart(execution, self._put_with_patience(execution, outcome, metadata))
+        else:
+            # No task waits for the write: that would cost a no-op job a tenth of its time.
+            settle = partial(self._settle, execution, outcome, metadata)
+            self._rows.post(_item(execution, outcome, metadata), settle)
 
     async def ready(self) -> None:
         """A readiness check: raises while outcomes cannot be written."""
@@ -119,17 +121,51 @@ class Recorder:
         await self._conn.aclose()
         await self._reading.aclose()
 
-    def _put(self, execution: Execution, outcome: Outcome, metadata: str) -> asyncio.Future[JobState]:
-        row = record(execution.attempt, outcome, metadata)
-        return self._rows.put(Item(execution.attempt.worker_id, row, execution.span.traceparent))
+    def _settle(
+        self, execution: Execution, outcome: Outcome, metadata: str, answer: JobState | Exception
+    ) -> None:
+        if isinstance(answer, BISECTED):
+            self._apart(execution, self._put_instead(execution, outcome, metadata, answer))
+        else:
+            self._on_end(execution, answer if isinstance(answer, Exception) else _written(outcome, answer))
+
+    def _apart(self, execution: Execution, writing: Coroutine[Any, Any, Outcome]) -> None:
+        """Write one outcome in a task of its own."""
+
+        def ended(task: asyncio.Task[Outcome]) -> None:
+            self._writing.discard(task)
+            if not task.cancelled():  # the process ends
+                error = task.exception()
+                self._on_end(execution, error if isinstance(error, Exception) else task.result())
+
+        task = asyncio.create_task(writing)
+        self._writing.add(task)
+        task.add_done_callback(ended)
+
+    async def _put_with_effects(self, execution: Execution, outcome: Completed, metadata: str) -> Outcome:
+        written = await self._with_effects(execution, outcome, metadata)
+        if isinstance(written, Completed):
+            return written
+        instead = within_budget(execution.attempt, execution.pipeline, written, self._rng)
+        return await self._put(execution, instead, metadata)
+
+    async def _put_with_patience(self, execution: Execution, outcome: Unreadable, metadata: str) -> Outcome:
+        return await self._put(execution, await self._within_patience(execution, outcome), metadata)
+
+    async def _put(self, execution: Execution, outcome: Outcome, metadata: str) -> Outcome:
+        """Write `outcome`, or a substitute if PostgreSQL refuses it. Returns what was written."""
+        try:
+            return _written(outcome, await self._rows.put(_item(execution, outcome, metadata)))
+        except BISECTED as error:
+            return await self._put_instead(execution, outcome, metadata, error)
 
     async def _put_instead(
         self, execution: Execution, outcome: Outcome, metadata: str, fault: Exception
-    ) -> tuple[Outcome, JobState]:
-        """Write the first substitute that PostgreSQL accepts. Raises `fault` if there is none."""
+    ) -> Outcome:
+        """Write the first substitute that PostgreSQL accepts, and return it. Raises `fault` if there is none."""
         for instead in substitutes(outcome, fault):
             with suppress(*BISECTED):
-                return instead, await self._put(execution, instead, metadata)
+                return _written(instead, await self._rows.put(_item(execution, instead, metadata)))
         raise fault
 
     async def _within_patience(self, execution: Execution, outcome: Unreadable) -> Outcome:
@@ -242,6 +278,16 @@ class Recorder:
             rows = [row for row in rows if key_of(row) not in done]
         with tracing.record((item.context for item in items), len(rows)):
             return await write(conn, worker_id, rows, publish_results=self._publish_results)
+
+
+def _item(execution: Execution, outcome: Outcome, metadata: str) -> Item:
+    attempt = execution.attempt
+    return Item(attempt.worker_id, record(attempt, outcome, metadata), execution.span.traceparent)
+
+
+def _written(outcome: Outcome, state: JobState) -> Outcome:
+    """Releasing a job whose cancellation was requested cancels the job."""
+    return Cancelled() if state is JobState.CANCELLED else outcome
 
 
 def _mark_tried(items: Sequence[Item]) -> None:

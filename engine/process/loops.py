@@ -14,7 +14,7 @@ from engine.telemetry.metrics import LOOP_FAULTS
 PAUSE_SECONDS: Final = 1.0
 """Less than a lease, because a worker's loops prove that it lives."""
 
-Name = Literal["notify", "listen", "report", "publish", "claim", "watch", "progress", "source"]
+Name = Literal["notify", "listen", "report", "publish", "claim", "watch", "progress", "source", "record"]
 
 P = ParamSpec("P")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Generic, TypeVar
 
@@ -29,10 +31,13 @@ BISECTED = (DataError, IntegrityError, ProgramLimitExceeded, UnicodeError)
 
 @dataclass(slots=True)
 class _Waiting(Generic[T, R]):
+    """`settle` takes the answer. Of an item that somebody awaits, `future` gets it."""
+
     item: T
     weight: int
     since: float
-    answer: asyncio.Future[R]
+    settle: Callable[[R | Exception], None]
+    future: asyncio.Future[R] | None
 
 
 class Batcher(Generic[T, R]):
@@ -88,29 +93,39 @@ class Batcher(Generic[T, R]):
 
     def put(self, item: T) -> asyncio.Future[R]:
         """As `submit`, but the caller must bound the waiting items."""
-        weight = self._weigh(item)
-        self._waiting_weight += weight
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[R] = loop.create_future()
-        self._queue.append(_Waiting(item, weight, loop.time(), answer))
-        if self._writer is None:
-            self._start()
+        self._add(item, partial(_settle, answer), answer)
         if self._timer is None and self._patience is not None:
             self._timer = loop.call_later(self._patience, self._give_up, self._patience)
         return answer
 
+    def post(self, item: T, settle: Callable[[R | Exception], None]) -> None:
+        """Queue `item`, as `put` does. `settle` is called with its answer, must not raise, and wakes no task.
+
+        It is called however late the answer is, and never if the process ends before the item is written.
+        """
+        self._add(item, settle, None)
+
+    def _add(
+        self, item: T, settle: Callable[[R | Exception], None], future: asyncio.Future[R] | None
+    ) -> None:
+        weight = self._weigh(item)
+        self._waiting_weight += weight
+        self._queue.append(_Waiting(item, weight, time.monotonic(), settle, future))
+        if self._writer is None:
+            self._start()
+
     def _give_up(self, patience: float) -> None:
         """Answer those who have waited too long, and come again when the next one will have."""
         self._timer = None
-        loop = asyncio.get_running_loop()
         for waiting in chain(self._group, self._queue):
-            if waiting.answer.done():
+            if waiting.future is None or waiting.future.done():
                 continue
-            due = waiting.since + patience
-            if due > loop.time():
-                self._timer = loop.call_at(due, self._give_up, patience)
+            if (left := waiting.since + patience - time.monotonic()) > 0:
+                self._timer = asyncio.get_running_loop().call_later(left, self._give_up, patience)
                 return
-            _settle(waiting.answer, DatabaseUnavailable(f"no answer within {patience:g} s"))
+            waiting.settle(DatabaseUnavailable(f"no answer within {patience:g} s"))
 
     async def drain(self) -> None:
         """Wait until every queued item has been answered."""
@@ -127,7 +142,8 @@ class Batcher(Generic[T, R]):
         self._writer = None
         if writer.cancelled() or writer.exception() is not None:
             for waiting in (*self._group, *self._queue):
-                waiting.answer.cancel()
+                if waiting.future is not None:
+                    waiting.future.cancel()
             self._group = []
             self._queue.clear()
             self._waiting_weight = 0
@@ -149,7 +165,7 @@ class Batcher(Generic[T, R]):
                 break
             waiting = self._queue.popleft()
             self._waiting_weight -= waiting.weight
-            if not waiting.answer.done():
+            if waiting.future is None or not waiting.future.done():
                 group.append(waiting)
                 weight += waiting.weight
         return group
@@ -159,7 +175,7 @@ class Batcher(Generic[T, R]):
             answers = _of(len(group), await self._flushed([waiting.item for waiting in group]))
         except BISECTED as error:
             if len(group) == 1:
-                _settle(group[0].answer, error)
+                group[0].settle(error)
                 return
             half = len(group) // 2
             await self._answer(group[:half])
@@ -173,7 +189,7 @@ class Batcher(Generic[T, R]):
             _settle_all(group, error)
         else:
             for waiting, answer in zip(group, answers, strict=True):
-                _settle(waiting.answer, answer)
+                waiting.settle(answer)
 
     async def _flushed(self, items: Sequence[T]) -> Sequence[R | Exception]:
         tries = 1
@@ -197,7 +213,7 @@ def _of(items: int, answers: Sequence[R | Exception]) -> Sequence[R | Exception]
 
 def _settle_all(group: Sequence[_Waiting[T, R]], error: Exception) -> None:
     for waiting in group:
-        _settle(waiting.answer, error)
+        waiting.settle(error)
 
 
 def _settle(answer: asyncio.Future[R], value: R | Exception) -> None:

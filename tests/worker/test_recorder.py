@@ -15,6 +15,7 @@ from tests.support.database import counters, fetchone, make_too_slow, trail
 from tests.support.wire_proxy import Moment, wire_proxy
 from tests.support.worker_harness import WorkerHarness, attempts, dropped, known, preset
 from worker import recorder
+from worker.attempt_metrics import AttemptMetrics
 from worker.effects import EffectsCommit
 from worker.outcome import substitutes
 
@@ -46,6 +47,34 @@ async def test_output_that_cannot_be_stored_fails_its_job_and_its_neighbours_com
     assert [each.state for each in bad] == [JobState.FAILED] * len(HOSTILE)
     assert all(each.error and "cannot be stored" in each.error["message"] for each in bad)
     assert (good.output, better.output) == ('"good"', '"better"')
+
+
+async def test_an_outcome_that_cannot_be_counted_costs_its_neighbours_nothing(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = asyncio.Event()
+
+    @preset("uncounted")
+    async def answer(_job: Any, _run: Any) -> None:
+        await ready.wait()  # all of them end in one group
+
+    ids = [await harness.enqueue("uncounted") for _ in range(3)]
+    before = attempts("uncounted", "completed")
+    count, counted = AttemptMetrics.recorded, list[Any]()
+
+    def once(self: AttemptMetrics, execution: Any, outcome: Any) -> None:
+        counted.append(execution)
+        if len(counted) == 1:
+            raise ZeroDivisionError
+        count(self, execution, outcome)
+
+    monkeypatch.setattr(AttemptMetrics, "recorded", once)
+    async with harness.worker(answer) as worker:
+        await harness.row("SELECT 1 FROM outbox HAVING bool_and(status = 'leased')")
+        ready.set()
+        assert [job.state for job in await harness.ended(*ids)] == [JobState.COMPLETED] * 3
+        await until(lambda: known(not worker.consumer._slots.held))
+    assert attempts("uncounted", "completed") == before + 2
 
 
 async def test_output_that_postgresql_alone_refuses_fails_its_job_only(harness: WorkerHarness) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from psycopg import DataError
@@ -134,6 +135,31 @@ async def test_drain_waits_for_everything_put_in(store: Store) -> None:
     async with asyncio.timeout(5):
         await batch.drain()
     assert [answer.result() for answer in answers] == [20, 40, 60]
+
+
+async def test_a_posted_item_is_answered_by_a_call_within_the_same_groups(store: Store) -> None:
+    store.gate.clear()
+    store.poison = {6}
+    batch: Batcher[int, int] = Batcher(store.flush)
+    answers: list[tuple[str, int | Exception]] = []
+    first = batch.put(0)
+    for item, name in ((2, "good"), (3, "odd"), (6, "bad"), (4, "last")):
+        batch.post(item, partial(lambda name, answer: answers.append((name, answer)), name))
+    waited = batch.put(8)
+    async with asyncio.timeout(5):
+        await store.entered.wait()
+        store.gate.set()
+        await batch.drain()
+    assert store.groups[:2] == [[0, 2, 3, 6, 4, 8], [0, 2, 3]]
+    assert (first.result(), waited.result()) == (0, 80)
+    assert [
+        (name, type(answer) if isinstance(answer, Exception) else answer) for name, answer in answers
+    ] == [
+        ("good", 20),
+        ("odd", ValueError),
+        ("bad", DataError),
+        ("last", 40),
+    ]
 
 
 async def test_an_error_that_is_no_items_fault_is_not_bisected(store: Store) -> None:
