@@ -21,6 +21,7 @@ from engine.telemetry.metrics import (
     STAGE_SECONDS,
     WAIT_SECONDS,
 )
+from engine.telemetry.spans import OFF
 from engine.telemetry.throughput import Throughput
 from worker.execution import Execution
 from worker.outcome import describe, label
@@ -63,10 +64,11 @@ class AttemptMetrics:
     def recorded(self, execution: Execution, outcome: Outcome) -> None:
         """Count and log an attempt whose outcome is in the database."""
         attempt = execution.attempt
-        tally = self._tallies[attempt.job.preset]
+        job = attempt.job
+        tally = self._tallies[job.preset]
         name = label(outcome)
         tally.attempts[name]()
-        self.throughput.count(attempt.job.preset)
+        self.throughput.count(job.preset)
         now = time.monotonic()
         self._recorded(now - execution.ended_at)
         if state := RESULTS.get(type(outcome)):
@@ -75,14 +77,14 @@ class AttemptMetrics:
                 tally.dead_letters[name]()
             elif state is JobState.COMPLETED:
                 # Creation and claim are times of the database's clock. This process's clock measures from the claim on.
-                age = (attempt.started_at - attempt.job.created_at).total_seconds()
-                tally.completed(age + now - execution.started, attempt.job.traceparent)
-        error = _error(outcome)
-        tracing.ended(execution.span, name, error)
+                age = (attempt.started_at - job.created_at).total_seconds()
+                tally.completed(age + now - execution.started, job.traceparent)
+        if execution.span is not OFF:
+            tracing.ended(execution.span, name, _error(outcome))
         if isinstance(outcome, Failed):
-            _log(self._log.warning, execution, name, error)
+            _log(self._log.warning, execution, name, _error(outcome))
         elif self._logs_info:
-            _log(self._log.info, execution, name, error)
+            _log(self._log.info, execution, name, _error(outcome))
 
     def dropped(self, execution: Execution, error: Exception) -> None:
         """Count and log an attempt whose outcome will never be in the database.

@@ -63,12 +63,18 @@ class Encoded(NamedTuple):
     text: str
 
 
+NOTHING: Final = Completed(Encoded("null"))
+"""The outcome of a pipeline that returns nothing."""
+
+
 def interpret(returned: Any) -> Outcome:
     """The outcome of a return value.
 
     An output that cannot be stored fails the job. A delay that is no number is an error of the attempt: the job was
     to run again.
     """
+    if returned is None:
+        return NOTHING
     match returned:
         case Failed(error):
             return Failed(describe(error))
@@ -226,7 +232,7 @@ def record(attempt: Attempt, outcome: Outcome, metadata: str = "{}") -> Ending |
 
 def label(outcome: Outcome) -> str:
     """The outcome's name in metrics and logs."""
-    if isinstance(outcome, Retry | Failed) and isinstance(describe(outcome.error), TimedOut):
+    if isinstance(outcome, (Retry, Failed)) and isinstance(describe(outcome.error), TimedOut):
         return "timeout"
     return LABELS[type(outcome)]
 

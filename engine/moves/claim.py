@@ -113,7 +113,7 @@ async def claim(
         "limit": limit,
         "age": age,
     }
-    rows = await fetchall(conn, CLAIM, _claiming(worker_id) | asked)
+    rows = await fetchall(conn, CLAIM, _claiming(worker_id) | asked, binary=True)
     return [_attempt(worker_id, row) for row in rows]
 
 
@@ -123,7 +123,7 @@ async def claim_published(
 ) -> list[Attempt]:
     """As `claim`, for jobs that were published `age` seconds ago and that no message has brought to a worker."""
     asked = {"presets": array(presets), "limit": limit, "age": age}
-    rows = await fetchall(conn, CLAIM_PUBLISHED, _claiming(worker_id) | asked)
+    rows = await fetchall(conn, CLAIM_PUBLISHED, _claiming(worker_id) | asked, binary=True)
     return [_attempt(worker_id, row) for row in rows]
 
 
@@ -136,7 +136,7 @@ async def claim_named(
     Raises LeaseLost if the worker's own row is gone.
     """
     asked = {"presets": array(presets), "ids": bare_array(ids)}
-    rows = await fetchall(conn, CLAIM_NAMED, _claiming(worker_id) | asked)
+    rows = await fetchall(conn, CLAIM_NAMED, _claiming(worker_id) | asked, binary=True)
     if not rows:
         raise LeaseLost(f"worker {worker_id} is gone")
     return [_attempt(worker_id, row) for row in rows if row[0] is not None]
@@ -153,7 +153,7 @@ async def claim_suspects(
     for suspicion in range(MAX_SUSPICION, 0, -1):
         most = 1 if suspicion == MAX_SUSPICION else limit
         asked = {"presets": array(presets), "limit": most, "suspicion": suspicion}
-        if rows := await fetchall(conn, CLAIM_SUSPECTS, _claiming(worker_id) | asked):
+        if rows := await fetchall(conn, CLAIM_SUSPECTS, _claiming(worker_id) | asked, binary=True):
             return [_attempt(worker_id, row) for row in rows]
     return []
 

@@ -9,11 +9,11 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from engine.model import JobState, Reason
-from engine.storage.literals import array, bare_array
+from engine.storage.literals import array, bare_array, uuid_array
 from engine.storage.statements import fetchall, timed
 from engine.tables.events import RESULT_EVENTS
 
-BARE: Final = frozenset({"job_id", "attempt", "state", "spent"})
+BARE: Final = frozenset({"attempt", "state", "spent"})
 """Columns whose values need no quotes in an array literal."""
 
 
@@ -114,9 +114,8 @@ async def recorded(conn: AsyncConnection[Any], attempts: Sequence[tuple[UUID, in
 
 def columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
     """One array literal for each column of `rows`. The column `job_id` is passed as `id`."""
-    by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
-    literals: dict[str, object] = {
-        name: (bare_array if name in BARE else array)(column) for name, column in by_name.items()
-    }
-    literals["id"] = literals.pop("job_id")
+    by_name: dict[str, Any] = dict(zip(names, zip(*rows, strict=True), strict=True))
+    literals: dict[str, object] = {"id": uuid_array(by_name.pop("job_id"))}
+    for name, column in by_name.items():
+        literals[name] = bare_array(column) if name in BARE else array(column)
     return literals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from uuid import UUID
 
 
 def array(values: Iterable[object]) -> str:
@@ -13,6 +14,11 @@ def array(values: Iterable[object]) -> str:
 def bare_array(values: Iterable[object]) -> str:
     """An array literal of values whose text needs no quotes: numbers and ids."""
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def uuid_array(values: Iterable[UUID]) -> str:
+    """An array literal of ids. PostgreSQL reads them without hyphens, and Python writes them so in half the time."""
+    return "{" + ",".join([value.hex for value in values]) + "}"
 
 
 def _quoted(text: str) -> str:
