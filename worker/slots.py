@@ -84,9 +84,10 @@ class Slots:
 
 
 class StuckThreads:
-    """Pipelines that run on although their attempt has ended, each in its slot: usually plain functions.
+    """Pipelines that run on although their attempt has ended, each in its slot: usually plain functions in threads.
 
-    Nothing can stop such a thread, so its slot stays occupied: otherwise threads would pile up without limit.
+    Nothing can stop such a thread, so its slot stays occupied: otherwise threads would pile up without limit. A process
+    is killed, and on a machine that is too busy to do so at once a new worker would find no more time.
     """
 
     def __init__(self, slots: int, patience: float) -> None:
@@ -101,7 +102,8 @@ class StuckThreads:
         for execution in stuck - self._stuck:
             log.warning("attempt.stuck", job_id=execution.attempt.job.id, attempt=execution.number)
         self._stuck = stuck
-        self._since = min(self._since, time.monotonic()) if len(stuck) >= self._slots else NEVER
+        for_good = [execution for execution in stuck if execution.pipeline.runs != "process"]
+        self._since = min(self._since, time.monotonic()) if len(for_good) >= self._slots else NEVER
 
     @property
     def exhausted(self) -> bool:
