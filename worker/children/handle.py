@@ -261,7 +261,7 @@ class Child(asyncio.Protocol):
         if report.fraction is not None:
             text += f", at {report.fraction:.0%} {report.message}".rstrip()
         text += f" (peak memory {peak / GB:.2f} GB"
-        text += f" of {memory_mb * 2**20 / GB:.2f})" if memory_mb else ")"
+        text += f" of {memory_mb * 2**20 / GB:.2f} GB)" if memory_mb else ")"
         if self.tail:
             text += "; its last lines: " + "\n".join(self.tail)[-TAIL_CHARACTERS:]
         return text

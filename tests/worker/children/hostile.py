@@ -81,6 +81,13 @@ def exits(_job: Job, run: Run) -> None:
         os._exit(9)
 
 
+@declared("killed", max_attempts=2, memory_mb=512)
+def is_killed(_job: Job, run: Run) -> None:
+    with run.step("render"):
+        bytearray(100 << 20)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @declared("segfault")
 def segfault(_job: Job, _run: Run) -> None:
     ctypes.string_at(0)
