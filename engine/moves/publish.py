@@ -85,7 +85,7 @@ async def reserve(
     }
     rows = await fetchall(conn, RESERVE, parameters)
     now = time.monotonic()
-    found = [WakeUp(*row)._replace(ready=now - row[-2]) for row in rows]
+    found = [WakeUp._make((*row[:-2], now - row[-2], row[-1])) for row in rows]
     return sorted(found, key=lambda each: (each.priority, each.position))
 
 

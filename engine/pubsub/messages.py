@@ -16,6 +16,7 @@ from uuid import UUID
 import orjson
 
 SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION_TEXT: Final = str(SCHEMA_VERSION)
 JOB: Final = "JobMessage"
 DEAD_LETTER: Final = "DeadLetterMessage"
 UNDECODABLE: Final = "undecodable message"
@@ -29,6 +30,10 @@ told otherwise, gRPC refuses an answer of more than 4 MiB, and a message travels
 MAX_RAW_ATTRIBUTES: Final = 64 * 1024
 """Bytes as JSON. Pub/Sub allows 100 attributes of 1280 bytes each, and JSON may take six bytes for one."""
 MAX_ERROR: Final = 2000
+OVERHEAD_BYTES: Final = 32
+"""Of each message or attribute, at most, in protobuf."""
+WAKE_UP_BYTES: Final = 512
+"""Of a wake-up with its attributes, about."""
 
 
 class Message(NamedTuple):
@@ -36,6 +41,16 @@ class Message(NamedTuple):
 
     data: bytes
     attributes: Mapping[str, str]
+
+    @property
+    def weight(self) -> int:
+        """The bytes that the message takes in a request, about.
+
+        SQL may have written attributes that are no object of strings.
+        """
+        attributes = self.attributes.items() if isinstance(self.attributes, Mapping) else ()
+        named = sum(len(name) + len(str(value)) + OVERHEAD_BYTES for name, value in attributes)
+        return len(self.data) + named + OVERHEAD_BYTES
 
 
 class WakeUp(NamedTuple):
@@ -61,17 +76,23 @@ class WakeUp(NamedTuple):
         return self.preset, self.priority
 
     @property
+    def weight(self) -> int:
+        """As a message's, known before the message is made."""
+        return WAKE_UP_BYTES
+
+    @property
     def message(self) -> Message:
         """The message to publish. Its `attempt` is the number that the next attempt will have, for information only."""
+        job_id = str(self.job_id)
         body = {
-            "job_id": self.job_id,
+            "job_id": job_id,
             "user_id": self.user_id,
             "preset": self.preset,
             "attempt": self.attempt + 1,
             "created_at": self.created_at.astimezone(UTC),
             "schema_version": SCHEMA_VERSION,
         }
-        attributes = _attributes(f"{self.job_id}:{self.position}", JOB, str(self.job_id), self.traceparent)
+        attributes = _attributes(f"{job_id}:{self.position}", JOB, job_id, self.traceparent)
         return Message(orjson.dumps(body, option=ENCODING), attributes)
 
 
@@ -136,6 +157,8 @@ def _attributes(message_id: str, kind: str, job_id: str, traceparent: str | None
         "message_id": message_id,
         "type": kind,
         "job_id": job_id,
-        "schema_version": str(SCHEMA_VERSION),
+        "schema_version": SCHEMA_VERSION_TEXT,
     }
-    return attributes | ({"traceparent": traceparent} if traceparent else {})
+    if traceparent:
+        attributes["traceparent"] = traceparent
+    return attributes

@@ -143,6 +143,10 @@ class Event(NamedTuple):
     def position(self) -> int:
         return self.id
 
+    @property
+    def weight(self) -> int:
+        return self.message.weight
+
 
 @timed("reserve events")
 async def reserve(

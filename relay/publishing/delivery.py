@@ -14,7 +14,7 @@ from engine.pubsub.messages import Message
 from relay.publishing.answers import UNSENDABLE, Answer, Verdict
 from relay.publishing.broker import Broker
 from relay.publishing.outbox_sources import Cause, ItemT, OutboxSource
-from relay.publishing.request_size import SMALL_BYTES, size_of
+from relay.publishing.request_size import SMALL_BYTES
 
 HOPELESS: Final = 2
 """So many messages that failed alone, while none was taken, are a fault of the broker's: the search ends."""
@@ -23,14 +23,12 @@ HOPELESS: Final = 2
 class Outgoing(NamedTuple, Generic[ItemT]):
     item: ItemT
     message: Message
-    size: int
     failures: int
     """How often the message has failed alone. One that has is given to us alone."""
 
     @classmethod
     def of(cls, item: ItemT) -> Outgoing[ItemT]:
-        message = item.message
-        return cls(item, message, size_of(message), getattr(item, "failures", 0))
+        return cls(item, item.message, getattr(item, "failures", 0))
 
 
 class Delivery(Generic[ItemT]):
@@ -50,11 +48,11 @@ class Delivery(Generic[ItemT]):
         self._alone: list[tuple[Outgoing[ItemT], Answer]] = []
         """The messages that failed alone, and perhaps for their own fault."""
 
-    async def run(self, rows: Sequence[Outgoing[ItemT]]) -> None:
-        """Publish `rows`, then mark, release, set back or refuse each of them. Raises the database's errors."""
+    async def run(self, items: Sequence[ItemT]) -> None:
+        """Publish `items`, then mark, release, set back or refuse each of them. Raises the database's errors."""
         failed: DatabaseUnavailable | Error | None = None
         try:
-            await self._publish(rows)
+            await self._publish([Outgoing.of(item) for item in items])
         except (DatabaseUnavailable, Error) as error:
             failed = error
         await self._blame()
@@ -62,7 +60,7 @@ class Delivery(Generic[ItemT]):
             raise failed
 
     async def _publish(self, rows: Sequence[Outgoing[ItemT]]) -> None:
-        size = sum(row.size for row in rows)
+        size = sum(row.item.weight for row in rows)
         items = [row.item for row in rows]
         answer = await self._broker.ask([row.message for row in rows], size)
         if answer is None:

@@ -18,7 +18,7 @@ from psycopg import Error
 
 from engine.errors import DatabaseUnavailable
 from engine.moves import publish
-from engine.pubsub.messages import Message, WakeUp
+from engine.pubsub.messages import WAKE_UP_BYTES, Message, WakeUp
 from engine.storage.batch_size import BatchSize
 from engine.storage.connections import Connection, PinnedConnection
 from engine.storage.deadline import STATEMENT_SECONDS
@@ -34,8 +34,6 @@ RESERVED_SECONDS: Final = 10.0
 """Of an empty request: twice what it may take, so that there is time to mark. Bytes add to both alike."""
 MARK_PAUSES: Final = (0.0, 0.5, 2.0)
 """Seconds to wait after each failed try to mark."""
-WAKE_UP_BYTES: Final = 512
-"""Of a wake-up with its attributes, about."""
 MAX_FAILURES: Final = 6
 """So often an event fails alone, while others are taken, before it is quarantined: for half a minute."""
 MAX_PAUSE_SECONDS: Final = 600.0
@@ -52,6 +50,9 @@ log = structlog.get_logger()
 class Item(Protocol):
     @property
     def message(self) -> Message: ...
+
+    @property
+    def weight(self) -> int: ...
 
 
 ItemT = TypeVar("ItemT", bound=Item)

@@ -18,7 +18,7 @@ from engine.storage.faults import by_blame, told
 from engine.tables.relay_status import RelayStatus, Subject
 from engine.telemetry.metrics import RELAY_CYCLED_AT
 from relay.publishing.broker import Broker
-from relay.publishing.delivery import Delivery, Outgoing
+from relay.publishing.delivery import Delivery
 from relay.publishing.outbox_sources import ItemT, OutboxSource, reserved_seconds
 from relay.publishing.publisher import Publisher
 from relay.publishing.request_size import BASE_SECONDS, Room
@@ -42,7 +42,7 @@ class PublishLoop(Generic[ItemT]):
         self._source = source
         self._broker = Broker(subject, topic, publisher)
         self._wake = asyncio.Event()
-        self._sends: dict[asyncio.Task[None], list[Outgoing[ItemT]]] = {}
+        self._sends: dict[asyncio.Task[None], list[ItemT]] = {}
         """The requests in flight, with their rows."""
         self._failing: Exception | None = None
         """Why the last read of the outbox failed."""
@@ -107,14 +107,17 @@ class PublishLoop(Generic[ItemT]):
         apart = self._broker.probes_apart
         room = self._broker.size.room(probing=not self._broker.closed, alone=apart)
         began = time.monotonic()
-        rows = await self._take(room)
-        if not rows:
+        items = await self._take(room)
+        if not items:
             return None
-        sizes = [row.size for row in rows]
+        sizes = [item.weight for item in items]
         self._broker.size.add(sizes)
         until = began + reserved_seconds(room.ahead + sum(sizes))
-        send = asyncio.create_task(self._send(rows, Delivery(self._source, self._broker, until, apart=apart)))
-        self._sends[send] = rows
+        # The messages are made in the task, while the database looks for the next rows.
+        send = asyncio.create_task(
+            self._send(items, sizes, Delivery(self._source, self._broker, until, apart=apart))
+        )
+        self._sends[send] = items
         send.add_done_callback(self._sends.pop)
         return send
 
@@ -123,17 +126,17 @@ class PublishLoop(Generic[ItemT]):
         if not self._sends:
             return
         await asyncio.wait(self._sends, timeout=STOP_SECONDS)
-        for send, rows in list(self._sends.items()):
+        for send, items in list(self._sends.items()):
             send.cancel()
             try:
-                await self._source.release([row.item for row in rows])
+                await self._source.release(items)
             except (DatabaseUnavailable, Error):
                 return  # the rows are free when their reservation ends
 
-    async def _take(self, room: Room) -> list[Outgoing[ItemT]]:
+    async def _take(self, room: Room) -> list[ItemT]:
         """The next rows, if there are any and they can be read."""
         try:
-            rows = [Outgoing.of(item) for item in await self._source.take(room)]
+            items = await self._source.take(room)
         except (DatabaseUnavailable, Error) as error:
             if not told(self._failing, error):
                 log_at = by_blame(log, error)
@@ -147,16 +150,16 @@ class PublishLoop(Generic[ItemT]):
             log.info("outbox.found", topic=self._broker.name)
         self._failing = None
         self._turned()
-        return rows
+        return items
 
-    async def _send(self, rows: Sequence[Outgoing[ItemT]], delivery: Delivery[ItemT]) -> None:
+    async def _send(self, items: Sequence[ItemT], sizes: Sequence[int], delivery: Delivery[ItemT]) -> None:
         try:
-            await delivery.run(rows)
+            await delivery.run(items)
         except (DatabaseUnavailable, Error) as error:
             # When the reservation ends, the rows are published again with the same message ids.
             log_at = by_blame(log, error)
-            log_at("outbox.not_marked", topic=self._broker.name, rows=len(rows))
+            log_at("outbox.not_marked", topic=self._broker.name, rows=len(items))
         except Exception as error:  # noqa: BLE001 - the other requests and topics go on
             note_fault("publish", error)
         finally:
-            self._broker.size.remove([row.size for row in rows])
+            self._broker.size.remove(sizes)

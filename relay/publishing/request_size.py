@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import grpc
 
 from engine.pubsub.client import code
-from engine.pubsub.messages import Message
 from engine.storage.batch_size import BatchSize
 
 MAX_BYTES: Final = 8_000_000
@@ -24,20 +23,11 @@ FLOOR_BYTES_PER_SECOND: Final = 64 * 1024
 """A line that carries less (half a Mbit/s) counts as broken."""
 GOOD_SECONDS: Final = 5.0
 """A request that takes longer is too large for its line: what comes after it waits too long."""
-OVERHEAD_BYTES: Final = 32
-"""Of each message or attribute, at most, in protobuf."""
 
 
 def allowed_seconds(size: int) -> float:
     """How long a request may take, if `size` bytes are on their way, its own among them."""
     return BASE_SECONDS + size / FLOOR_BYTES_PER_SECOND
-
-
-def size_of(message: Message) -> int:
-    """The bytes of a message, roughly. SQL may have written attributes that are no object of strings."""
-    attributes = message.attributes.items() if isinstance(message.attributes, Mapping) else ()
-    named = sum(len(name) + len(str(value)) + OVERHEAD_BYTES for name, value in attributes)
-    return len(message.data) + named + OVERHEAD_BYTES
 
 
 class Room(NamedTuple):

@@ -19,6 +19,10 @@ from tests.relay.relay_harness import metric
 class Row(NamedTuple):
     message: Message
 
+    @property
+    def weight(self) -> int:
+        return self.message.weight
+
 
 class Endless:
     """A source that never runs out of rows."""
