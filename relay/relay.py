@@ -11,7 +11,8 @@ from engine.errors import DatabaseUnavailable
 from engine.process.loops import keep_running
 from engine.pubsub.client import names
 from engine.settings import Settings
-from engine.storage.notify import READY, listen
+from engine.storage.listener import Listener
+from engine.storage.notify import READY
 from engine.tables.relay_status import RelayStatus, Subject
 from relay.publishing.outbox_sources import Events, WakeUps
 from relay.publishing.publish_loop import PublishLoop
@@ -51,7 +52,7 @@ class Relay:
         """Publish until `stop`, then finish the requests in flight. Returns 0."""
         async with asyncio.TaskGroup() as group:
             beside = [
-                group.create_task(keep_running("listen", listen, self._url, self._on_hint)),
+                group.create_task(keep_running("listen", Listener(self._url, self._on_hint, asks=True).run)),
                 group.create_task(keep_running("report", report_forever, self._url, self._statuses)),
             ]
             try:

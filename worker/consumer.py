@@ -23,7 +23,8 @@ from engine.process.loops import keep_running, note_fault
 from engine.process.run import process_name
 from engine.storage.connections import Pool
 from engine.storage.faults import by_blame, told
-from engine.storage.notify import CANCEL, listen
+from engine.storage.listener import Listener
+from engine.storage.notify import CANCEL
 from engine.tables.workers import Leased, Registration
 from engine.telemetry import tracing
 from engine.telemetry.metrics import WORKER_BUSY, WORKER_SLOTS
@@ -74,6 +75,7 @@ class Consumer:
         """Why the last claim failed."""
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._listener = Listener(url, self._on_hint, asks=source.takes_ready)
         self._slots = Slots(slots, lease_seconds, self._wake.set)
         self._metrics = AttemptMetrics(registry)
         self._releaser = Releaser(pool, self._metrics, publish_results=publish_results)
@@ -121,7 +123,7 @@ class Consumer:
             stack.callback(describe_by, None)
             async with asyncio.TaskGroup() as group:
                 loops = [
-                    group.create_task(keep_running("listen", listen, self._url, self._on_hint)),
+                    group.create_task(keep_running("listen", self._listener.run)),
                     group.create_task(keep_running("source", self._source.run, self._wake.set)),
                     group.create_task(keep_running("progress", report_forever, self._pool, self._slots.held)),
                     group.create_task(keep_running("watch", self._watch)),

@@ -34,6 +34,9 @@ SWEEP: Final = CLAIM_SECONDS.labels("sweep")
 class Source(Protocol):
     """Supplies a consumer with attempts."""
 
+    takes_ready: bool
+    """Whether it takes jobs as soon as they are ready, so that the worker asks to be told of them."""
+
     async def claim(self, worker_id: int, limit: int) -> list[Attempt]:
         """Lease up to `limit` attempts to the worker; empty when no job is due. Raises DatabaseUnavailable."""
 
@@ -58,6 +61,8 @@ class PostgresSource:
 
     Each sweep of the cursor looks for published jobs, too.
     """
+
+    takes_ready = True
 
     def __init__(self, url: str, presets: Sequence[str]) -> None:
         self._conn = PinnedConnection(url, name="claim")

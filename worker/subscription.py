@@ -57,6 +57,8 @@ class PubSubSource:
     whose message did not come.
     """
 
+    takes_ready = False
+
     def __init__(
         self, url: str, presets: Sequence[str], client: SubscriberAsyncClient, subscription: str, slots: int
     ) -> None:

@@ -1,20 +1,20 @@
 """Hints between processes that rows became ready. Workers poll as well, so a lost hint only costs the time of a poll.
 
-NOTIFY inside a submitting transaction takes a lock of the whole cluster until COMMIT (32 clients: 4930 → 1484
-transactions/s). The hint is therefore sent afterwards, debounced, on a connection of its own.
+A Notifier sends them after the commit, debounced, on a connection of its own, for those who have one: web and relay.
+The schema's functions send them with the caller's commit, see engine/storage/listener.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Final, LiteralString, Protocol
 
 import structlog
 from psycopg import Error
 
 from engine.errors import DatabaseUnavailable
-from engine.storage.connections import PinnedConnection, connect
+from engine.storage.connections import PinnedConnection
 from engine.storage.faults import by_blame, told
 
 DEBOUNCE_SECONDS: Final = 0.002
@@ -83,25 +83,3 @@ class Notifier:
                 await asyncio.sleep(DEBOUNCE_SECONDS)
         finally:
             await self._conn.aclose()
-
-
-async def listen(url: str, heard: Callable[[str, str], None]) -> None:
-    """Call `heard(channel, payload)` for each hint until cancelled. READY's payload names presets; empty means any.
-
-    `heard` is also called with READY after every connect, because hints may have been missed.
-    """
-    lost: Exception | None = None
-    while True:
-        try:
-            async with await connect(url, name="listener") as conn:
-                await conn.execute("LISTEN outrider_ready; LISTEN outrider_cancel")
-                heard(READY, "")
-                lost = None
-                async for hint in conn.notifies():
-                    heard(hint.channel, hint.payload)
-        except (DatabaseUnavailable, Error) as error:
-            if not told(lost, error):
-                log_at = by_blame(log, error)
-                log_at("listener.lost")
-            lost = error
-        await asyncio.sleep(RECONNECT_SECONDS)

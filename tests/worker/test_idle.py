@@ -1,40 +1,50 @@
-"""A worker and a relay that were idle for minutes run the next jobs at once, on brokers with a ping policy."""
+"""An idle worker is told of a job by the commit that enqueues it: here it never looks by itself."""
 
 from __future__ import annotations
 
-import asyncio
-from datetime import timedelta
+from typing import Any
 
+import psycopg
 import pytest
-from structlog.testing import capture_logs
 
-from engine.pubsub.client import EMULATOR
-from tests.support.pubsub_brokers import BrokerAt
-from tests.support.transport_harness import open_system
-from tests.support.worker_harness import WorkerHarness
-from tests.worker.subscription_harness import ledger
+from engine import NewJob, enqueue
+from engine.model import JobState
+from engine.storage import listener
+from tests.support.worker_harness import WorkerHarness, preset
+from worker import consumer
 
-IDLE_SECONDS = 300.0
-JOBS = 20
+ASKED = (
+    "SELECT 1 FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name = 'outrider listener' AND state = 'idle' AND strpos(query, 'hints_wanted_until') > 0"
+)
 
 
-@pytest.mark.long
-async def test_after_five_idle_minutes_each_job_starts_within_a_second(
-    harness: WorkerHarness, broker: BrokerAt, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["async", "synchronous", "sql"])
+async def test_an_idle_worker_starts_what_is_enqueued_by(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setenv(EMULATOR, broker.host)
-    ran, work = ledger()
-    waited: list[timedelta] = []
-    with capture_logs() as logs:
-        async with open_system(harness, broker) as system, system.maintenance(), system.worker(work):
-            await system.harness.ended(await system.enqueue())
-            await asyncio.sleep(IDLE_SECONDS)
-            for _ in range(JOBS):
-                job_id = await system.enqueue()
+    monkeypatch.setattr(consumer, "MIN_IDLE_SECONDS", 3600.0)
+    monkeypatch.setattr(consumer, "MAX_IDLE_SECONDS", 3600.0)
+    monkeypatch.setattr(listener, "SOON", ())
+    new = NewJob(user_id="ann", preset="p", content="text")
+
+    @preset()
+    async def work(_job: Any, _run: Any) -> None: ...
+
+    async with harness.worker(work, lease=60):
+        # The first heartbeat and the listener make the worker look. They come before.
+        await harness.row("SELECT 1 FROM workers")
+        await harness.row(ASKED)
+        async with await psycopg.AsyncConnection.connect(harness.url) as conn:
+            for _ in range(3):
+                if how == "async":
+                    job_id = (await enqueue(conn, new)).id
+                elif how == "synchronous":
+                    with psycopg.connect(harness.url) as plain:
+                        job_id = enqueue(plain, new).id
+                else:
+                    cursor = await conn.execute("SELECT outrider_enqueue('ann', 'p', 'text')")
+                    [(job_id,)] = await cursor.fetchall()
+                await conn.commit()
                 [job] = await harness.ended(job_id)
-                assert job.started_at
-                waited.append(job.started_at - job.created_at)
-    print(broker.kind, [round(each.total_seconds(), 3) for each in waited])
-    assert max(waited) < timedelta(seconds=1)
-    assert [line for line in logs if line["event"].startswith(("stream.", "breaker."))] == []
-    assert set(ran.values()) == {1}
+                assert job.state is JobState.COMPLETED

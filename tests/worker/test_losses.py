@@ -206,6 +206,7 @@ async def test_a_hint_that_comes_while_a_claim_runs_is_followed_by_another_claim
 ) -> None:
     monkeypatch.setattr(consumer, "MIN_IDLE_SECONDS", 3600.0)
     monkeypatch.setattr(consumer, "MAX_IDLE_SECONDS", 3600.0)
+    monkeypatch.setattr("engine.storage.listener.SOON", ())
     ids: list[UUID] = []
 
     class Hinted(PostgresSource):
@@ -226,7 +227,7 @@ async def test_a_hint_that_comes_while_a_claim_runs_is_followed_by_another_claim
         # The listener and the first heartbeat wake the worker, too. They come before.
         await harness.row(
             "SELECT 1 FROM pg_stat_activity, workers WHERE datname = current_database()"
-            " AND application_name = 'outrider listener' AND state = 'idle' AND starts_with(query, 'LISTEN')"
+            " AND application_name = 'outrider listener' AND state = 'idle' AND strpos(query, 'hints_wanted_until') > 0"
         )
         asked.set()
         worker.consumer._on_hint(READY, "p")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from engine.storage.notify import CANCEL, READY, Notifier, listen
+from engine.storage.listener import Listener
+from engine.storage.notify import CANCEL, READY, Notifier
 from tests.support.database import Conn, blocked
 
 WAIT_SECONDS = 10.0
@@ -29,6 +30,10 @@ async def running(*works: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
                 await task
 
 
+def listening(url: str, queue: asyncio.Queue[Hint], *, asks: bool = False) -> Coroutine[Any, Any, None]:
+    return Listener(url, lambda *heard: queue.put_nowait(heard), asks=asks).run()
+
+
 async def heard(queue: asyncio.Queue[Hint]) -> str:
     return (await hint(queue))[0]
 
@@ -41,7 +46,7 @@ async def hint(queue: asyncio.Queue[Hint]) -> Hint:
 async def test_a_poke_is_heard_and_pokes_of_a_moment_are_one(database_url: str) -> None:
     queue: asyncio.Queue[Hint] = asyncio.Queue()
     notifier = Notifier(database_url)
-    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
+    async with running(listening(database_url, queue), notifier.run()):
         assert await heard(queue) == READY  # after connecting: hints may have been missed
         for _ in range(100):
             notifier.notify()
@@ -53,7 +58,7 @@ async def test_a_poke_is_heard_and_pokes_of_a_moment_are_one(database_url: str) 
 
 async def test_a_cancellation_is_told_apart(database_url: str, conn: Conn) -> None:
     queue: asyncio.Queue[Hint] = asyncio.Queue()
-    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard))):
+    async with running(listening(database_url, queue)):
         await heard(queue)
         await conn.execute("SELECT pg_notify('outrider_cancel', '')")
         assert await heard(queue) == CANCEL
@@ -63,9 +68,10 @@ async def test_both_ends_come_back_after_their_connections_were_terminated(
     database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.storage.notify.RECONNECT_SECONDS", 0.05)
+    monkeypatch.setattr("engine.storage.listener.RECONNECT_SECONDS", 0.05)
     queue: asyncio.Queue[Hint] = asyncio.Queue()
     notifier = Notifier(database_url)
-    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
+    async with running(listening(database_url, queue), notifier.run()):
         await heard(queue)
         notifier.notify()
         await heard(queue)
@@ -83,7 +89,7 @@ async def test_both_ends_come_back_after_their_connections_were_terminated(
 async def test_a_hint_names_the_presets_unless_it_is_for_all(database_url: str) -> None:
     queue: asyncio.Queue[Hint] = asyncio.Queue()
     notifier = Notifier(database_url)
-    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
+    async with running(listening(database_url, queue), notifier.run()):
         await hint(queue)
         for notified, named in (
             ([{"b"}, {"a", "b"}], "a b"),
@@ -104,7 +110,7 @@ async def test_a_hint_that_comes_while_another_one_is_sent_is_sent_too(database_
     await conn.execute("SELECT pg_advisory_lock(7)")
     queue: asyncio.Queue[Hint] = asyncio.Queue()
     notifier = Notifier(make_conninfo(database_url, options="-c search_path=public,pg_catalog"))
-    async with running(listen(database_url, lambda *heard: queue.put_nowait(heard)), notifier.run()):
+    async with running(listening(database_url, queue), notifier.run()):
         await hint(queue)
         notifier.notify({"first"})
         async with asyncio.timeout(WAIT_SECONDS):
