@@ -48,9 +48,9 @@ class AttemptMetrics:
         """Count how long starting jobs have waited: since the job was due, and since the job could be claimed."""
         for execution in executions:
             attempt = execution.attempt
-            at = attempt.started_at
-            execution.waited = max((at - attempt.due_at).total_seconds(), 0.0)
-            self._tallies[attempt.job.preset].waited(execution.waited, attempt.job.traceparent)
+            at, job = attempt.started_at, attempt.job
+            execution.waited = waited = max((at - attempt.due_at).total_seconds(), 0.0)
+            self._tallies[job.preset].waited(waited, job.traceparent)
             self._claimed(max((at - attempt.ready_at).total_seconds(), 0.0))
 
     def ended(self, execution: Execution) -> str:

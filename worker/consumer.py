@@ -169,8 +169,7 @@ class Consumer:
                 attempts = await self._suspects.claim_first(worker_id, room, held=len(self._slots.held))
         except (DatabaseUnavailable, Error) as error:
             if not told(self._failing, error):
-                log_at = by_blame(log, error)
-                log_at("claim.failed")
+                by_blame(log, error)("claim.failed")
             self._failing = error
             return []
         except Exception as error:  # noqa: BLE001 - the running attempts must not end with the claims
@@ -200,7 +199,7 @@ class Consumer:
             self._record(execution, outcome)
 
     def _record(self, execution: Execution, outcome: Outcome) -> None:
-        """Record the outcome of an attempt that has ended. If it is stuck, `_run` waits for its pipeline still."""
+        """Record the outcome of an attempt that has ended; of a stuck one, `_run` waits for the pipeline still."""
         try:
             self._recorder.record(execution, outcome, self._metrics.ended(execution))
         except Exception as error:  # noqa: BLE001 - the outcome cannot be made into a row

@@ -50,6 +50,27 @@ class Execution(Invocation):
     not stop when asked is stuck: `on_stuck` gets the outcome, and the pipeline keeps its slot until it returns.
     """
 
+    # What most attempts never change is kept once, in the class.
+    waited = 0.0
+    """Seconds from when the job was due to its claim."""
+    ended = False
+    progress_n = 0
+    reported_n = 0
+    latest: tuple[float | None, str] = (None, "")
+    latest_step: str | None = None
+    task: asyncio.Task[None] | None = None
+    """Runs the attempt from claim to its end. Kept here, because the event loop's own reference is weak."""
+    thread: ThreadClock | None = None
+    """The CPU time of the thread that runs a plain function, from its first step on."""
+    child: Child | None = None
+    """The process that runs the attempt, until it has returned or ended."""
+    _seen = 0
+    _progress_refused = False
+    """Whether a report was refused. Only the first one of an attempt is logged: a loop may send thousands."""
+    _unwinding: asyncio.Task[None] | None = None
+    _stopped_as: Outcome | None = None
+    _cancelled: threading.Event | None = None
+
     def __init__(
         self,
         attempt: Attempt,
@@ -61,32 +82,15 @@ class Execution(Invocation):
         """`stopping` is set when the worker begins to drain."""
         super().__init__(attempt, pipeline)
         self.number = attempt.number
-        self.started = time.monotonic()
+        self.key = attempt.key
+        self.started = self.ended_at = time.monotonic()
         self.deadline = self.started + (attempt.timeout_seconds or pipeline.timeout)
-        self.waited = 0.0
-        """Seconds from when the job was due to its claim."""
-        self.ended = False
-        self.ended_at = self.started
         self.span = tracing.attempt(attempt)
-        self.progress_n = 0
-        self.reported_n = 0
-        self.latest: tuple[float | None, str] = (None, "")
-        self.latest_step: str | None = None
-        self._seen = 0
-        self._progress_refused = False
-        """Whether a report was refused. Only the first one of an attempt is logged: a loop may send thousands."""
-        self.task: asyncio.Task[None] | None = None
-        """Runs the attempt from claim to record. Kept here, because the event loop's own reference is weak."""
-        self.thread: ThreadClock | None = None
-        """The CPU time of the thread that runs a plain function, from its first step on."""
-        self.child: Child | None = None
-        """The process that runs the attempt, until it has returned or ended."""
         self.stopping = stopping
         self._children = children
         self._on_stuck = on_stuck
-        self._unwinding: asyncio.Task[None] | None = None
-        self._stopped_as: Outcome | None = None
-        self._cancelled: threading.Event | None = threading.Event() if pipeline.runs == "thread" else None
+        if pipeline.runs == "thread":
+            self._cancelled = threading.Event()
 
     @property
     def cancelled(self) -> threading.Event:

@@ -231,7 +231,7 @@ class Recorder:
             died = after(DeadlinePassed(f"the effects did not end within {limit:g} s"))
         # It has died, perhaps after the commit.
         async with self._reading.use() as conn:
-            return outcome if await recorded(conn, [execution.attempt.key]) else died
+            return outcome if await recorded(conn, [execution.key]) else died
 
     async def _flush(self, items: Sequence[Item]) -> Sequence[JobState | Exception]:
         """Write one group, and try again until the write is acknowledged or the lease is lost.

@@ -58,7 +58,7 @@ class Slots:
     def take(self, execution: Execution) -> None:
         """The attempt begins."""
         self.occupied.add(execution)
-        self.held[execution.attempt.key] = execution
+        self.held[execution.key] = execution
 
     def vacate(self, execution: Execution) -> None:
         """The attempt's pipeline has returned."""
@@ -67,7 +67,7 @@ class Slots:
 
     def drop(self, execution: Execution) -> None:
         """The attempt's outcome has been written, or never will be."""
-        self.held.pop(execution.attempt.key, None)
+        self.held.pop(execution.key, None)
         self._changed()
 
     def named(self, task: asyncio.Task[Any]) -> dict[str, Any]:

@@ -167,10 +167,10 @@ def _claiming(worker_id: int) -> dict[str, object]:
 
 
 def _attempt(worker_id: int, row: tuple[Any, ...]) -> Attempt:
-    job_id, number, errors, crashes, position, run_at, claimed_at, ready_at, *asked = row
-    user_id, preset, content, metadata, priority, max_attempts, timeout_seconds, created_at, traceparent = (
-        asked
-    )
+    # fmt: off
+    (job_id, number, errors, crashes, position, run_at, claimed_at, ready_at, user_id, preset, content, metadata,
+     priority, max_attempts, timeout_seconds, created_at, traceparent) = row
+    # fmt: on
     parsed, fault = ({}, None) if metadata == "{}" else _parsed(metadata)
     return Attempt(
         Job(job_id, user_id, preset, content, parsed, priority, created_at, kept(traceparent)),

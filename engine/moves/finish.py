@@ -13,8 +13,8 @@ from engine.storage.literals import array, bare_array, uuid_array
 from engine.storage.statements import fetchall, timed
 from engine.tables.events import RESULT_EVENTS
 
-BARE: Final = frozenset({"attempt", "state", "spent"})
-"""Columns whose values need no quotes in an array literal."""
+BARE: Final = frozenset({"attempt", "state", "reason", "spent"})
+"""Columns whose values need no quotes in an array literal: numbers, and words with blanks between them at most."""
 
 
 class Ending(NamedTuple):
