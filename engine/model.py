@@ -71,7 +71,7 @@ class Reason(StrEnum):
     LAPSED_BESIDE_OTHERS = "lapsed beside others"
     """The worker is gone, and any of its attempts may be why. No crash is counted, but the job is suspected."""
     LAPSED_APART = "lapsed apart"
-    """The worker is gone, and the attempt ran in a process of its own there, so it is not why."""
+    """The worker is gone, or what starts its processes, and the attempt ran in a process of its own: it is not why."""
     REDRIVEN = "redriven"
 
     @property

@@ -27,8 +27,8 @@ from engine.storage.connections import Connection, PinnedConnection, Pool
 from engine.storage.deadline import STATEMENT_SECONDS
 from engine.storage.faults import by_blame
 from engine.telemetry import tracing
+from worker.children.child_effects import ChildEffects
 from worker.children.frames import Commit
-from worker.children.handle import ChildEffects
 from worker.effects import EffectsCommit
 from worker.execution import GRACE_SECONDS, Execution
 from worker.outcome import DeadlinePassed, after, record, substitutes, within_budget, within_patience

@@ -8,15 +8,17 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 
 from engine.errors import LeaseLost, OutriderError
-from engine.model import Attempt, Completed, JobError, Outcome, Retry
-from engine.telemetry import logs, tracing
+from engine.model import Attempt, Completed, JobError, Outcome, Reason, Released, Retry
+from engine.telemetry import logs
 from engine.telemetry.spans import OFF, Span
 from worker.children.board import Board, Report
+from worker.children.child_effects import ChildEffects
 from worker.children.frames import (
     Begin,
     BrokenFrame,
@@ -32,6 +34,7 @@ from worker.children.frames import (
     encoded,
 )
 from worker.children.output import PAUSE_SECONDS, PORTION, Output
+from worker.children.steps import Steps
 from worker.outcome import Encoded
 
 DIED: Final = "ProcessDied"
@@ -84,8 +87,11 @@ class Child(asyncio.Protocol):
         self._loop = loop
         self._logged = 0
         """Bytes of the log since the last pause."""
-        self._span: Span = OFF
-        self._steps: dict[int, Span] = {}
+        self._guilt = ""
+        """Why the worker has killed the child, apart from the end of its attempt."""
+        self._bereft = False
+        """Whether its nursery has died, beside other attempts than this one."""
+        self._steps = Steps()
 
     async def run(self, attempt: Attempt, memory_mb: int | None, span: Span = OFF) -> Outcome:
         """What the attempt came to. If the child dies of it, that is an error of the attempt, told in words.
@@ -93,17 +99,19 @@ class Child(asyncio.Protocol):
         The outcome's effects, if there are any, stand for those that the child keeps: see ChildEffects.
         Raises NotBegun.
         """
-        self.attempt, self._began, self._span = attempt, time.monotonic(), span
+        self.attempt, self._began, self._steps.within = attempt, time.monotonic(), span
         self.tail.clear()
         reports = self.board.count
         answer: Done | Ended | None = await self._asked(Begin(attempt, span is not OFF))
-        self._end_steps()
+        self._steps.end(DIED)
         if self.output is not None:
             self.output.drain()
+            if self.output.ended:
+                self.spent = self.spent or "an attempt has closed its output"
         if answer is None and self.board.count == reports:
             raise NotBegun(f"a child {self._end_in_words()} before its attempt began")
         if answer is None:
-            return Retry(None, JobError(DIED, self._obituary(memory_mb)))
+            return self.death(memory_mb)
         self.spent = self.spent or answer.spent
         if isinstance(answer, Ended):
             return answer.outcome
@@ -140,6 +148,15 @@ class Child(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             self._end()
 
+    def bereave(self, *, alone: bool) -> None:
+        """The nursery has died, and this child with it. `alone`: no other child ran an attempt then."""
+        self._bereft = not alone
+        if self.pid is not None:
+            # Without a nursery nobody else does this. A process id that has just been freed is not yet another's.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self.exited(signal.SIGKILL, 0)
+
     def refused(self, fault: str) -> None:
         """The nursery could not fork the child."""
         if not self.ready.done():
@@ -160,14 +177,21 @@ class Child(asyncio.Protocol):
                 self._heed(message)
         except BrokenFrame as error:
             log.warning("child.broken", error=str(error), **self.named)
-            self._kill_group()
+            self._kill_for("it wrote into its connection to the worker")
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self._exit is not None:
             self._end()
         else:
             # It ends by itself, or has lost its socket to an author's code.
-            self._loop.call_later(LAST_BYTES_SECONDS, self._kill_group)
+            self._loop.call_later(
+                LAST_BYTES_SECONDS, self._kill_for, "it closed its connection to the worker"
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether an attempt runs, or its effects are being committed."""
+        return self._answer is not None
 
     @property
     def named(self) -> dict[str, Any]:
@@ -187,11 +211,10 @@ class Child(asyncio.Protocol):
                 self.tail.extend(line.decode(errors="replace") for line in lines.splitlines())
                 logs.pass_on(lines)
                 self._hold_up(len(lines))
-            case StepBegan(key, parent, name):
-                within = self._steps.get(parent, self._span) if parent else self._span
-                self._steps[key] = tracing.start(name, "internal", {}, within.traceparent)
-            case StepEnded(key, error):
-                self._end_step(key, error)
+            case StepBegan():
+                self._steps.began(message)
+            case StepEnded():
+                self._steps.ended(message)
             case Ready(pid, fault) if not self.ready.done():
                 if fault is None:
                     self.pid = pid
@@ -213,17 +236,6 @@ class Child(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _end_step(self, key: int, error: str | None) -> None:
-        if (span := self._steps.pop(key, None)) is not None:
-            if error is not None:
-                span.fail(error)
-            span.end()
-
-    def _end_steps(self) -> None:
-        """Those that did not come to their end in the child."""
-        for key in list(self._steps):
-            self._end_step(key, DIED)
-
     async def _asked(self, message: Any) -> Any:
         assert self._transport is not None
         if self.over.done():
@@ -236,6 +248,11 @@ class Child(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done():
             answer.set_result(message)
+
+    def _kill_for(self, guilt: str) -> None:
+        if self._exit is None:
+            self._guilt = self._guilt or guilt
+            self._kill_group()
 
     def _kill_group(self) -> None:
         if not self.over.done():
@@ -252,10 +269,18 @@ class Child(asyncio.Protocol):
         self.spent = self.spent or "it has ended"
         self._settle(None)
 
+    def death(self, memory_mb: int | None) -> Outcome:
+        """What an attempt comes to whose child has died: it is to blame, unless others may be."""
+        if self._bereft:
+            return Released(Reason.LAPSED_APART)
+        return Retry(None, JobError(DIED, self._obituary(memory_mb)))
+
     def _obituary(self, memory_mb: int | None) -> str:
         """How the attempt's process came to its end, in words."""
         report, peak = self.report, self._exit[1] if self._exit else 0
         text = f"the attempt's process {self._end_in_words()} after {time.monotonic() - self._began:.1f} s"
+        if self._guilt:
+            text += f", because {self._guilt}"
         if report.step:
             text += f", at step {report.step!r}"
         if report.fraction is not None:
@@ -271,22 +296,3 @@ class Child(asyncio.Protocol):
             return "could not be started"
         code = os.waitstatus_to_exitcode(self._exit[0])
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-
-
-class ChildEffects:
-    """The effects of a completed attempt that its child keeps, until `commit` or the child's end."""
-
-    def __init__(self, child: Child, memory_mb: int | None) -> None:
-        self.child = child
-        self._memory_mb = memory_mb
-
-    async def __call__(self, _conn: Any) -> None:
-        raise TypeError("effects that a child keeps run on the child's own connection")
-
-    async def commit(self, message: Commit) -> Outcome | None:
-        """See Child.commit."""
-        return await self.child.commit(message)
-
-    @property
-    def died(self) -> Outcome:
-        return Retry(None, JobError(DIED, self.child._obituary(self._memory_mb)))

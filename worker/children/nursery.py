@@ -28,6 +28,18 @@ from worker.children.setting import Setting
 
 SWEEP_SECONDS: Final = 1.0
 """How often orphans are looked for while no child ends."""
+FAULTS: Final = {
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGABRT,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+}
+"""Signals of a fault in this process itself."""
+HELD: Final = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
+"""Signals that cannot be ignored, and the one that tells that a child has ended."""
 DESCRIPTORS: Final = 3
 END_SECONDS: Final = 1.0
 REAP_SECONDS: Final = 0.01
@@ -134,8 +146,9 @@ class Nursery:
 
 def main(descriptor: int) -> NoReturn:
     """Serve the worker at the other end of `descriptor`, and end with it."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        # Of a terminal or a service manager, to all processes of the worker: the worker decides when this one ends.
+    for number in signal.valid_signals() - FAULTS - HELD:
+        # Of a terminal or a service manager to all processes of the worker, or of a child to its parent: the worker
+        # decides when this one ends.
         signal.signal(number, signal.SIG_IGN)
     adopt_orphans()
     die_with_parent()

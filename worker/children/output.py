@@ -24,6 +24,8 @@ class Output(asyncio.Protocol):
         self._rest = b""
         self._read = 0
         self._transport: asyncio.ReadTransport | None = None
+        self.ended = False
+        """Whether nobody can print there any more."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.ReadTransport)
@@ -35,14 +37,15 @@ class Output(asyncio.Protocol):
             if data := self._waiting():
                 self._take(data)
             if self._rest:
-                self.eof_received()
-                self._rest = b""
+                self._flush()
 
     def _waiting(self) -> bytes:
         try:
-            return os.read(self._descriptor, PORTION)
+            data = os.read(self._descriptor, PORTION)
         except BlockingIOError:
             return b""
+        self.ended = not data
+        return data
 
     def data_received(self, data: bytes) -> None:
         self._take(data)
@@ -63,8 +66,13 @@ class Output(asyncio.Protocol):
             self._on_line(f"… and {more} more lines")
 
     def eof_received(self) -> None:
+        self.ended = True
+        self._flush()
+
+    def _flush(self) -> None:
         if self._rest.strip():
             self._on_line(self._rest[:MAX_LINE].decode(errors="replace"))
+        self._rest = b""
 
     def _resume(self) -> None:
         if self._transport is not None and not self._transport.is_closing():

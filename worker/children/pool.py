@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from collections import deque
 from collections.abc import AsyncIterator
@@ -196,9 +195,14 @@ class Children:
             child.exited(exited.status, exited.peak)
 
     def _orphaned(self) -> None:
-        """The nursery is gone, and with it every child."""
-        for name in list(self._living):
-            self._exited(Exited(name, signal.SIGKILL, 0))
+        """The nursery is gone, and with it every child. One that ran an attempt alone may be why."""
+        gone = list(self._living.values())
+        self._living.clear()
+        CHILDREN.set(0)
+        alone = sum(child.running for child in gone) == 1
+        for child in gone:
+            CHILDREN_ENDED.labels("signal").inc()
+            child.bereave(alone=alone)
 
 
 def _closing(stack: ExitStack, descriptor: int) -> int:

@@ -29,6 +29,11 @@ def lives(pid: int) -> bool:
         return False
 
 
+def kill_nursery(children: Children) -> None:
+    assert children._nursery is not None
+    children._nursery._process.kill()
+
+
 @pytest.fixture
 def open_worker(harness: WorkerHarness) -> OpenWorker:
     """Opens a worker whose pipelines are those of `hostile`, and the children that it runs them in."""

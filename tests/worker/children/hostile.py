@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -22,10 +21,7 @@ import structlog
 
 from engine import Completed, Failed, Job, Pipeline, Run, pipeline
 from engine.model import JobError
-
-
-def declared(preset: str, **options: Any) -> Callable[[Any], Pipeline]:
-    return pipeline(preset, runs="process", **({"backoff": 0.0, "max_attempts": 1, "timeout": 60} | options))
+from ops.chaos.isolation_pipelines import guilty as declared
 
 
 @declared("echo")
@@ -278,6 +274,13 @@ async def takes_steps(job: Job, run: Run) -> None:
             os._exit(9)
     with suppress(ValueError), run.step("failing"):
         raise ValueError
+
+
+@declared("says-when")
+def waits_at_first(_job: Job, run: Run) -> None:
+    if run.attempt == 1:
+        with run.step("first"):
+            time.sleep(60)
 
 
 class Unreadable:

@@ -13,7 +13,7 @@ import pytest
 from engine.model import JobState
 from ops.waiting import until
 from tests.support.worker_harness import WorkerHarness, known
-from tests.worker.children.conftest import OpenWorker, lives
+from tests.worker.children.conftest import OpenWorker, kill_nursery, lives
 
 
 def pid_of(view: object) -> int:
@@ -87,8 +87,7 @@ async def test_the_death_of_the_nursery_ends_its_children_and_another_one_follow
 ) -> None:
     async with open_worker(slots=1) as (_worker, children):
         [first] = await harness.ended(await harness.enqueue("echo"))
-        assert children._nursery is not None
-        children._nursery._process.kill()
+        kill_nursery(children)
 
         async def gone() -> bool:
             return not lives(pid_of(first))
