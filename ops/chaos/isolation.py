@@ -1,7 +1,8 @@
 """What attempts in processes cost their neighbours: `python -m ops.chaos.isolation [--times N] [kind …]`.
 
 Each kind of guilty job runs N times beside N long jobs of each kind that do nothing wrong. No innocent attempt may be
-lost or delayed, each guilty job ends by itself and in time, and nothing of it is left. Prints a table.
+lost or delayed, each guilty job ends by itself and in time, nothing of it is left, and the attempts that come next in
+the same processes find nothing changed there. Prints a table.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from engine.moves import enqueue
 from engine.storage.connections import Connection, connect
 from ops.bench import processes
 from ops.bench.server import bench_server
+from ops.chaos.isolation_kinds import KINDS, MODULES, Kind
 from ops.chaos.marked import Mark, children_of
 from ops.waiting import eventually, until
 
-PIPELINES: Final = "ops.chaos.isolation_pipelines"
 INNOCENT: Final = ("innocent-task", "innocent-thread", "innocent-process")
+LOOK: Final = "look"
+"""The preset whose jobs return what is not as it was at the start of their process."""
 AT_ONCE: Final = 4
 DELAY_SECONDS: Final = 1.0
 LEFT_SECONDS: Final = 5.0
-SPARE_SECONDS: Final = 2.0
 END_SECONDS: Final = 240.0
 
 ENDS: LiteralString = """
@@ -44,33 +46,6 @@ FROM job_results WHERE job_id = ANY (%s::uuid[])
 INNOCENT_ENDS: LiteralString = """
 SELECT state::text, attempt, output::text FROM job_results WHERE job_id = ANY (%s::uuid[])
 """
-
-
-class Kind(NamedTuple):
-    """How a guilty job ends, with a part of what its error says, and after how many seconds at most."""
-
-    preset: str
-    state: str
-    words: str
-    seconds: float
-
-
-KINDS: Final = (
-    Kind("exit", "FAILED", "exited with code 9", 30),
-    Kind("segfault", "FAILED", "was killed by SIGSEGV", 30),
-    Kind("spin", "FAILED", "did not end within 2 s", 2 + SPARE_SECONDS),
-    Kind("gil", "FAILED", "did not end within 2 s", 2 + SPARE_SECONDS),
-    Kind("memory", "FAILED", "more than its 512 MB", 30),
-    Kind("forks", "COMPLETED", "", 30),
-    Kind("sys-exit", "FAILED", "SystemExit", 30),
-    Kind("thread", "COMPLETED", "", 30),
-    Kind("pool", "COMPLETED", "", 30),
-    Kind("recursion", "FAILED", "RecursionError", 30),
-    Kind("signals", "COMPLETED", "", 30),
-    Kind("flood", "COMPLETED", "", 60),
-    Kind("sleep", "FAILED", "did not end within 2 s", 2 + SPARE_SECONDS),
-    Kind("cancelled", "CANCELLED", "", 30),
-)
 
 
 class Round(NamedTuple):
@@ -86,7 +61,7 @@ async def run(url: str, times: int, innocent: int, kinds: Sequence[Kind] = KINDS
     mark = await asyncio.to_thread(Mark, url)
     slots = innocent * len(INNOCENT) + AT_ONCE
     with TemporaryDirectory(prefix="outrider-chaos-") as folder:
-        settings = {"OUTRIDER_PIPELINES": PIPELINES, "log": Path(folder) / "log", **mark.environ}
+        settings = {"OUTRIDER_PIPELINES": MODULES, "log": Path(folder) / "log", **mark.environ}
         worker = processes.worker(mark.url, slots, **settings)
         child = await asyncio.to_thread(worker.__enter__)
         try:
@@ -94,6 +69,8 @@ async def run(url: str, times: int, innocent: int, kinds: Sequence[Kind] = KINDS
                 end = Path(folder) / "end"
                 ids = [await _add(conn, preset, str(end)) for preset in INNOCENT for _ in range(innocent)]
                 await until(lambda: _started(conn, ids), END_SECONDS)
+                # The worker opens connections when it first needs them.
+                await _looks(conn)
                 rounds = [await _round(conn, mark, child.pid, kind, times) for kind in kinds]
                 end.touch()
                 wrong = await _verdict(conn, rounds, ids)
@@ -130,15 +107,9 @@ async def _round(conn: Connection, mark: Mark, worker: int, kind: Kind, times: i
             await until(partial(_started, conn, [job_id]), END_SECONDS)
             await moves.cancel(conn, job_id, None)
 
-    async def ended() -> bool:
-        row = await (
-            await conn.execute("SELECT count(*) FROM job_results WHERE job_id = ANY (%s)", [ids])
-        ).fetchone()
-        return row is not None and row[0] == times
-
     wrong = []
     try:
-        await until(ended, END_SECONDS)
+        await until(partial(_ended, conn, ids), END_SECONDS)
     except TimeoutError:
         wrong.append("not all have ended")
     at = time.time()
@@ -148,6 +119,8 @@ async def _round(conn: Connection, mark: Mark, worker: int, kind: Kind, times: i
         if state != kind.state or kind.words not in f"{error}: {message}" or seconds > kind.seconds:
             wrong.append(f"{state} after {seconds:.1f} s: {error}: {message[:200]}")
 
+    wrong += await _looks(conn)
+
     def clean() -> bool:
         return not _strays(mark, worker) and mark.connections() <= connected
 
@@ -156,6 +129,20 @@ async def _round(conn: Connection, mark: Mark, worker: int, kind: Kind, times: i
             f"left: processes {_strays(mark, worker)}, {mark.connections() - connected} connections more"
         )
     return Round(kind, began, at, longest, wrong)
+
+
+async def _ended(conn: Connection, ids: Sequence[UUID]) -> bool:
+    cursor = await conn.execute("SELECT count(*) FROM job_results WHERE job_id = ANY (%s)", [list(ids)])
+    row = await cursor.fetchone()
+    return row is not None and row[0] == len(ids)
+
+
+async def _looks(conn: Connection) -> list[str]:
+    """Run innocent attempts in the processes that are left, and return what is wrong with them."""
+    ids = [await _add(conn, LOOK) for _ in range(AT_ONCE)]
+    await until(partial(_ended, conn, ids), END_SECONDS)
+    rows = await (await conn.execute(INNOCENT_ENDS, [ids])).fetchall()
+    return [f"the next attempt: {row}" for row in rows if row != ("COMPLETED", 1, "[]")]
 
 
 def _strays(mark: Mark, worker: int) -> set[int]:

@@ -7,6 +7,7 @@
 | child    | imports the authors' modules, and runs one attempt at a time            | child.py, run.py, link.py  |
 
 The worker asks its nursery in requests.py, over nursery_handle.py. Worker and child talk in frames.py, and share a
-board.py. What an attempt leaves in its child is found by residue.py, and on its event loop by loop.py. A child is never
-a fork of the running worker, and holds nothing of it: no connection, no lock, no listening socket.
+board.py. What an attempt leaves in its child is found by residue.py, and on its event loop by loop.py; what it changes
+there is undone by surroundings.py. A child is never a fork of the running worker, and holds nothing of it: no
+connection, no lock, no listening socket.
 """

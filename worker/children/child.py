@@ -16,7 +16,9 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import replace
+from decimal import localcontext
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
@@ -102,6 +104,7 @@ class Child:
         fork.protect(self._loop, [link.socket])
         self._residue = Residue(self._loop)
         self._memory = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._max_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     def serve(self) -> None:
         self._link.send(Ready(os.getpid()))
@@ -120,7 +123,10 @@ class Child:
         invocation = Invocation(attempt, pipeline)
         # Not undone if `Stopped` passes here: the child ends then.
         self._loop.lent = True
-        outcome = self._outcome(invocation) if pipeline.memory_mb is None else self._limited(invocation)
+        run = self._outcome if pipeline.memory_mb is None else self._limited
+        # In a context of its own, and `decimal` keeps its precision in an object that contexts share.
+        with localcontext():
+            outcome = copy_context().run(run, invocation)
         self._loop.lent = False
         logs.about()
         spent = self._spent()
@@ -145,7 +151,9 @@ class Child:
         try:
             outcome = self._outcome(invocation)
         finally:
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+            # Where the attempt has lowered the hard limit: then the look for residue ends this process.
+            with suppress(ValueError):
+                resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         match outcome:
             case Retry(delay, JobError(type="MemoryError")):
                 # It has no words of its own.
@@ -223,11 +231,23 @@ class Child:
             return f"it has run {self._jobs} attempts"
         if (used := self._resident()) > self._setting.max_bytes:
             return f"it holds {used // MIB} MB"
+        if self._is_crowded():
+            return f"it holds more than {self._max_open} descriptors"
         return self._residue.left()
 
     def _resident(self) -> int:
         """The memory of this process in bytes, as proc(5) tells it."""
         return int(os.pread(self._memory, 128, 0).split()[1]) * PAGE_BYTES
+
+    def _is_crowded(self) -> bool:
+        """Whether more than half of the descriptors that this process may have are open."""
+        try:
+            # The lowest one that is free: all below it are open.
+            descriptor = os.dup(self._memory)
+        except OSError:
+            return True
+        os.close(descriptor)
+        return descriptor > self._max_open
 
     def _stop(self, _number: int, _frame: object) -> None:
         if not self._board.ending:

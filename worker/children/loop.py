@@ -27,6 +27,11 @@ class Loop(asyncio.SelectorEventLoop):
             self._tasks.add(task)
         return task
 
+    @property
+    def threads(self) -> int:
+        """How many threads its executor has, at work or not."""
+        return len(self._executor._threads)
+
     def left(self) -> str | None:
         """What the author's code has left on the loop, in words."""
         if self._executor.running:

@@ -10,12 +10,14 @@ import pytest
 
 from engine.settings import load
 from engine.telemetry import logs
+from ops.chaos import tampering_pipelines
 from tests.support.worker_harness import Worker, WorkerHarness
 from tests.worker.children import hostile
 from worker.children.pool import Children, open_children
 from worker.children.setting import Setting
 
 MIB = 1 << 20
+MODULES = (hostile, tampering_pipelines)
 
 ChildLines = Callable[[], list[dict[str, Any]]]
 OpenWorker = Callable[..., AbstractAsyncContextManager[tuple[Worker, Children]]]
@@ -36,18 +38,20 @@ def kill_nursery(children: Children) -> None:
 
 @pytest.fixture
 def open_worker(harness: WorkerHarness) -> OpenWorker:
-    """Opens a worker whose pipelines are those of `hostile`, and the children that it runs them in."""
+    """Opens a worker with the pipelines of MODULES, and the children that it runs them in."""
 
     @asynccontextmanager
     async def opened(
         max_jobs: int = 1000, max_mb: int = 512, **options: Any
     ) -> AsyncIterator[tuple[Worker, Children]]:
-        presets = [each.preset for each in hostile.pipelines if each.runs == "process"]
-        settings = load({"OUTRIDER_DATABASE_URL": harness.url, "OUTRIDER_PIPELINES": hostile.__name__})
+        modules = ",".join(module.__name__ for module in MODULES)
+        settings = load({"OUTRIDER_DATABASE_URL": harness.url, "OUTRIDER_PIPELINES": modules})
+        pipelines = [each for module in MODULES for each in module.pipelines]
+        presets = [each.preset for each in pipelines if each.runs == "process"]
         setting = Setting(settings, "worker", presets, max_jobs, max_mb * MIB)
         async with (
             open_children(setting) as children,
-            harness.worker(*hostile.pipelines, children=children, **options) as worker,
+            harness.worker(*pipelines, children=children, **options) as worker,
         ):
             yield worker, children
 
