@@ -41,7 +41,7 @@ FAULTS: Final = {
 HELD: Final = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 """Signals that cannot be ignored, and the one that tells that a child has ended."""
 DESCRIPTORS: Final = 3
-END_SECONDS: Final = 1.0
+END_SECONDS: Final = 3.0
 REAP_SECONDS: Final = 0.01
 
 
@@ -50,6 +50,7 @@ class Nursery:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._worker = os.getppid()
         self._names: dict[int, int] = {}
         """The name of each living child, by its process id."""
         self._woken, waking = socket.socketpair()
@@ -61,7 +62,7 @@ class Nursery:
         """Serve until the worker has gone."""
         signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        while True:
+        while os.getppid() == self._worker:
             ready, _, _ = select.select([self._control, self._woken], (), (), SWEEP_SECONDS)
             if self._control in ready and not self._heed():
                 return
@@ -151,7 +152,8 @@ def main(descriptor: int) -> NoReturn:
         # decides when this one ends.
         signal.signal(number, signal.SIG_IGN)
     adopt_orphans()
-    die_with_parent()
+    # At the worker's death a wake, and no end: what the children have started would be left without its reaper.
+    die_with_parent(signal.SIGCHLD)
     # What the children share with this process is not copied for the sake of a search for cycles.
     gc.freeze()
     nursery = Nursery(socket.socket(fileno=descriptor))

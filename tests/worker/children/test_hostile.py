@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from engine import moves
 from engine.model import JobState
-from ops.harness.process import ROOT
 from ops.waiting import until
 from tests.support.worker_harness import WorkerHarness
 from tests.worker.children.conftest import OpenWorker, lives
@@ -118,41 +113,3 @@ async def test_innocent_neighbours_are_neither_lost_nor_delayed(
         views = await harness.ended(*innocent)
     assert [view.attempt for view in views] == [1] * len(views)
     assert max(float(view.output or "inf") for view in views) < DELAY_SECONDS
-
-
-async def test_children_end_with_a_worker_that_is_killed(harness: WorkerHarness) -> None:
-
-    worker = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "worker",
-        cwd=ROOT,
-        env=os.environ
-        | {
-            "OUTRIDER_DATABASE_URL": harness.url,
-            "OUTRIDER_PIPELINES": "tests.worker.children.hostile",
-            "OUTRIDER_ADMIN_PORT": "0",
-        },
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        job_id = await harness.enqueue("waits")
-        await harness.row("SELECT 1 FROM job_progress WHERE job_id = %s", job_id)
-        children = _descendants(worker.pid)
-        assert len(children) >= 2
-    finally:
-        worker.kill()
-        await worker.wait()
-
-    async def gone() -> bool:
-        return not any(map(lives, children))
-
-    await until(gone)
-
-
-def _descendants(pid: int) -> list[int]:
-    found = []
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, listed.read_text().split()):
-            found += [child, *_descendants(child)]
-    return found
