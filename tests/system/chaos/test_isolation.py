@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from engine.settings import Transport
-from ops.chaos import isolation, orphans
+from ops.chaos import isolation, orphans, punctuality
 
 pytestmark = pytest.mark.long
 
@@ -15,6 +15,12 @@ pytestmark = pytest.mark.long
 async def test_what_breaks_in_a_process_costs_no_neighbour_an_attempt_or_a_second(database_url: str) -> None:
     async with asyncio.timeout(300):
         assert await isolation.run(database_url, times=2, innocent=3) == []
+
+
+@pytest.mark.parametrize("kind", ["task-sleep", "task-exit", "thread-gil", "spin"])
+async def test_a_relay_keeps_time_whatever_its_workers_suffer(database_url: str, kind: str) -> None:
+    async with asyncio.timeout(120):
+        assert await asyncio.to_thread(punctuality.run, database_url, 200, 5.0, [kind]) == []
 
 
 @pytest.mark.parametrize("transport", ["postgres", "pubsub"])
