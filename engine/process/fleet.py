@@ -95,15 +95,16 @@ async def _ready(place: Place) -> None:
     """Raises OutriderError, with the checks that fail, unless the process is ready."""
     status, answer = await place.fetch("/readyz")
     if status != 200:
-        raise OutriderError(_reason(answer)[:MAX_REASON])
+        raise OutriderError(reason(answer))
 
 
-def _reason(answer: str) -> str:
+def reason(answer: str) -> str:
+    """Which checks fail, and why, by the answer of an admin server; at most MAX_REASON characters."""
     try:
         checks = json.loads(answer)["checks"].items()
     except (ValueError, LookupError, TypeError, AttributeError):  # not the answer of an admin server of ours
-        return answer
-    return "; ".join(f"{name}: {said}" for name, said in checks if said != "ok")
+        return answer[:MAX_REASON]
+    return "; ".join(f"{name}: {said}" for name, said in checks if said != "ok")[:MAX_REASON]
 
 
 async def _page(place: Place, accept: str) -> str | None:

@@ -56,12 +56,12 @@ class Process:
         lines = [line for line in self._log.read_bytes().splitlines() if line.startswith(b"{")]
         return sum(orjson.loads(line)["event"] == event for line in lines)
 
-    async def says(self, event: str, times: int = 1) -> None:
+    async def says(self, event: str, times: int = 1, seconds: float = WAIT_SECONDS) -> None:
         async def look() -> bool:
             assert self._child.returncode is None, self._log.read_text()
             return self.logged(event) >= times
 
-        await until(look)
+        await until(look, seconds)
 
     def fields(self, event: str) -> dict[str, Any]:
         """The fields of the last line of `event`."""

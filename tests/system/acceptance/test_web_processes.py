@@ -23,6 +23,8 @@ from tests.system.acceptance.supervised import get, gone, samples
 # Guards a server that lives for seconds.
 SECRET = "a secret of the test, which is long enough"
 CLIENTS = 8
+SECONDS = 60.0
+"""For whatever starts processes: a busy machine takes its time."""
 
 
 class Web:
@@ -48,7 +50,7 @@ class Web:
     def answer(self, connection: socket.socket) -> None:
         """Wait for the answer and note the job. Raises OSError, HTTPException."""
         with connection:
-            connection.settimeout(20)
+            connection.settimeout(SECONDS)
             response = HTTPResponse(connection)
             response.begin()
             answered = orjson.loads(response.read())
@@ -70,14 +72,14 @@ class Web:
     async def more(self, count: int) -> None:
         """Wait until so many further jobs are accepted."""
         enough = len(self.accepted) + count
-        await until(lambda: len(self.accepted) >= enough)
+        await until(lambda: len(self.accepted) >= enough, SECONDS)
 
 
 async def start(processes: ProcessHarness, count: int = 2, **settings: object) -> Web:
     port = free_port()
     given: dict[str, Any] = {"HTTP_PORT": port, "JWT_SECRET": SECRET, **settings}
     supervisor = await processes.start("web", processes=count, registered=0, **given)
-    await supervisor.says("web.started", times=count)
+    await supervisor.says("web.started", times=count, seconds=SECONDS)
     return Web(supervisor, port)
 
 
@@ -97,7 +99,7 @@ async def test_a_killed_process_is_replaced_while_requests_go_on(processes: Proc
         os.kill(victim, signal.SIGKILL)
         await web.supervisor.says("child.ended")
         await web.more(50)
-        await web.supervisor.says("web.started", times=3)
+        await web.supervisor.says("web.started", times=3, seconds=SECONDS)
         await web.more(50)
         done.set()
     assert web.supervisor.fields("child.ended")["role"] in ("web 1", "web 2")
@@ -112,7 +114,8 @@ async def test_a_killed_process_is_replaced_while_requests_go_on(processes: Proc
 async def test_connections_that_wait_outlive_the_process_that_could_have_taken_them(
     processes: ProcessHarness,
 ) -> None:
-    web = await start(processes)
+    # A name that has addresses of two families, where the machine has both: then there are two queues.
+    web = await start(processes, HTTP_HOST="localhost")
     pids = web.supervisor.children()
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -133,7 +136,7 @@ async def test_a_stop_under_load_answers_what_it_has_accepted(processes: Process
             group.create_task(web.submit_until(asyncio.Event()))
         await web.more(50)
         web.supervisor.send(signal.SIGTERM)
-        code = await web.supervisor.ended()
+        code = await web.supervisor.ended(SECONDS)
     assert code == 0
     await gone(*pids)
     assert await stored(processes, web)
@@ -152,7 +155,7 @@ async def test_a_restart_of_each_process_in_turn_loses_no_request(processes: Pro
         for started, pid in enumerate(web.supervisor.children(), start=3):
             await web.more(20)
             os.kill(pid, signal.SIGTERM)
-            await web.supervisor.says("web.started", times=started)
+            await web.supervisor.says("web.started", times=started, seconds=SECONDS)
         await web.more(20)
         done.set()
     assert web.lost == []
@@ -169,7 +172,7 @@ async def test_each_process_has_a_check_and_its_own_metrics(processes: ProcessHa
     async def ready() -> bool:
         return await checks() == (200, {"web 1": "ok", "web 2": "ok", "accepting": "ok"})
 
-    await until(ready)
+    await until(ready, SECONDS)
     _, page = await get(web.supervisor, "/metrics")
     assert samples(page, "outrider_build_info", "role", "process") == {
         ("supervisor", "0"): 1,
@@ -185,19 +188,25 @@ async def test_each_process_has_a_check_and_its_own_metrics(processes: ProcessHa
         os.kill(victim, signal.SIGCONT)
     assert (status, alive) == (503, 200)
     assert sorted(said.values()) == ["no answer within 2 s", "ok", "ok"]
-    await until(ready)
+    await until(ready, SECONDS)
 
 
 async def test_the_check_of_a_process_says_which_of_its_own_checks_fails(processes: ProcessHarness) -> None:
-    web = await start(processes, DRAIN_SECONDS=5)
-    victim = web.supervisor.children()[0]
-    os.kill(victim, signal.SIGTERM)
+    web = await start(processes)
+    await processes.conn.execute("ALTER TABLE _yoyo_migration RENAME TO hidden")
 
-    async def told() -> bool:
-        _, answer = await get(web.supervisor, "/readyz")
-        return "accepting: stopping" in answer or "draining" in answer
+    async def told() -> dict[str, str] | None:
+        status, answer = await get(web.supervisor, "/readyz")
+        checks: dict[str, str] = orjson.loads(answer)["checks"]
+        return checks if status == 503 and checks["web 1"].startswith("schema: ") else None
 
-    await until(told)
+    try:
+        checks = await until(told, SECONDS)
+    finally:
+        await processes.conn.execute("ALTER TABLE hidden RENAME TO _yoyo_migration")
+    assert checks["web 1"] == checks["web 2"]
+    assert "rights" not in checks["web 1"]
+    assert checks["accepting"] == "ok"
 
 
 async def test_a_port_that_is_taken_ends_the_supervisor_at_once(processes: ProcessHarness) -> None:
@@ -206,4 +215,4 @@ async def test_a_port_that_is_taken_ends_the_supervisor_at_once(processes: Proce
         supervisor = await processes.start(
             "web", processes=2, registered=0, HTTP_PORT=port, JWT_SECRET=SECRET
         )
-        assert await supervisor.ended() == 2
+        assert await supervisor.ended(SECONDS) == 2
