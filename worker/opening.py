@@ -35,8 +35,9 @@ async def open_consumer(
         open_pool(url, name="effects", size=min(slots, MAX_EFFECTS), reset_on_return=True) as effects,
     ):
         if apart:
-            children.expect(slots)
+            # One before the others, which would hold up its start.
             await children.try_one()
+            children.expect(slots)
         yield Consumer(
             url,
             pool,
