@@ -30,9 +30,10 @@ RECONNECT_SECONDS: Final = 1.0
 ASK_SECONDS: Final = 1.0
 """How often a process sees to it that hints are asked for."""
 
-MANY: Final = 200
-"""As many hints in a second are too many: where a commit takes 2 ms, their lock takes two fifths of the time."""
-WITHOUT_SECONDS: Final = 2.0
+MANY: Final = 75
+"""As many hints in a second are too many. It must be less than what commits one after the other come to, or their rate
+would never show: 200 a second where a commit takes 5 ms."""
+WITHOUT_SECONDS: Final = 5.0
 """How long nobody asks then."""
 OFTEN_SECONDS: Final = 0.005
 """The pause between two looks meanwhile."""

@@ -7,22 +7,19 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, LiteralString
+from typing import Final
 from uuid import UUID
 
 from engine.moves.enqueue import Accepted, Submission, enqueue_group
 from engine.process.run import run
 from engine.storage.connections import Pool, open_pool
 from engine.storage.notify import WakeHint
+from ops.bench.pickup import COMMITS
 from web.__main__ import OpenStore, main
 from web.store import PostgresStore, open_store
 
 POOL_SIZE: Final = 20
 """On a few cores, more connections only queue inside PostgreSQL."""
-
-COMMITS: LiteralString = """
-CREATE TABLE bench_commits AS SELECT * FROM unnest(%s::uuid[], %s::float8[]) AS x(job_id, committed)
-"""
 
 
 class SingleStore(PostgresStore):
