@@ -10,7 +10,7 @@ import pytest
 from engine.errors import LeaseLost
 from engine.model import Job, Reason
 from engine.moves import Release, cancel, claim, claim_named, claim_published, publish, redrive, release
-from engine.moves.enqueue import enqueue
+from engine.moves.enqueue import enqueue, enqueue_many
 from engine.pubsub.messages import WakeUp
 from engine.tables.outbox import ready_presets
 from tests.conftest import Connect
@@ -187,3 +187,15 @@ async def test_a_reservation_lasts_longer_for_more_jobs(conn: Conn) -> None:
     found = await publish.reserve(conn, LANES, limit=100, seconds=10, row_seconds=5)
     (now,) = await fetchone(conn, "SELECT clock_timestamp()")
     assert all(each.until is not None and 55 < (each.until - now).total_seconds() <= 60 for each in found)
+
+
+async def test_a_reservation_writes_to_no_index(conn: Conn) -> None:
+    await enqueue_many(conn, [new() for _ in range(300)])
+    async with conn.transaction():
+        assert len(await reserved(conn, limit=300)) == 300
+        updated, in_place = await fetchone(
+            conn, "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'outbox'"
+        )
+    assert updated == 300
+    # The last page may be fuller than its share: rows are added to the one that has room.
+    assert in_place >= 240
