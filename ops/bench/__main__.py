@@ -27,6 +27,7 @@ from ops.harness.postgres import Databases
 
 SECTIONS: Final[dict[str, str]] = {
     "submissions": "submissions",
+    "calls": "calls",
     "web": "web_processes",
     "drain": "drain",
     "relay": "relay",
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="compare the CPU time of drain and submissions with another clone, measured in turn",
+        help="compare the CPU time of calls, drain and submissions with another clone, measured in turn",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     parser.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Final
 
@@ -64,7 +64,7 @@ def repeated(times: int, measure: Callable[[], Mapping[str, float]], unit: str) 
 def cpu_rows(name: str, figures: Mapping[str, Row]) -> Iterator[Row]:
     """Rows of figures named "what, here" and perhaps "what, there", and the ratio of the two if there are both."""
     for key, row in figures.items():
-        yield Row(f"{name}, {key}", row.samples, row.unit)
+        yield replace(row, name=f"{name}, {key}")
     for key, there in figures.items():
         if key.endswith(", there"):
             what = key.removesuffix(", there")

@@ -1,9 +1,10 @@
-"""A submission as bytes, for clients that must cost little."""
+"""Requests as bytes, for clients that must cost little."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
+from uuid import UUID
 
 import orjson
 
@@ -25,7 +26,20 @@ def body(preset: str) -> bytes:
 
 def submission(preset: str) -> bytes:
     """A whole `POST /pipeline/run`."""
-    sent = body(preset)
+    return _whole("POST /pipeline/run", body(preset))
+
+
+def batch(preset: str, jobs: int) -> bytes:
+    """A whole `POST /pipeline/batch`."""
+    return _whole("POST /pipeline/batch", b'{"jobs":[%s]}' % b",".join([body(preset)] * jobs))
+
+
+def read(job_id: UUID) -> bytes:
+    """A whole `GET /pipeline/job/{job_id}`."""
+    return _whole(f"GET /pipeline/job/{job_id}", b"")
+
+
+def _whole(asked: str, sent: bytes) -> bytes:
     lines = [f"{name}: {value}" for name, value in headers().items()]
-    head = "\r\n".join(["POST /pipeline/run HTTP/1.1", *lines, f"Content-Length: {len(sent)}", "", ""])
+    head = "\r\n".join([f"{asked} HTTP/1.1", *lines, f"Content-Length: {len(sent)}", "", ""])
     return head.encode() + sent

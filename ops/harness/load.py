@@ -1,8 +1,8 @@
 """Generates load: the same request again and again on many connections, from a separate process.
 
-`python -m ops.harness.load PORT CONNECTIONS SECONDS` reads the request from standard input. The load must cost less
-than the server that it measures. So it uses a selector and sockets instead of an HTTP client, and parses only enough
-of HTTP to find the end of an answer.
+`python -m ops.harness.load PORT CONNECTIONS SECONDS STATUS` reads the request from standard input. The load must cost
+less than the server that it measures. So it uses a selector and sockets instead of an HTTP client, and parses only
+enough of HTTP to find the end of an answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from ops.harness.process import ROOT
 
 WARM_SECONDS: Final = 0.3
 SILENCE_SECONDS: Final = 15.0
-ACCEPTED: Final = b"HTTP/1.1 202 "
 LENGTH: Final = b"\r\nContent-Length: "
 
 
@@ -38,12 +37,12 @@ class Load(NamedTuple):
 
 
 class Unexpected(Exception):
-    """An answer that is not 202."""
+    """An answer with another status."""
 
 
-def drive(port: int, connections: int, seconds: float, request: bytes) -> Load:
-    """Run the load in a separate process."""
-    arguments = [str(port), str(connections), str(seconds)]
+def drive(port: int, connections: int, seconds: float, request: bytes, status: int = 202) -> Load:
+    """Run the load in a separate process. Each answer must have this status."""
+    arguments = [str(port), str(connections), str(seconds), str(status)]
     ran = subprocess.run(
         [sys.executable, "-m", "ops.harness.load", *arguments],
         input=request,
@@ -65,10 +64,11 @@ def percentile(samples: Sequence[float], share: float) -> float:
 class _Client:
     """One connection in a closed loop: the next request is sent when the last answer has come."""
 
-    def __init__(self, port: int, request: bytes) -> None:
+    def __init__(self, port: int, request: bytes, status: int) -> None:
         self.socket = socket.create_connection((HOST, port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._request = request
+        self._expected = b"HTTP/1.1 %d " % status
         self._received = b""
         self.sent = 0.0
 
@@ -80,7 +80,7 @@ class _Client:
         """Read from the socket. True if the answer is complete. Raises Unexpected."""
         self._received += self.socket.recv(65_536)
         head, end, body = self._received.partition(b"\r\n\r\n")
-        if not head.startswith(ACCEPTED):
+        if not head.startswith(self._expected):
             raise Unexpected(self._received.decode(errors="replace"))
         if not end:
             return False
@@ -92,10 +92,10 @@ class _Client:
         return True
 
 
-def _loop(port: int, connections: int, seconds: float, request: bytes) -> Load:
+def _loop(port: int, connections: int, seconds: float, status: int, request: bytes) -> Load:
     selector = selectors.DefaultSelector()
     for _ in range(connections):
-        client = _Client(port, request)
+        client = _Client(port, request, status)
         selector.register(client.socket, selectors.EVENT_READ, client)
         client.send()
     begin = time.perf_counter() + WARM_SECONDS
@@ -118,5 +118,6 @@ def _loop(port: int, connections: int, seconds: float, request: bytes) -> Load:
 
 
 if __name__ == "__main__":
-    port, connections, seconds = sys.argv[1:]
-    print(json.dumps(_loop(int(port), int(connections), float(seconds), sys.stdin.buffer.read())))
+    port, connections, seconds, status = sys.argv[1:]
+    load = _loop(int(port), int(connections), float(seconds), int(status), sys.stdin.buffer.read())
+    print(json.dumps(load))

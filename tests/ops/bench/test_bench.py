@@ -40,6 +40,7 @@ TINY = Plan(
 )
 GOALS = {
     "submissions": 2,
+    "calls": 3,
     "web": 0,
     "drain": 1,
     "relay": 2 * len(brokers.found()),
