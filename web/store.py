@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol
 from uuid import UUID
 
 from engine.errors import JobNotFound
-from engine.model import NewJob
 from engine.moves.enqueue import Accepted, Submission, enqueue_group
 from engine.queries import jobs
 from engine.queries.jobs import JobVersion, JobView
@@ -121,25 +119,15 @@ class PostgresStore:
             with self._seconds.time():
                 answers = await enqueue_group(conn, group)
         self._rows.observe(len(group))
-        self._announce(group, answers)
+        self._count(group, answers)
         return answers
 
-    def _announce(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
-        """Count the jobs that were written, whether or not a client still waits, and hint at those that are due.
-
-        A replayed or refused submission has written nothing: it is not counted, and wakes nobody.
-        """
-        written = [
-            new
-            for submission, answer in zip(group, answers, strict=True)
-            if isinstance(answer, Accepted) and not answer.replayed
-            for new in submission.jobs
-        ]
-        for new in written:
-            metrics.enqueued(new.preset)
-        # A hint without presets would mean any preset.
-        if due := {new.preset for new in written if not _later(new)}:
-            self.notify(due)
+    def _count(self, group: Sequence[Submission], answers: Sequence[Accepted | Exception]) -> None:
+        """Count the jobs that were written, whether or not a client still waits: a replay has written nothing."""
+        for submission, answer in zip(group, answers, strict=True):
+            if isinstance(answer, Accepted) and not answer.replayed:
+                for new in submission.jobs:
+                    metrics.enqueued(new.preset)
 
     async def _read(self, asks: Sequence[tuple[UUID, str | None]]) -> Sequence[JobView | None]:
         async with self._reading.use() as conn:
@@ -152,18 +140,13 @@ class PostgresStore:
 
 @asynccontextmanager
 async def open_store(url: str, notify: WakeHint) -> AsyncIterator[PostgresStore]:
-    """The store. `notify` is called after each commit that added due jobs. The caller runs the store's watcher."""
+    """The store. `notify` is called when a finished job has become ready again. The caller runs the store's watcher."""
     async with open_pool(url, name="web", size=POOL_SIZE) as pool:
         store = PostgresStore(url, pool, notify)
         try:
             yield store
         finally:
             await store.aclose()
-
-
-def _later(new: NewJob) -> bool:
-    """Whether the job is not due yet. By this process's clock: a missing hint costs a worker the time of a poll."""
-    return bool(new.delay_seconds) or (new.run_at is not None and new.run_at > datetime.now(UTC))
 
 
 def _weight(submission: Submission) -> int:

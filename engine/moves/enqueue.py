@@ -69,7 +69,8 @@ WITH new AS MATERIALIZED (
     INSERT INTO job_state_records (job_id, seq, to_state, attempt, reason)
     SELECT id, 0, 'PENDING', 0, %(reason)s FROM job
 )
-SELECT array(SELECT no FROM fresh)
+SELECT array(SELECT no FROM fresh),
+       (SELECT outrider_hint(array_agg(DISTINCT preset)) FROM job WHERE run_at <= now() HAVING count(*) > 0)
 """
 
 

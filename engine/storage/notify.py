@@ -1,7 +1,7 @@
 """Hints between processes that rows became ready. Workers poll as well, so a lost hint only costs the time of a poll.
 
-A Notifier sends them after the commit, debounced, on a connection of its own, for those who have one: web and relay.
-The schema's functions send them with the caller's commit, see engine/storage/listener.py.
+What enqueues sends them with its commit, see engine/storage/listener.py. A Notifier sends them after the commit,
+debounced, on a connection of its own, for what makes known jobs ready again: redrives and maintenance.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ class SingleStore(PostgresStore):
             [accepted] = await enqueue_group(conn, [submission])
         if isinstance(accepted, Exception):
             raise accepted
-        self.notify()
         return accepted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -106,23 +106,32 @@ async def test_connections_that_broke_are_opened_again_and_nothing_is_lost_or_do
 async def test_only_jobs_that_were_written_are_counted_and_only_due_ones_wake_workers(
     database_url: str,
 ) -> None:
-    hints: list[set[str]] = []
-
     def counted() -> float:
         return sum(
             REGISTRY.get_sample_value("outrider_jobs_enqueued_total", {"preset": p}) or 0.0 for p in PRESETS
         )
 
+    async def told(ears: AsyncConnection[Any]) -> AsyncIterator[set[str]]:
+        """What workers that wait have been told since the last call."""
+        await ears.execute("SELECT pg_notify('outrider_ready', 'last')")
+        async for hint in ears.notifies(timeout=5):
+            if hint.payload == "last":
+                return
+            yield set(hint.payload.split())
+
     async def submit_each(*submissions: Submission) -> tuple[float, list[set[str]]]:
         before = counted()
         await asyncio.gather(*(opened.submit(each) for each in submissions), return_exceptions=True)
-        told = hints.copy()
-        hints.clear()
-        return counted() - before, told
+        return counted() - before, [presets async for presets in told(ears)]
 
     key = IdempotencyKey("ann", "run", "k", b"1" * 32)
     now = datetime.now(UTC)
-    async with store.open_store(database_url, lambda presets=(): hints.append(set(presets))) as opened:
+    async with (
+        await AsyncConnection.connect(database_url, autocommit=True) as ears,
+        store.open_store(database_url, lambda _presets=(): None) as opened,
+    ):
+        await ears.execute("LISTEN outrider_ready")
+        await ears.execute("SELECT setval('hints_wanted_until', 9999999999)")
         assert await submit_each(Submission((new(preset="a"), new(preset="b")), key)) == (2, [{"a", "b"}])
         assert await submit_each(Submission((new(preset="a"), new(preset="b")), key)) == (0, [])
         assert await submit_each(Submission((new(preset="a"),), key._replace(fingerprint=b"2" * 32))) == (
@@ -381,17 +390,3 @@ async def test_a_bug_in_one_look_is_logged_and_the_next_look_wakes_its_watch(
     assert [(line["event"], line["loop"], str(line["exc_info"])) for line in lines] == [
         ("loop.failed", "watch", "a bug")
     ] * 2
-
-
-async def test_workers_are_woken_once_the_jobs_are_committed(database_url: str) -> None:
-    woken: list[tuple[set[str], int]] = []
-
-    def wake(presets: Collection[str] = ()) -> None:
-        with psycopg.connect(database_url) as conn:
-            row = conn.execute("SELECT count(*) FROM jobs").fetchone()
-        assert row is not None
-        woken.append((set(presets), row[0]))
-
-    async with store.open_store(database_url, wake) as opened:
-        await opened.submit(Submission((new(preset="p"), new(preset="q"))))
-    assert woken == [({"p", "q"}, 2)]

@@ -10,9 +10,11 @@ import psycopg
 import pytest
 
 from engine import enqueue, enqueue_many
+from engine.moves.enqueue import Submission, enqueue_group
 from engine.storage import listener
 from engine.storage.listener import Listener
 from engine.storage.notify import READY
+from engine.tables.idempotency import IdempotencyKey
 from ops.waiting import until
 from tests.conftest import Connect
 from tests.engine.storage.test_notify import WAIT_SECONDS, Hint, hint, running
@@ -161,3 +163,13 @@ async def test_who_asks_again_soon_writes_nothing(conn: Conn) -> None:
     assert row[0] is True
     assert row[1] is None
     assert await fetchone(conn, "SELECT last_value FROM hints_wanted_until") == before
+
+
+async def test_a_group_of_submissions_sends_one_hint_of_what_is_due(heard: Heard, conn: Conn) -> None:
+    key = IdempotencyKey("ann", "/pipeline/run", "k", b"f" * 32)
+    later = new(preset="later", delay_seconds=60)
+    await enqueue_group(conn, [Submission((new(), new(preset="q"), later)), Submission((new(),), key)])
+    assert sorted((await hint(heard))[1].split()) == ["p", "q"]
+    await enqueue_group(conn, [Submission((later,))])
+    await enqueue_group(conn, [Submission((new(),), key)])
+    await silence(conn, heard)
