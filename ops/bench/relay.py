@@ -15,6 +15,7 @@ from engine.pubsub.client import Names, names
 from engine.pubsub.messages import Message, WakeUp
 from engine.settings import load
 from ops.bench import brokers, processes
+from ops.bench.cpu import spent
 from ops.bench.figures import Row, ratio, repeated
 from ops.bench.plan import Plan
 from ops.bench.server import empty, fill
@@ -44,11 +45,21 @@ def run(server: Databases, plan: Plan) -> Iterator[Row]:
     for name, broker in brokers.found().items():
         with brokers.provisioned(broker) as settings, server.migrated() as url:
             topics = names(load(settings))
-            with processes.relay(url, **settings):
+            with processes.relay(url, **settings) as child:
+                cpu: list[float] = []
 
-                def measured(name: str = name, url: str = url, topics: Names = topics) -> dict[str, float]:
+                def measured(
+                    name: str = name,
+                    url: str = url,
+                    topics: Names = topics,
+                    pid: int = child.pid,
+                    cpu: list[float] = cpu,
+                ) -> dict[str, float]:
+                    with spent(pid, url) as figures:
+                        relayed = _relayed(url, rows)
+                    cpu.append(figures.process / rows)
                     return {
-                        f"relay to {name}": _relayed(url, rows),
+                        f"relay to {name}": relayed,
                         f"publishing alone, {name}": asyncio.run(_published(topics.jobs, rows)),
                     }
 
@@ -57,6 +68,7 @@ def run(server: Databases, plan: Plan) -> Iterator[Row]:
         yield Row(relayed.name, relayed.samples, relayed.unit, at_least=GOAL)
         yield alone
         yield ratio(f"relay / publishing alone, {name}", relayed, alone, SHARE)
+        yield Row(f"CPU a row, relay to {name}", cpu, "µs")
 
 
 def _relayed(url: str, rows: int) -> float:
