@@ -1,7 +1,8 @@
 """What the attempts of a child share beside their modules: signals, limits, environment, the interpreter's switches.
 
 Each attempt finds them as they were before the first one. What is an author's own stays as it is: the globals and
-caches of modules, what was imported, the state of `random`.
+caches of modules, what was imported, the state of `random`. If an attempt was the first to import a module, so do those
+settings that modules make at their import: they make them once, and rely on them later.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Surroundings:
         self._folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
         self._umask = os.umask(0o077)
         os.umask(self._umask)
-        self._before = tuple(map(copy, _look()))
+        self._before = [*map(copy, _look())]
+        self._modules = len(sys.modules)
 
     def put_back(self) -> None:
         """Raises what says why it cannot: OSError, ValueError, or any error of an author's object that is there now."""
@@ -68,15 +70,21 @@ class Surroundings:
         setitimer(signal.ITIMER_REAL, 0)
         faulthandler.cancel_dump_traceback_later()
         now = _look()
+        imported = len(sys.modules) > self._modules
         if now != self._before:
-            for put, before, after in zip(PUT, self._before, now, strict=True):
-                if before != after:
+            for place, (put, before, after) in enumerate(zip(PUT, self._before, now, strict=True)):
+                if before == after:
+                    continue
+                if imported and place in BY_MODULES:
+                    self._before[place] = copy(after)
+                else:
                     put(before)
+        self._modules = len(sys.modules)
 
 
-def _look() -> tuple[Any, ...]:
+def _look() -> list[Any]:
     """All that is compared, by one function: an attempt waits for it, and calls that find no caches warm are dear."""
-    return (
+    return [
         [*map(getsignal, SIGNALS)],
         pthread_sigmask(signal.SIG_BLOCK, ()),
         [*map(resource.getrlimit, LIMITS)],
@@ -107,7 +115,7 @@ def _look() -> tuple[Any, ...]:
             time.sleep,
             time.time,
         ),
-    )
+    ]
 
 
 def _put_handlers(handlers: list[Any]) -> None:
@@ -128,6 +136,14 @@ def _put_environment(environ: dict[bytes, bytes]) -> None:
     for name in [name for name in os.environb if name not in environ]:
         del os.environb[name]
     os.environb.update(environ)
+
+
+def _put_zone(_names: tuple[str, str]) -> None:
+    time.tzset()
+
+
+def _put_locale(name: str) -> None:
+    setlocale(locale.LC_ALL, name)
 
 
 def _put_collector(collector: tuple[bool, tuple[int, int, int]]) -> None:
@@ -159,6 +175,10 @@ def _stays(name: str, _before: Any) -> None:
     raise OSError(f"{name} is another")
 
 
+def _stays_own(_functions: tuple[Any, ...]) -> None:
+    _stays("a function that libraries rely on", None)
+
+
 PUT: Final[tuple[Callable[[Any], object], ...]] = (
     _put_handlers,
     partial(pthread_sigmask, signal.SIG_SETMASK),
@@ -167,8 +187,8 @@ PUT: Final[tuple[Callable[[Any], object], ...]] = (
     partial(os.sched_setaffinity, 0),
     partial(_stays, "the user"),
     _put_environment,
-    lambda _: time.tzset(),
-    partial(setlocale, locale.LC_ALL),
+    _put_zone,
+    _put_locale,
     sys.setrecursionlimit,
     sys.setswitchinterval,
     _put_collector,
@@ -177,6 +197,13 @@ PUT: Final[tuple[Callable[[Any], object], ...]] = (
     _put_streams,
     _put_filters,
     partial(_stays, "sys.modules"),
-    partial(_stays, "a function that libraries rely on"),
+    _stays_own,
 )
 """Make what `_look` sees what it was before, in the same order: the time zone follows from the environment."""
+BY_MODULES: Final = frozenset(
+    place
+    for place, put in enumerate(PUT)
+    if put
+    in (_put_environment, _put_zone, _put_locale, sys.setrecursionlimit, _put_hooks, _put_filters, _stays_own)
+)
+"""The places of what modules set at their import: NumPy filters warnings, Django sets the time zone."""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -305,6 +306,14 @@ async def innocent(_job: Job, _run: Run) -> float:
         await asyncio.sleep(0.01)
         worst = max(worst, time.monotonic() - now - 0.01)
     return worst
+
+
+@declared("imports")
+def imports_late(_job: Job, _run: Run) -> list[Any]:
+    import tests.worker.children.opinionated  # noqa: F401 - as authors do whose module takes long to load
+
+    filtered = any(each[1] is not None and each[1].pattern == "opinionated" for each in warnings.filters)
+    return [os.getpid(), time.tzname[0], sys.getrecursionlimit(), filtered]
 
 
 pipelines = [each for each in list(globals().values()) if isinstance(each, Pipeline)]

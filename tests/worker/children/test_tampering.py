@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from engine.model import JobState
@@ -24,6 +26,16 @@ async def test_the_next_attempt_finds_its_process_as_it_was(
             ids = [await harness.enqueue(each) for each in (preset, "look", "look-async")]
             found[preset] = [(view.attempt, view.output) for view in await harness.ended(*ids)]
     assert found == {preset: [(1, "null"), (1, "[]"), (1, '"unset"')] for preset in COMPLETED}
+
+
+async def test_what_a_module_sets_at_its_import_stays(
+    harness: WorkerHarness, open_worker: OpenWorker
+) -> None:
+    async with open_worker(slots=1):
+        views = [(await harness.ended(await harness.enqueue("imports")))[0] for _ in range(3)]
+    first, *later = [json.loads(view.output or "") for view in views]
+    assert first[1:] == ["JST", 5000, True]
+    assert later == [first] * 2
 
 
 @pytest.mark.parametrize("kind", DIED, ids=lambda kind: kind.preset)
