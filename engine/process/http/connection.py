@@ -14,10 +14,11 @@ from typing import Any, Final
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
+from aiohttp.web_protocol import ERROR, _ErrInfo
 
 from engine.process.http import refusals
 from engine.process.http.door import LINGER_SECONDS, Door, Visitor
+from engine.process.http.serial import SerialHandler
 
 SPOKEN: Final = (HttpVersion11, HttpVersion10)
 DRAIN_BYTES: Final = 256 * 1024
@@ -27,7 +28,7 @@ LINGER_BYTES: Final = 4 << 20
 """What is discarded after the last answer, for at most LINGER_SECONDS."""
 
 
-class Connection(RequestHandler):
+class Connection(SerialHandler):
     """One connection. Malformed HTTP, which never reaches a middleware, is the client's fault: nothing is logged."""
 
     __slots__ = ("_body", "_broken", "_discarded", "_door", "_head_bytes", "_timer", "_visitor")

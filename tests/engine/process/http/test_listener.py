@@ -435,6 +435,21 @@ async def test_a_stop_waits_for_what_is_in_flight_as_long_as_it_may_and_no_longe
         app.leave()
 
 
+# One request after the other
+
+
+async def test_requests_sent_ahead_are_answered_in_order_in_the_task_of_their_connection() -> None:
+    async with serving() as app:
+        client = await app.connect(GET.replace(b"/ ", b"/wait ") + GET)
+        await until(lambda: app.waiting == 1)
+        tasks = len(asyncio.all_tasks())
+        app.gate.set()
+        assert (await answer(client)).endswith(b"waited")
+        assert (await answer(client)).endswith(b"hello")
+        # A request that is answered and one that is not take as many.
+        assert len(asyncio.all_tasks()) == tasks
+
+
 # Bodies
 
 
