@@ -13,7 +13,7 @@ from joserfc.jwk import ECKey
 from tests.support.web_harness import JOB, ManualWorker, WebHarness, bearer, served, submit
 from web.api import OPERATIONS
 from web.app import create_app
-from web.wire.responses import JSON
+from web.wire.answer import JSON
 
 PAGE = "http://localhost:3000"
 OTHER = "https://app.example"

@@ -19,9 +19,9 @@ from engine.pipeline import Pipeline, Registry
 from engine.queries.audit import AuditRow
 from engine.queries.explain import Explanation
 from engine.queries.jobs import JobView
+from web.wire.answer import JSON, Answer
 from web.wire.schema_text import schema_text
 
-JSON: Final = "application/json"
 UNREGISTERED: Final = Pipeline(preset="unregistered", function=lambda _job, _run: None)
 """Stands in for a preset that this installation no longer has; supplies a pipeline's defaults."""
 
@@ -172,7 +172,7 @@ def reply(
     body: Any, *, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """A response of one of the types above."""
-    return web.Response(
+    return Answer(
         body=orjson.dumps(body, option=orjson.OPT_UTC_Z), status=status, content_type=JSON, headers=headers
     )
 
