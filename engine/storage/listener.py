@@ -4,16 +4,13 @@ A NOTIFY in the transaction that enqueues is the quickest hint, and the dearest:
 until that transaction has ended (32 clients: 4930 → 1484 transactions/s). So transactions send it only while a process
 that has nothing to do asks for it, and where hints are many they are better replaced by looking often: each look then
 finds several jobs. What asks is one number in the database, `hints_wanted_until`. It expires by itself, because the one
-who asked may be dead.
+who asked may be dead. While it has just expired nobody asks anew, so that one process gives up for all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable
-from contextlib import aclosing
-from itertools import repeat
 from typing import Final, LiteralString
 
 import structlog
@@ -34,22 +31,28 @@ MANY: Final = 75
 """As many hints in a second are too many. It must be less than what commits one after the other come to, or their rate
 would never show: 200 a second where a commit takes 5 ms."""
 WITHOUT_SECONDS: Final = 5.0
-"""How long nobody asks then."""
+"""How long nobody asks then, to a second."""
 OFTEN_SECONDS: Final = 0.005
 """The pause between two looks meanwhile."""
+OFTEN: Final = (OFTEN_SECONDS,) * round(ASK_SECONDS / OFTEN_SECONDS)
 
 # A transaction that enqueued before anybody asked tells nobody of its commit. It is found by looks whose pauses grow: a
 # job waits for as long again as its transaction went on, at the most.
 SOON: Final = tuple(0.002 * 2**n for n in range(9))
 
-# Whether hints were asked for already. What is asked holds for 30 s, and is said again after 15 s by whoever is first.
+# Whether hints were asked for already, and whether nobody asks because they were too many. What is asked holds for 30
+# seconds, and is said again after 15 by whoever is first.
 ASK: LiteralString = """
 SELECT asked.until > asked.now,
-       CASE WHEN asked.until < asked.now + 15 THEN setval('hints_wanted_until', asked.now + 30) END
+       asked.until BETWEEN asked.now - %(without)s AND asked.now,
+       CASE WHEN asked.until < asked.now + 15 AND asked.until NOT BETWEEN asked.now - %(without)s AND asked.now
+            THEN setval('hints_wanted_until', floor(asked.now)::bigint + 30) END
 FROM (SELECT coalesce(pg_sequence_last_value('hints_wanted_until'), 0) AS until,
-             extract(epoch FROM clock_timestamp())::bigint AS now) AS asked
+             extract(epoch FROM clock_timestamp()) AS now) AS asked
 """
-UNASK: LiteralString = "SELECT setval('hints_wanted_until', 0)"
+UNASK: LiteralString = """
+SELECT setval('hints_wanted_until', floor(extract(epoch FROM clock_timestamp()))::bigint)
+"""
 
 log = structlog.get_logger()
 
@@ -72,7 +75,8 @@ class Listener:
         while True:
             try:
                 async with await connect(self._url, name="listener") as conn:
-                    await conn.execute("LISTEN outrider_ready; LISTEN outrider_cancel")
+                    async with deadline(conn, STATEMENT_SECONDS):
+                        await conn.execute("LISTEN outrider_ready; LISTEN outrider_cancel")
                     self._heard(READY, "")
                     lost = None
                     while True:
@@ -85,28 +89,30 @@ class Listener:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _turn(self, conn: Connection) -> None:
-        """Listen for a second or two."""
+        """Listen for a second or less."""
         if not self._asks:
             await self._hear(conn, [ASK_SECONDS])
             return
         async with deadline(conn, STATEMENT_SECONDS):
-            row = await fetchone(conn, ASK, {})
+            row = await fetchone(conn, ASK, {"without": WITHOUT_SECONDS})
         assert row is not None
-        if await self._hear(conn, [ASK_SECONDS] if row[0] else SOON, most=MANY):
+        asked, given_up, _ = row
+        if given_up:
+            await self._hear(conn, OFTEN)
+        elif await self._hear(conn, [ASK_SECONDS] if asked else SOON, most=MANY):
             async with deadline(conn, STATEMENT_SECONDS):
                 await conn.execute(UNASK)
-            await self._hear(conn, repeat(OFTEN_SECONDS, round(WITHOUT_SECONDS / OFTEN_SECONDS)))
 
-    async def _hear(self, conn: Connection, pauses: Iterable[float], *, most: float = math.inf) -> bool:
+    async def _hear(self, conn: Connection, pauses: Iterable[float], *, most: int | None = None) -> bool:
         """Hear hints for the length of `pauses`, with a look between two; stop with true at more than `most` hints."""
-        count = 0
+        left = None if most is None else most + 1
         for no, pause in enumerate(pauses):
             if no:
                 self._heard(READY, "")
-            async with aclosing(conn.notifies(timeout=pause)) as hints:
-                async for hint in hints:
-                    self._heard(hint.channel, hint.payload)
-                    count += 1
-                    if count > most:
-                        return True
+            # It stops between two packets: of a packet that is left half read, psycopg forgets the rest.
+            async for hint in conn.notifies(timeout=pause, stop_after=left):
+                self._heard(hint.channel, hint.payload)
+                left = None if left is None else left - 1
+            if left is not None and left <= 0:
+                return True
         return False

@@ -13,7 +13,7 @@ from engine import enqueue, enqueue_many
 from engine.moves.enqueue import Submission, enqueue_group
 from engine.storage import listener
 from engine.storage.listener import Listener
-from engine.storage.notify import READY
+from engine.storage.notify import CANCEL, READY
 from engine.tables.idempotency import IdempotencyKey
 from ops.waiting import until
 from tests.conftest import Connect
@@ -24,6 +24,13 @@ Heard = asyncio.Queue[Hint]
 WANTED = "SELECT coalesce(pg_sequence_last_value('hints_wanted_until') > extract(epoch FROM now()), false)"
 BY_SQL = "SELECT outrider_enqueue('ann', 'p', 'text')"
 BY_SQL_WITH_ID = "SELECT outrider_enqueue('ann', 'p', 'text', job_id => outrider_uuid7())"
+
+
+async def ask(conn: Conn) -> tuple[Any, ...]:
+    cursor = await conn.execute(listener.ASK, {"without": 5.0})
+    row = await cursor.fetchone()
+    assert row is not None
+    return tuple(row)
 
 
 async def wanted(conn: Conn, expected: bool) -> None:
@@ -118,7 +125,7 @@ async def test_hints_that_are_too_many_are_replaced_by_looks(
     database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "MANY", 5)
-    monkeypatch.setattr(listener, "WITHOUT_SECONDS", 0.5)
+    monkeypatch.setattr(listener, "WITHOUT_SECONDS", 2.0)
     queue: Heard = asyncio.Queue()
     listening = Listener(database_url, lambda *each: queue.put_nowait(each), asks=True)
     async with running(listening.run()):
@@ -157,12 +164,39 @@ async def test_a_transaction_that_enqueued_before_anybody_asked_is_found_by_look
 
 async def test_who_asks_again_soon_writes_nothing(conn: Conn) -> None:
     """However many processes ask, the number in the database is written every 15 seconds at the most."""
-    assert (await fetchone(conn, listener.ASK))[0] is False
-    before = await fetchone(conn, "SELECT last_value FROM hints_wanted_until")
-    row = await fetchone(conn, listener.ASK)
-    assert row[0] is True
-    assert row[1] is None
-    assert await fetchone(conn, "SELECT last_value FROM hints_wanted_until") == before
+    [asked, given_up, until] = await ask(conn)
+    assert not asked
+    assert not given_up
+    assert await fetchone(conn, "SELECT last_value FROM hints_wanted_until") == (until,)
+    assert await ask(conn) == (True, False, None)
+
+
+async def test_one_process_that_gives_up_does_so_for_all(conn: Conn) -> None:
+    """Otherwise each of many processes asks anew and gives up in its turn, and commits always wait for each other."""
+    await ask(conn)
+    await conn.execute(listener.UNASK)
+    assert await ask(conn) == (False, True, None)
+    assert await fetchone(conn, WANTED) == (False,)
+    await conn.execute("SELECT setval('hints_wanted_until', last_value - 6) FROM hints_wanted_until")
+    [asked, given_up, until] = await ask(conn)
+    assert not asked
+    assert not given_up
+    assert until is not None
+
+
+async def test_a_cancellation_amid_too_many_hints_is_heard(
+    database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "MANY", 5)
+    queue: Heard = asyncio.Queue()
+    async with running(Listener(database_url, lambda *each: queue.put_nowait(each), asks=True).run()):
+        await wanted(conn, True)
+        await conn.execute(
+            "SELECT pg_notify('outrider_ready', no::text) FROM generate_series(1, 50) no"
+            " UNION ALL SELECT pg_notify('outrider_cancel', '')"
+        )
+        while (await hint(queue))[0] != CANCEL:
+            pass
 
 
 async def test_a_group_of_submissions_sends_one_hint_of_what_is_due(heard: Heard, conn: Conn) -> None:
