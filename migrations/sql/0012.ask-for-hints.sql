@@ -8,8 +8,21 @@ SELECT set_config('search_path', format('%I, pg_temp', current_schema()), true);
 -- transaction has ended, so it is sent only while idle processes ask for it. A sequence is outside of transactions:
 -- every caller reads its present value, whatever the caller's snapshot is, and no dead row is left.
 CREATE SEQUENCE hints_wanted_until AS bigint MINVALUE 0 START 0;
--- A wrong value costs the time of a poll or of a NOTIFY. Roles that enqueue or work need no new grant.
-GRANT SELECT, UPDATE ON SEQUENCE hints_wanted_until TO PUBLIC;
+-- Every role that enqueues reads it.
+GRANT SELECT ON SEQUENCE hints_wanted_until TO PUBLIC;
+-- Who keeps the rows of workers may ask: the roles of workers and relays.
+DO $$
+DECLARE
+    grantee text;
+BEGIN
+    FOR grantee IN
+        SELECT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END
+        FROM pg_class c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) acl
+        WHERE c.oid = 'workers'::regclass AND acl.privilege_type = 'UPDATE'
+    LOOP
+        EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE hints_wanted_until TO %s', grantee);
+    END LOOP;
+END $$;
 
 -- Tells who waits that jobs of `presets` are ready when the caller's transaction commits, if anybody wants to know.
 -- A payload has 8000 bytes at most; an empty one means any preset.
@@ -22,3 +35,5 @@ BEGIN
         PERFORM pg_notify('outrider_ready', CASE WHEN length(named) > 7000 THEN '' ELSE named END);
     END IF;
 END $$;
+-- Every statement that enqueues calls it. Anybody may NOTIFY anyway.
+GRANT EXECUTE ON FUNCTION outrider_hint(text[]) TO PUBLIC;

@@ -34,6 +34,9 @@ BEGIN
     END;
     RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = fault, MESSAGE = fault;
 END $$;
+-- Every statement that adds a job calls it.
+GRANT EXECUTE ON FUNCTION
+    outrider_job_fits(text, text, text, jsonb, smallint, smallint, integer, timestamptz, timestamptz) TO PUBLIC;
 
 -- NOT VALID: the stored rows have passed the constraints that go, and need not be read again.
 ALTER TABLE jobs

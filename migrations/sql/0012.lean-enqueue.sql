@@ -246,15 +246,13 @@ END $$;
 DO $$
 DECLARE
     given CONSTANT aclitem[] :=
-        (SELECT proacl FROM pg_proc WHERE oid = 'outrider_enqueue_many(json, boolean)'::regprocedure);
+        (SELECT coalesce(proacl, acldefault('f', proowner))
+         FROM pg_proc WHERE oid = 'outrider_enqueue_many(json, boolean)'::regprocedure);
     callable regprocedure;
     grantee text;
 BEGIN
-    IF given IS NULL THEN
-        RETURN;
-    END IF;
     FOREACH callable IN ARRAY ARRAY[
-        'outrider_fault(outrider_new_job)', 'outrider_hint(text[])',
+        'outrider_fault(outrider_new_job)',
         'outrider_enqueue_new(text, text, text, jsonb, integer, timestamptz, double precision, integer, integer, text)'
     ]::regprocedure[] LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', callable);

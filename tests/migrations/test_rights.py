@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -16,16 +17,19 @@ from psycopg.conninfo import make_conninfo
 import migrations
 from engine.errors import SchemaMismatch
 from engine.model import Completed, JobState
+from engine.moves.enqueue import Accepted, Submission, enqueue_group
 from engine.storage.connections import open_pool
+from engine.storage.listener import ASK, UNASK
 from migrations.readiness import open_checks
-from migrations.rights import NEEDS
+from migrations.rights import NEEDS, PROCESSES, check
 from ops.waiting import until
+from tests.support.database import new
 from tests.support.web_harness import get, served, submit
 from tests.support.worker_harness import WorkerHarness, preset
 
 Conn = AsyncConnection[Any]
 ROLE = f"outrider test {os.getpid()}"
-KINDS = {"outbox_position": "SEQUENCE"}
+KINDS = {"outbox_position": "SEQUENCE", "hints_wanted_until": "SEQUENCE"}
 
 
 @pytest.fixture
@@ -136,6 +140,47 @@ async def test_a_role_with_the_rights_of_worker_and_relay_can_do_all_that_they_d
                     async with pool.connection() as each:
                         await task.work(each, 1000)
             await maintenance.sampler.sample()
+
+
+GUARDED = {
+    "functions are nobody's by default": "ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC",
+    "some alone may call the functions": "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC",
+}
+
+
+@pytest.fixture
+async def before_hints(empty_database_url: str, tmp_path: Path) -> AsyncIterator[Conn]:
+    """A database of the version before 0012, with a role that has the rights that web, worker and relay had there."""
+    for path in migrations.SQL.glob("*.sql"):
+        if path.name < "0012":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    migrations.up(empty_database_url, directory=tmp_path)
+    role = sql.Identifier(ROLE)
+    async with await AsyncConnection.connect(empty_database_url, autocommit=True) as conn:
+        await conn.execute(sql.SQL("DROP ROLE IF EXISTS {}; CREATE ROLE {}").format(role, role))
+        await grant(conn, ["web", "worker", "relay"], but="hints_wanted_until")
+        yield conn
+        await conn.execute(sql.SQL("RESET ROLE; DROP OWNED BY {}; DROP ROLE {}").format(role, role))
+
+
+@pytest.mark.parametrize("guard", GUARDED.values(), ids=GUARDED)
+async def test_who_might_add_jobs_and_work_may_do_so_after_an_upgrade(
+    before_hints: Conn, empty_database_url: str, guard: LiteralString
+) -> None:
+    await before_hints.execute(guard)
+    migrations.up(empty_database_url)
+    await before_hints.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(ROLE)))
+    [accepted] = await enqueue_group(before_hints, [Submission((new(),))])
+    assert isinstance(accepted, Accepted)
+    await before_hints.execute(ASK, {"without": 5.0})
+    for process in PROCESSES:
+        await check(before_hints, [process])
+
+
+async def test_who_cannot_work_cannot_ask_for_hints(url: str) -> None:
+    async with await AsyncConnection.connect(url) as stranger:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            await stranger.execute(UNASK)
 
 
 def ready(check: Callable[[], Any]) -> Callable[[], Any]:

@@ -113,14 +113,6 @@ async def test_nobody_is_told_while_nobody_asks(database_url: str, conn: Conn, u
         assert await fetchone(conn, WANTED) == (False,)
 
 
-async def test_a_role_needs_no_new_right_to_tell_or_to_ask(conn: Conn) -> None:
-    granted = (
-        "SELECT has_sequence_privilege('public', 'hints_wanted_until', right_) FROM unnest(%s::text[]) right_"
-    )
-    cursor = await conn.execute(granted, [["SELECT", "UPDATE"]])
-    assert await cursor.fetchall() == [(True,), (True,)]
-
-
 async def test_hints_that_are_too_many_are_replaced_by_looks(
     database_url: str, conn: Conn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
