@@ -131,8 +131,8 @@ class Child:
         logs.about()
         spent = self._spent()
         if isinstance(outcome, Completed):
-            if outcome.effects is not None:
-                self._kept = Kept(attempt, pipeline, outcome)
+            # None also instead of what an earlier attempt has kept, whose Commit has never come.
+            self._kept = Kept(attempt, pipeline, outcome) if outcome.effects is not None else None
             self._link.send(Done(encode(outcome.output).text, self._kept is not None, spent))
             return spent is not None and self._kept is None
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 from structlog.testing import capture_logs
 
-from engine.model import JobState
+from engine.ids import uuid7
+from engine.model import Attempt, Completed, Job, JobState
 from tests.support.worker_harness import WorkerHarness
 from tests.worker.children.conftest import ChildLines, OpenWorker, lives
 
@@ -80,6 +82,21 @@ async def test_effects_leave_a_child_to_the_next_attempt(
         ids = [await harness.enqueue("record") for _ in range(4)]
         pids = {output(view)["pid"] for view in await harness.ended(*ids)}
     assert len(pids) == 1
+
+
+async def test_effects_that_nobody_has_committed_are_not_the_next_attempts(open_worker: OpenWorker) -> None:
+    now = datetime.now(UTC)
+
+    def attempt(preset: str) -> Attempt:
+        job = Job(uuid7(), "ann", preset, "text", {}, 2, now, None)
+        return Attempt(job, 1, 1, 0, 0, None, None, 1, now, now, now, None)
+
+    async with open_worker() as (_, children):
+        child = await children.take()
+        outcomes = [await child.run(attempt(preset), None) for preset in ("record", "echo")]
+        children.give(child)
+    effects = [isinstance(each, Completed) and each.effects is not None for each in outcomes]
+    assert effects == [True, False]
 
 
 async def test_effects_that_leave_a_task_are_the_last_ones_of_their_child(
