@@ -68,9 +68,8 @@ class Consumer:
     ) -> None:
         self._children = children
         self._stopping = threading.Event()
-        self._url, self._pool, self._source, self._registry = url, pool, source, registry
+        self._pool, self._source, self._registry = pool, source, registry
         self._drain_seconds = drain_seconds
-        self._draining = False
         self._failing: Exception | None = None
         """Why the last claim failed."""
         self._loop = asyncio.get_running_loop()
@@ -79,10 +78,9 @@ class Consumer:
         self._slots = Slots(slots, lease_seconds, self._wake.set)
         self._metrics = AttemptMetrics(registry)
         self._releaser = Releaser(pool, self._metrics, publish_results=publish_results)
-        apart = [preset for preset, each in registry.items() if each.runs == "process"]
         self._lease = Lease(
             url,
-            Registration(process_name(), tuple(registry), slots, apart),
+            Registration(process_name(), tuple(registry), slots, children.presets if children else ()),
             lease_seconds,
             on_beat=self._on_beat,
             running=lambda: [f"{job_id}#{number}" for job_id, number in list(self._slots.held)],
@@ -257,7 +255,7 @@ class Consumer:
                     execution.time_out()
             stuck = self._slots.stuck
             stuck.look(self._slots.occupied)
-            if stuck.exhausted and not self._draining:
+            if stuck.exhausted and not self._stopping.is_set():
                 log.error("worker.exhausted", stuck=len(stuck))
                 self._wake.set()
             WORKER_BUSY.set(len(self._slots.occupied))
@@ -281,7 +279,7 @@ class Consumer:
 
     async def _drain(self) -> None:
         """Finish running attempts within the drain time, then release the rest and wait until that is written."""
-        self._draining = self._slots.full = True
+        self._slots.full = True
         self._stopping.set()
         if self._children is not None:
             self._children.stop()

@@ -31,7 +31,7 @@ async def test_drain_finishes_what_runs(harness: WorkerHarness) -> None:
     async with harness.worker(work) as worker:
         await harness.row(LEASED)
         worker.stop.set()
-        await until(lambda: known(worker.consumer._draining))
+        await until(lambda: known(worker.consumer._stopping.is_set()))
         waiting = await harness.enqueue()
         free.set()
         assert await worker.ended() == 0

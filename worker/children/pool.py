@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from itertools import count
 from typing import Final
@@ -74,6 +74,11 @@ class Children:
             waiter.set_result(child)
         else:
             self._idle.append(child)
+
+    @property
+    def presets(self) -> Sequence[str]:
+        """Those whose attempts the children run."""
+        return self._setting.presets
 
     def pids(self) -> list[int]:
         """The process ids of the children that are ready."""
