@@ -21,7 +21,8 @@ import threading
 import time
 import warnings
 
-# Those of `signal` turn each answer into an enum, which takes longer than all that is looked at here.
+# Those of `signal` turn each answer into an enum, which takes longer than all that is looked at here. Typeshed does not
+# know their module, nor what `os.environ` holds.
 from _locale import setlocale
 from _signal import getsignal, pthread_sigmask, setitimer  # type: ignore[import-not-found]
 from collections.abc import Callable
