@@ -119,7 +119,9 @@ def new_request_id() -> str:
 
 async def finish_headers(request: web.Request, response: web.StreamResponse) -> None:
     """An on_response_prepare signal, because streams send their headers through it, too."""
-    response.headers[REQUEST_ID] = request[RECORD].request_id
+    # aiohttp itself refuses some requests before the middleware, such as `OPTIONS *` with an unknown expectation.
+    record = request.get(RECORD)
+    response.headers[REQUEST_ID] = new_request_id() if record is None else record.request_id
     response.headers.popall("Server", None)
 
 

@@ -206,6 +206,14 @@ async def test_expect_100_continue_is_answered_and_other_expectations_ignored(
         assert (await answer_to(shared_harness, raw))[0] == status
 
 
+async def test_what_aiohttp_refuses_before_the_middleware_is_answered(shared_harness: WebHarness) -> None:
+    async with wire(shared_harness) as (reader, writer):
+        writer.write(b"OPTIONS * HTTP/1.1\r\nHost: x\r\nExpect: the-unexpected\r\n\r\n")
+        status, headers, _ = await answer(reader)
+    assert status == 417
+    assert headers["x-request-id"]
+
+
 async def test_requests_sent_in_one_go_are_answered_in_turn(shared_harness: WebHarness) -> None:
     async with wire(shared_harness) as (reader, writer):
         writer.write((head() + BODY) * 50)
