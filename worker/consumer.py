@@ -167,7 +167,8 @@ class Consumer:
                 attempts = await self._suspects.claim_first(worker_id, room, held=len(self._slots.held))
         except (DatabaseUnavailable, Error) as error:
             if not told(self._failing, error):
-                by_blame(log, error)("claim.failed")
+                log_at = by_blame(log, error)
+                log_at("claim.failed")
             self._failing = error
             return []
         except Exception as error:  # noqa: BLE001 - the running attempts must not end with the claims
