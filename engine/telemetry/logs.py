@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -57,7 +57,7 @@ def configure(settings: Settings, role: str, *, to: Any = None) -> None:
             logger_factory=lambda *_: _Printed(_Texts(to) if to else sys.stderr),
             cache_logger_on_first_use=True,
         )
-    _adopt_foreign(level)
+    _adopt_foreign(level, settings.pipelines)
     # gRPC's core prints lines of its own to standard error. What matters in them is in the errors of the calls, too.
     # The core reads this once, when it is imported: that comes later, in the processes that need it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -244,10 +244,13 @@ class _Lines(_Sink):
                 self.write(b"\n".join(lines) + b"\n")
 
 
-def _adopt_foreign(level: int) -> None:
+def _adopt_foreign(level: int, pipelines: Sequence[str]) -> None:
+    """Log what libraries log from warnings on, and what the packages of the modules `pipelines` log from `level` on."""
     root = logging.getLogger()
     root.handlers = [_Foreign()]
     root.setLevel(max(level, logging.WARNING))
+    for module in pipelines:
+        logging.getLogger(module.partition(".")[0]).setLevel(level)
     # It logs a traceback for each call that has no credentials, and the error of the call says the same.
     logging.getLogger("grpc._plugin_wrapping").setLevel(logging.CRITICAL)
 

@@ -172,6 +172,22 @@ def test_a_library_s_record_keeps_its_traceback_and_any_level(capfd: pytest.Capt
     assert odd["message"] == "odd level"
 
 
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [("debug", ["debug", "info", "warning"]), ("info", ["info", "warning"]), ("error", [])],
+)
+def test_a_pipeline_module_s_package_logs_from_the_configured_level_on(
+    capfd: pytest.CaptureFixture[str], level: str, shown: list[str]
+) -> None:
+    configured(log_level=level, pipelines=("labels.printing",))
+    for name in ("labels", "labels.paper"):
+        for said in ("debug", "info", "warning"):
+            logging.getLogger(name).log(logs.LEVELS[said], said)
+    assert [(line["logger"], line["message"]) for line in lines(capfd)] == [
+        (name, said) for name in ("labels", "labels.paper") for said in shown
+    ]
+
+
 def test_the_level_is_the_configured_one(capfd: pytest.CaptureFixture[str]) -> None:
     log = configured(log_level="error")
     log.warning("not.shown")
