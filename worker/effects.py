@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from inspect import isawaitable
 from typing import Final, LiteralString, Protocol
 
 import structlog
@@ -49,6 +50,7 @@ SELECT pg_current_xact_id()::text FROM outbox WHERE job_id = %s AND attempt = %s
 LEND: LiteralString = """
 SET LOCAL search_path TO DEFAULT; SET LOCAL TimeZone TO DEFAULT;
 SET LOCAL idle_in_transaction_session_timeout TO """
+PLAIN: Final = "the effects are a plain function: they must be an async one, whose statements are awaited"
 ENDED: Final = "the effects ended the transaction that they run in: they must neither commit nor roll back"
 
 log = structlog.get_logger()
@@ -159,7 +161,7 @@ class EffectsCommit:
                 if self._effects is not None:
                     async with _lent(conn, fence[0], self._seconds):
                         with tracing.step("effects"):
-                            await self._effects(conn)
+                            await _awaitable(self._effects(conn))
                 if not await write(
                     conn, attempt.worker_id, [self._ending], publish_results=self._publish_results
                 ):
@@ -189,6 +191,13 @@ async def _lent(conn: Connection, transaction: str, seconds: float) -> AsyncIter
         raise PermanentError(ENDED)
     if found.read_only:
         raise PermanentError("the effects made their transaction read-only, so the result cannot be written")
+
+
+def _awaitable(written: object) -> Awaitable[object]:
+    """What the effects returned. Raises PermanentError if that cannot be awaited: no statement of theirs has run."""
+    if not isawaitable(written):
+        raise PermanentError(PLAIN)
+    return written
 
 
 def _most_tries(error: BaseException) -> int:

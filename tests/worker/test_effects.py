@@ -66,6 +66,24 @@ async def test_effects_that_always_raise_use_up_the_budget(
     assert await counters(harness.conn, job_id) == (2, 2, 0)
 
 
+async def test_effects_that_are_a_plain_function_fail_the_job_at_once_with_the_fix(
+    harness: WorkerHarness,
+) -> None:
+    @preset(max_attempts=3)
+    def answer(_job: Any, _run: Any) -> Completed:
+        def effects(_conn: Conn) -> None: ...
+
+        return Completed(None, effects)  # type: ignore[arg-type]  # the mistake that is tested
+
+    job_id = await harness.enqueue()
+    async with harness.worker(answer), harness.maintenance():
+        [job] = await harness.ended(job_id)
+    assert job.state is JobState.FAILED
+    assert job.error
+    assert "must be an async one" in job.error["message"]
+    assert await counters(harness.conn, job_id) == (1, 1, 0)
+
+
 @pytest.mark.parametrize("moment", ["before it is sent", "after its commit"])
 async def test_effects_whose_connection_is_cut_at_commit_happen_once(
     harness: WorkerHarness, moment: Moment
