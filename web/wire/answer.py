@@ -34,13 +34,15 @@ class Answer(web.Response):
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
-        request, body = self._req, self._body
-        if not self._head or request is None or not isinstance(body, bytes):
+        request, writer, body = self._req, self._payload_writer, self._body
+        if not self._head or request is None or writer is None or not isinstance(body, bytes):
             await super().write_eof(data)
             return
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("the client has left")
         transport.write(self._head + body)
+        # A client that does not read is given no further answer.
+        await writer.drain()
         self._head, self._eof_sent = b"", True
         self._req = self._payload_writer = None

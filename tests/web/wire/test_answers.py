@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
+from aiohttp import web
 
+from engine.process.http.admission import Limits
+from engine.process.http.listener import listening
+from ops.harness.ports import HOST
+from ops.waiting import until
 from tests.support.web_harness import WebHarness, bearer
+from web.wire.answer import Answer
 
 VARYING = {"date", "x-request-id", "connection"}
 
@@ -54,3 +61,23 @@ async def test_every_way_of_asking_gets_the_same_answer(
             fields.pop(name, None)
     assert asked[1] == usual[1]
     assert asked[2] == (b"" if method == "HEAD" else usual[2])
+
+
+async def test_who_reads_no_answers_gets_no_more_than_the_sockets_hold() -> None:
+    """Else they would fill the server's memory."""
+    answers = 0
+
+    async def handler(_request: web.Request) -> web.Response:
+        nonlocal answers
+        answers += 1
+        return Answer(body=bytes(1 << 20))
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with listening(app, HOST, 0, server="api", limits=Limits(), drain_seconds=0.1) as port:
+        with socket.create_connection((HOST, port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+            with pytest.raises(TimeoutError):
+                # They take a tenth of a second.
+                await until(lambda: answers == 100, 1.0)
+    assert 0 < answers < 50
