@@ -40,6 +40,8 @@ FAULTS: Final = {
 """Signals of a fault in this process itself."""
 HELD: Final = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 """Signals that cannot be ignored, and the one that tells that a child has ended."""
+ERRORS: Final = {signal.SIGPIPE, signal.SIGXFSZ}
+"""Signals that Python ignores in every process: what is written there raises OSError instead."""
 DESCRIPTORS: Final = 3
 END_SECONDS: Final = 3.0
 REAP_SECONDS: Final = 0.01
@@ -175,7 +177,7 @@ def _become(
         # A process that its parent leaves while the attempt runs is the attempt's, and counts as left by it.
         adopt_orphans()
         signal.set_wakeup_fd(-1)
-        for number in signal.valid_signals():
+        for number in signal.valid_signals() - ERRORS:
             if signal.getsignal(number) not in (signal.SIG_DFL, None):
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)

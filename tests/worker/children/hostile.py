@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -306,6 +307,27 @@ async def innocent(_job: Job, _run: Run) -> float:
         await asyncio.sleep(0.01)
         worst = max(worst, time.monotonic() - now - 0.01)
     return worst
+
+
+@declared("writes-to-nobody")
+def writes_to_nobody(_job: Job, _run: Run) -> list[str]:
+    reading, writing = os.pipe()
+    os.close(reading)
+    errors = []
+    try:
+        os.write(writing, b"x")
+    except OSError as error:
+        errors.append(type(error).__name__)
+    os.close(writing)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    with tempfile.TemporaryFile(buffering=0) as file:
+        try:
+            file.write(b"xx")
+            file.write(b"x")
+        except OSError as error:
+            errors.append(type(error).__name__)
+    return errors
 
 
 @declared("imports")

@@ -30,6 +30,14 @@ async def test_an_attempt_runs_in_a_process_that_the_next_one_uses_again(
     assert not lives(int(str(pids[0])))
 
 
+async def test_what_cannot_be_written_is_an_error_as_in_any_process_of_python(
+    harness: WorkerHarness, open_worker: OpenWorker
+) -> None:
+    async with open_worker():
+        [view] = await harness.ended(await harness.enqueue("writes-to-nobody"))
+    assert (view.output, view.error) == ('["BrokenPipeError","OSError"]', None)
+
+
 async def test_a_child_is_replaced_after_its_number_of_attempts(
     harness: WorkerHarness, open_worker: OpenWorker
 ) -> None:
