@@ -53,6 +53,11 @@ class Connection(SerialHandler):
         self._door.left(self._visitor)
         super().connection_lost(exc)
 
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request of this connection is being answered, or was."""
+        return bool(self._request_count) and not self._messages
+
     def replace(self) -> None:
         """Close the connection for another one's sake."""
         self._abort()

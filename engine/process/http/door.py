@@ -16,6 +16,9 @@ LINGER_SECONDS: Final = 2.0
 client may lose the answer."""
 UNSENT_MILLISECONDS: Final = 60_000
 """How long a client may leave unread what it was sent, before the kernel drops the connection."""
+FIRST_WORDS_SECONDS: Final = 0.5
+"""How long after its arrival a stop waits for what a connection says first: nobody else can answer it."""
+LOOK_SECONDS: Final = 0.01
 MAX_LEAVING: Final = 64
 """Refused connections that may linger at once."""
 PIECE_BYTES: Final = 64 * 1024
@@ -27,6 +30,10 @@ Reason = Literal["refused", "replaced", "late"]
 
 class Connected(Protocol):
     """The protocol of a visitor that has spoken."""
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request of its is being answered, or was."""
 
     def replace(self) -> None: ...
 
@@ -88,6 +95,14 @@ class Door:
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
+    async def hear_out(self) -> None:
+        """Wait for the first words of those who have just come, at most FIRST_WORDS_SECONDS."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + FIRST_WORDS_SECONDS
+        while loop.time() < until and any(each.just_came for each in self.open.everyone()):  # noqa: ASYNC110
+            # An event would have to be kept for each request, and set for this one moment.
+            await asyncio.sleep(LOOK_SECONDS)
+
     def close(self) -> None:
         """Close what has never spoken. The server closes the connections that have."""
         for visitor in self.open.everyone():
@@ -126,9 +141,10 @@ class Door:
 class Visitor:
     """A connection since it was accepted; `connection` is its protocol, once it has spoken."""
 
-    __slots__ = ("_door", "_timer", "connection", "sock")
+    __slots__ = ("_arrived", "_door", "_timer", "connection", "sock")
 
     def __init__(self, door: Door, sock: socket.socket) -> None:
+        self._arrived = asyncio.get_running_loop().time()
         self._door = door
         self.sock = sock
         self.connection: Connected | None = None
@@ -144,6 +160,12 @@ class Visitor:
     def listens(self) -> bool:
         """Whether it has not spoken yet."""
         return self._timer is not None and not self._timer.cancelled()
+
+    @property
+    def just_came(self) -> bool:
+        """Whether its first request may be on its way still."""
+        spoken = self.connection is not None and self.connection.has_asked
+        return not spoken and asyncio.get_running_loop().time() < self._arrived + FIRST_WORDS_SECONDS
 
     @property
     def head_due(self) -> float:

@@ -75,6 +75,7 @@ async def listening(
             yield acceptor.sockets[0].getsockname()[1]
         finally:
             acceptor.close()
+            await door.hear_out()
             door.close()
     finally:
         await runner.cleanup()

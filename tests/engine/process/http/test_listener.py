@@ -8,7 +8,7 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +432,28 @@ async def test_a_stop_waits_for_what_is_in_flight_as_long_as_it_may_and_no_longe
             began = time.monotonic()
         # aiohttp's own way takes the drain twice.
         assert drain_seconds <= time.monotonic() - began < 2 * drain_seconds
+        app.leave()
+
+
+@pytest.mark.parametrize("said_before", [b"", GET[:10]], ids=["nothing", "half a head"])
+async def test_a_stop_hears_out_who_has_just_come(said_before: bytes) -> None:
+    """Its client could not know, and no other process can answer what this one has accepted."""
+    async with asyncio.timeout(WAIT):
+        served = web.Application()
+        app = App(0, asyncio.Event())
+        gauge = HTTP_CONNECTIONS.labels("api")._value
+        async with AsyncExitStack() as stack:
+            app.port = await stack.enter_async_context(
+                listening(served, HOST, 0, server="api", limits=Limits(), drain_seconds=1)
+            )
+            client = await app.connect(said_before)
+            await until(lambda: gauge.get() == 1)
+            stopping = asyncio.create_task(stack.pop_all().aclose())
+            # Not before the stop has closed the listener.
+            await asyncio.sleep(0.05)
+            client[1].write(GET.removeprefix(said_before))
+            assert (await client[0].readline()).startswith(b"HTTP/1.1 404 ")
+            await stopping
         app.leave()
 
 
