@@ -7,6 +7,8 @@ from itertools import pairwise
 from uuid import RFC_4122, UUID
 
 import pytest
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from engine import ids
 from engine.ids import first_id_of, uuid7
@@ -16,6 +18,21 @@ def test_ids_increase_and_are_of_version_7() -> None:
     made = [uuid7() for _ in range(20_000)]
     assert all(before < after for before, after in pairwise(made))
     assert {(each.version, each.variant) for each in made} == {(7, RFC_4122)}
+
+
+async def test_ids_that_the_database_makes_one_after_the_other_increase(
+    conn: AsyncConnection[TupleRow],
+) -> None:
+    made = []
+    before = time.time_ns() // 1_000_000
+    for _ in range(300):
+        row = await (await conn.execute("SELECT outrider_uuid7()")).fetchone()
+        assert row is not None
+        made.append(row[0])
+    after = time.time_ns() // 1_000_000
+    assert all(first < second for first, second in pairwise(made))
+    assert {(each.version, each.variant) for each in made} == {(7, RFC_4122)}
+    assert all(before <= each.int >> 80 <= after for each in made)
 
 
 def test_an_id_tells_when_it_was_made_to_the_millisecond() -> None:
