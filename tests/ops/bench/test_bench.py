@@ -44,7 +44,7 @@ GOALS = {
     "web": 0,
     "drain": 1,
     "relay": 2 * len(brokers.found()),
-    "pickup": 2,
+    "pickup": 2 * 3,
     "claim": 3,
     "held": 1,
     "overhead": 3,

@@ -266,6 +266,8 @@ async def series(counters_harness: CounterHarness, jobs: int, owners: int) -> tu
     one = [{"preset": preset, "content": "x"} for preset in ("steady", "shaky", "sleepy")]
     await counters_harness.submit(one * BATCH, owners=1)
     await counters_harness.settled()
+    # By then the relay has seen which presets the workers run.
+    await counters_harness.gauges()
     before = await seen()
     await counters_harness.submit([one[0]] * jobs, owners)
     await counters_harness.settled()
