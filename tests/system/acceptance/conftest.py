@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import orjson
 import pytest
 from psycopg import AsyncConnection
 
@@ -21,6 +20,7 @@ from engine.storage.connections import Pool, open_pool
 from ops.harness.process import ROOT, outrider
 from ops.waiting import WAIT_SECONDS, until
 from tests.support.database import Conn
+from tests.support.json_lines import events
 from tests.support.worker_harness import WorkerHarness
 from tests.system.acceptance import ledger_pipelines as work
 
@@ -53,8 +53,7 @@ class Process:
 
     def logged(self, event: str) -> int:
         """How many lines of `event` it has written."""
-        lines = [line for line in self._log.read_bytes().splitlines() if line.startswith(b"{")]
-        return sum(orjson.loads(line)["event"] == event for line in lines)
+        return sum(each["event"] == event for each in events(self._log))
 
     async def says(self, event: str, times: int = 1, seconds: float = WAIT_SECONDS) -> None:
         async def look() -> bool:
@@ -65,9 +64,7 @@ class Process:
 
     def fields(self, event: str) -> dict[str, Any]:
         """The fields of the last line of `event`."""
-        lines = [line for line in self._log.read_bytes().splitlines() if line.startswith(b"{")]
-        found: list[dict[str, Any]] = [each for each in map(orjson.loads, lines) if each["event"] == event]
-        return found[-1]
+        return [each for each in events(self._log) if each["event"] == event][-1]
 
     def children(self) -> list[int]:
         """The processes that it has started and not reaped."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -31,6 +30,7 @@ from ops.harness.process import ROOT
 from ops.local.server import local_postgres
 from ops.waiting import until
 from tests.support.database import Conn
+from tests.support.json_lines import events
 from tests.system.acceptance import outcome_pipelines as fates
 from tests.system.acceptance.counters import COUNTED, SHOWN, Labels, Sum, Sums
 
@@ -64,8 +64,7 @@ class Process:
 
     def said(self, event: str) -> dict[str, Any]:
         """The first log line of this event; empty while there is none."""
-        lines = (json.loads(line) for line in self.log.read_bytes().splitlines() if line.endswith(b"}"))
-        return next((line for line in lines if line["event"] == event), {})
+        return next((line for line in events(self.log) if line["event"] == event), {})
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.child.returncode is None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
-import orjson
 import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -28,6 +27,7 @@ from ops.harness.pubsub_fake import FakePubSub
 from ops.waiting import WAIT_SECONDS, until
 from relay.provision.apply import open_clients, provision
 from tests.support.database import Conn, fetchone
+from tests.support.json_lines import events
 from tests.support.web_harness import SECRET, bearer
 from tests.system.acceptance.conftest import Process
 
@@ -142,8 +142,7 @@ class System:
         assert await asyncio.gather(*(each.ended() for each in self._processes.values())) == [0, 0, 0]
 
     def lines(self, role: str, event: str) -> list[dict[str, Any]]:
-        lines = map(orjson.loads, (self._folder / f"{role}.log").read_bytes().splitlines())
-        return [line for line in lines if line["event"] == event]
+        return [line for line in events(self._folder / f"{role}.log") if line["event"] == event]
 
     def port(self, role: str, name: str = "admin_port") -> int:
         return int(self.lines(role, f"{role}.started")[0][name])

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol
 
 import aiohttp
-import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.pubsub.client import EMULATOR
@@ -24,6 +23,7 @@ from ops.harness.ports import free_port
 from ops.harness.process import ROOT
 from ops.harness.pubsub_fake import pubsub_process
 from ops.waiting import until
+from tests.support.json_lines import events
 
 PROJECT = "chaos"
 START_SECONDS = 30.0
@@ -75,14 +75,13 @@ class Process:
         await self._child.wait()
 
     def logged(self) -> list[dict[str, Any]]:
-        lines = self._log.read_bytes().splitlines()
-        return [orjson.loads(line) for line in lines if line.startswith(b"{")]
+        return events(self._log)
 
     def loud(self) -> Counter[str]:
         """How many warnings and worse it has logged, by event. A busy machine may keep any loop from turning."""
-        events = Counter(line["event"] for line in self.logged() if line["level"] in LOUD)
-        del events["loop.blocked"]
-        return events
+        loud = Counter(line["event"] for line in self.logged() if line["level"] in LOUD)
+        del loud["loop.blocked"]
+        return loud
 
     async def started(self, event: str) -> None:
         async def look() -> bool:
