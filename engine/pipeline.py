@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -220,6 +221,16 @@ class Registry(Mapping[str, Pipeline]):
         return len(self._pipelines)
 
 
+def _place(error: BaseException) -> str:
+    """Where an import raised `error`, if that says more than the error does. A SyntaxError names its place itself."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
+    ]
+    if isinstance(error, SyntaxError) or len(frames) < 2:
+        return ""
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
+
+
 def load_pipelines(modules: Sequence[str]) -> Registry:
     """The built-in pipelines and those of `modules` (dotted paths), each of which has a list `pipelines`.
 
@@ -229,9 +240,10 @@ def load_pipelines(modules: Sequence[str]) -> Registry:
     for path in ("engine.pipelines", *modules):
         try:
             listed = import_module(path).pipelines
-        except Exception as error:
+        # A module that ends the process at its import would else leave without a word of which module.
+        except (Exception, SystemExit) as error:
             raise ConfigurationError(
-                [f"OUTRIDER_PIPELINES: {path}: {type(error).__name__}: {error}"]
+                [f"OUTRIDER_PIPELINES: {path}: {type(error).__name__}: {error}{_place(error)}"]
             ) from error
         if not isinstance(listed, list) or not all(isinstance(item, Pipeline) for item in listed):
             raise ConfigurationError([f"OUTRIDER_PIPELINES: {path}.pipelines is not a list of Pipeline"])

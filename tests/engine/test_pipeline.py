@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -143,3 +144,19 @@ def test_a_module_that_does_not_list_pipelines_is_refused(
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"no\.such\.module"):
         load_pipelines(["no.such.module"])
+
+
+@pytest.mark.parametrize(
+    ("raising", "told"),
+    [('{}["token"]', r"KeyError: 'token'"), ('raise SystemExit("no token")', "SystemExit: no token")],
+)
+def test_a_module_that_raises_at_its_import_is_named_with_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raising: str, told: str
+) -> None:
+    (tmp_path / "raising_conf.py").write_text(f"\n\n{raising}\n")
+    (tmp_path / "raising_pipelines.py").write_text("import raising_conf\n\npipelines = []\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ConfigurationError, match=rf"raising_pipelines: {told} \(.*/raising_conf\.py, line 3\)"
+    ):
+        load_pipelines(["raising_pipelines"])

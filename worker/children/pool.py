@@ -95,9 +95,9 @@ class Children:
             self.give(await self.take())
         except ChildUnfit as error:
             raise ConfigurationError([f"OUTRIDER_PIPELINES, in a child: {error}"]) from error
-        except ChildUnavailable:
-            # The user's limit of processes, say. It may pass, and the attempt that asks next logs it if not.
-            pass
+        except ChildUnavailable as error:
+            # The user's limit of processes, say. It may pass: the attempts that ask next try again.
+            log.warning("child.not_started", error=str(error))
 
     async def warm(self, number: int) -> None:
         """Start `number` children ahead of their first attempts."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.errors import ConfigurationError
 from engine.pipeline import Registry, load_pipelines, pipeline
@@ -30,6 +31,17 @@ pipelines = [pipeline("fickle")(work)] if not seen.exists() else []
 seen.touch()
 """
 STEADY = CHANGING.replace("if not seen.exists() else []", "").replace("seen.touch()", "")
+
+# A worker imports this; its children end at it.
+DYING = """
+if seen.exists():
+    import os
+
+    os._exit(7)
+seen.touch()
+
+
+def work"""
 
 
 def plain(_job: Any, _run: Any) -> None: ...
@@ -74,3 +86,14 @@ async def test_a_worker_starts_with_plain_functions_that_are_listed(
     registry = load_pipelines(["steady_pipelines"])
     assert registry["fickle"].runs == "process"
     await open_and_close(harness, registry, "steady_pipelines")
+
+
+async def test_a_worker_whose_children_die_at_the_import_says_so_when_it_starts(
+    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dying_pipelines.py").write_text(STEADY.replace("def work", DYING))
+    monkeypatch.syspath_prepend(tmp_path)
+    with capture_logs() as lines:
+        await open_and_close(harness, load_pipelines(["dying_pipelines"]), "dying_pipelines")
+    [line] = [line for line in lines if line["event"] == "child.not_started"]
+    assert "exited with code 7" in line["error"]
