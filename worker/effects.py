@@ -161,7 +161,7 @@ class EffectsCommit:
                 if self._effects is not None:
                     async with _lent(conn, fence[0], self._seconds):
                         with tracing.step("effects"):
-                            await _awaitable(self._effects(conn))
+                            await awaitable(self._effects(conn))
                 if not await write(
                     conn, attempt.worker_id, [self._ending], publish_results=self._publish_results
                 ):
@@ -193,7 +193,7 @@ async def _lent(conn: Connection, transaction: str, seconds: float) -> AsyncIter
         raise PermanentError("the effects made their transaction read-only, so the result cannot be written")
 
 
-def _awaitable(written: object) -> Awaitable[object]:
+def awaitable(written: object) -> Awaitable[object]:
     """What the effects returned. Raises PermanentError if that cannot be awaited: no statement of theirs has run."""
     if not isawaitable(written):
         raise PermanentError(PLAIN)

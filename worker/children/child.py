@@ -37,6 +37,7 @@ from worker.children.loop import Loop
 from worker.children.residue import Residue
 from worker.children.run import ChildRun
 from worker.children.setting import Setting
+from worker.effects import awaitable
 from worker.invocation import Invocation, Stopped, awaited
 from worker.outcome import after, encode, interpret
 
@@ -213,7 +214,7 @@ class Child:
             async def watched(conn: Connection) -> None:
                 self._loop.lent = True
                 try:
-                    await effects(conn)
+                    await awaitable(effects(conn))
                 finally:
                     self._loop.lent = False
 

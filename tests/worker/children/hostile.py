@@ -51,6 +51,13 @@ def record(job: Job, _run: Run) -> Completed:
     return Completed({"pid": os.getpid()}, effects=effects)
 
 
+@declared("record-plainly")
+def record_plainly(_job: Job, _run: Run) -> Completed:
+    def effects(_conn: Any) -> None: ...
+
+    return Completed(None, effects=effects)  # type: ignore[arg-type]  # the mistake that is tested
+
+
 @declared("waits")
 def waits(_job: Job, run: Run) -> str:
     """Until it is told to come to its end."""

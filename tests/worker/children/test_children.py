@@ -82,6 +82,16 @@ async def test_effects_of_a_child_commit_with_its_result_on_a_connection_of_the_
     assert failed.error["message"] == "the effects have failed"
 
 
+async def test_effects_of_a_child_that_are_a_plain_function_fail_the_job_with_the_fix(
+    harness: WorkerHarness, open_worker: OpenWorker
+) -> None:
+    async with open_worker():
+        [failed] = await harness.ended(await harness.enqueue("record-plainly"))
+    assert failed.state is JobState.FAILED
+    assert failed.error is not None
+    assert "must be an async one" in failed.error["message"]
+
+
 async def test_effects_leave_a_child_to_the_next_attempt(
     harness: WorkerHarness, open_worker: OpenWorker
 ) -> None:
