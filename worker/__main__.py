@@ -43,7 +43,7 @@ async def main(settings: Settings, stop: asyncio.Event) -> int:
     async with (
         open_checks(url, "worker") as checks,
         _open_source(settings, url, registry) as source,
-        open_consumer(settings, url, source, registry) as consumer,
+        open_consumer(settings, url, source, registry, stop) as consumer,
         admin_server(
             settings,
             "worker",

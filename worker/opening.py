@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from engine.pipeline import Pipeline
 from engine.settings import Settings
@@ -20,11 +21,11 @@ MAX_EFFECTS: Final = 10
 
 @asynccontextmanager
 async def open_consumer(
-    settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline]
+    settings: Settings, url: str, source: Source, registry: Mapping[str, Pipeline], stop: asyncio.Event
 ) -> AsyncIterator[Consumer]:
     """The consumer of a process, with its pools. Effects have a pool of their own: they may hold connections long.
 
-    Raises ConfigurationError if a pipeline is to run in processes that do not find it.
+    Raises ConfigurationError if a pipeline is to run in processes that do not find it. `stop` ends the wait for that.
     """
     slots = settings.worker_concurrency
     apart = [each.preset for each in registry.values() if each.runs == "process"]
@@ -36,7 +37,7 @@ async def open_consumer(
     ):
         if apart:
             # One before the others, which would hold up its start.
-            await children.try_one()
+            await _either(children.try_one(), stop.wait())
             children.expect(slots)
         yield Consumer(
             url,
@@ -50,3 +51,15 @@ async def open_consumer(
             publish_results=settings.publish_results,
             children=children,
         )
+
+
+async def _either(first: Coroutine[Any, Any, object], second: Coroutine[Any, Any, object]) -> None:
+    """Wait for one of the two, and cancel the other one. Raises what it has raised."""
+    tasks = [asyncio.ensure_future(first), asyncio.ensure_future(second)]
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in ended:
+        task.result()

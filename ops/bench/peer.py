@@ -82,7 +82,8 @@ class Peer:
 
         registry = Registry([handler])
         source = PostgresSource(dsn, tuple(registry))
-        self._consumer = await self._stack.enter_async_context(open_consumer(settings, dsn, source, registry))
+        opening = open_consumer(settings, dsn, source, registry, self._stop)
+        self._consumer = await self._stack.enter_async_context(opening)
         calm_the_collector()
 
     async def start_worker(self, on_job: OnJob) -> None:

@@ -94,7 +94,7 @@ class Children:
         try:
             self.give(await self.take())
         except ChildUnfit as error:
-            raise ConfigurationError([f"OUTRIDER_PIPELINES, in a child: {error}"]) from error
+            raise ConfigurationError([f"in a child: {error}"]) from error
         except ChildUnavailable as error:
             # The user's limit of processes, say. It may pass: the attempts that ask next try again.
             log.warning("child.not_started", error=str(error))

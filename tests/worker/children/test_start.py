@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.errors import ConfigurationError
 from engine.pipeline import Registry, load_pipelines, pipeline
 from engine.settings import load
 from tests.support.worker_harness import WorkerHarness
+from worker.children.pool import START_SECONDS
 from worker.opening import open_consumer
 from worker.source import PostgresSource
 
@@ -44,13 +46,19 @@ seen.touch()
 def work"""
 
 
+# A worker imports this; its children never come to the end of it.
+HANGING = DYING.replace("import os", "import time").replace("os._exit(7)", "time.sleep(600)")
+
+
 def plain(_job: Any, _run: Any) -> None: ...
 
 
-async def open_and_close(harness: WorkerHarness, registry: Registry, modules: str) -> None:
+async def open_and_close(
+    harness: WorkerHarness, registry: Registry, modules: str, stop: asyncio.Event | None = None
+) -> None:
     settings = load({"OUTRIDER_DATABASE_URL": harness.url, "OUTRIDER_PIPELINES": modules})
     source = PostgresSource(harness.url, tuple(registry))
-    async with open_consumer(settings, harness.url, source, registry):
+    async with open_consumer(settings, harness.url, source, registry, stop or asyncio.Event()):
         pass
 
 
@@ -97,3 +105,14 @@ async def test_a_worker_whose_children_die_at_the_import_says_so_when_it_starts(
         await open_and_close(harness, load_pipelines(["dying_pipelines"]), "dying_pipelines")
     [line] = [line for line in lines if line["event"] == "child.not_started"]
     assert "exited with code 7" in line["error"]
+
+
+async def test_a_stop_ends_the_wait_for_a_child_that_does_not_come_to_the_end_of_its_imports(
+    harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hanging_pipelines.py").write_text(STEADY.replace("def work", HANGING))
+    monkeypatch.syspath_prepend(tmp_path)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(1.0, stop.set)
+    async with asyncio.timeout(START_SECONDS / 2):
+        await open_and_close(harness, load_pipelines(["hanging_pipelines"]), "hanging_pipelines", stop)
