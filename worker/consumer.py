@@ -43,7 +43,6 @@ from worker.suspects import SuspectClaims
 MIN_IDLE_SECONDS: Final = 0.05
 MAX_IDLE_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 0.2
-
 LOST: Final = Released(Reason.LEASE_LOST)
 
 log = structlog.get_logger()
@@ -72,7 +71,6 @@ class Consumer:
         self._drain_seconds = drain_seconds
         self._failing: Exception | None = None
         """Why the last claim failed."""
-        self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._listener = Listener(url, self._on_hint, asks=source.takes_ready)
         self._slots = Slots(slots, lease_seconds, self._wake.set)
@@ -97,11 +95,13 @@ class Consumer:
         WORKER_SLOTS.set(slots)
 
     async def ready(self) -> None:
-        """A readiness check: raises while this worker has no lease, cannot claim, or cannot record outcomes."""
+        """A readiness check: raises while this worker holds no lease, or cannot claim, run or record attempts."""
         if self._lease.worker_id is None:
             raise DatabaseUnavailable("this worker holds no lease")
         if self._failing is not None:
             raise OutriderError(f"the last claim failed: {self._failing}")
+        if self._children is not None:
+            self._children.ready()
         await self._recorder.ready()
         await self._source.ready()
 
@@ -188,7 +188,7 @@ class Consumer:
         self._metrics.started(executions)
         for execution in executions:
             self._slots.take(execution)
-            execution.task = self._loop.create_task(self._run(execution), context=execution.span.context())
+            execution.task = asyncio.create_task(self._run(execution), context=execution.span.context())
 
     async def _run(self, execution: Execution) -> None:
         """The life of an attempt: claimed → running → ended → recorded."""
@@ -284,8 +284,7 @@ class Consumer:
         self._stopping.set()
         if self._children is not None:
             self._children.stop()
-        held = self._slots.held
-        if held:
+        if held := self._slots.held:
             log.info("worker.draining", attempts=len(held), seconds=self._drain_seconds)
         await self._emptied(self._drain_seconds)
         for execution in list(held.values()):

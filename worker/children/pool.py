@@ -46,6 +46,13 @@ class Children:
         self._nursery: Nursery | None = None
         self._opening = asyncio.Lock()
         self._stopping = False
+        self._unstarted: BaseException | None = None
+        """Why the latest start failed."""
+
+    def ready(self) -> None:
+        """A readiness check: raises ChildUnavailable while no child lives because none can be started."""
+        if self._unstarted is not None and not self.pids():
+            raise ChildUnavailable(str(self._unstarted))
 
     async def take(self) -> Child:
         """A child for one attempt: give it back with `give`. Raises ChildUnavailable."""
@@ -139,7 +146,8 @@ class Children:
         self._starting.discard(task)
         if task.cancelled():
             return
-        if (error := task.exception()) is None:
+        self._unstarted = error = task.exception()
+        if error is None:
             self.give(task.result())
         elif (waiter := self._next_waiting()) is not None:
             waiter.set_exception(error)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from engine.errors import ConfigurationError
+from engine.errors import ConfigurationError, OutriderError
 from engine.pipeline import Registry, load_pipelines, pipeline
 from engine.settings import load
+from ops.waiting import until
 from tests.support.worker_harness import WorkerHarness
 from worker.children.pool import START_SECONDS
 from worker.opening import open_consumer
@@ -96,13 +97,31 @@ async def test_a_worker_starts_with_plain_functions_that_are_listed(
     await open_and_close(harness, registry, "steady_pipelines")
 
 
-async def test_a_worker_whose_children_die_at_the_import_says_so_when_it_starts(
+async def test_a_worker_whose_children_die_at_the_import_says_so_when_it_starts_and_is_not_ready(
     harness: WorkerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dying_pipelines.py").write_text(STEADY.replace("def work", DYING))
     monkeypatch.syspath_prepend(tmp_path)
+    registry = load_pipelines(["dying_pipelines"])
+    settings = load({"OUTRIDER_DATABASE_URL": harness.url, "OUTRIDER_PIPELINES": "dying_pipelines"})
+    source, stop = PostgresSource(harness.url, tuple(registry)), asyncio.Event()
     with capture_logs() as lines:
-        await open_and_close(harness, load_pipelines(["dying_pipelines"]), "dying_pipelines")
+        async with open_consumer(settings, harness.url, source, registry, stop) as consumer:
+            running = asyncio.create_task(consumer.run(stop))
+
+            async def fault() -> str:
+                try:
+                    await consumer.ready()
+                except OutriderError as error:
+                    return str(error)
+                return ""
+
+            async def told() -> bool:
+                return "exited with code 7" in await fault()
+
+            await until(told)
+            stop.set()
+            assert await running == 0
     [line] = [line for line in lines if line["event"] == "child.not_started"]
     assert "exited with code 7" in line["error"]
 
