@@ -84,9 +84,9 @@ async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None =
         # web first, so that no new jobs come in while the others drain.
         turns: list[Sequence[Kept]] = [[web], others, [broker] if broker else []]
         async with asyncio.TaskGroup() as group:
-            kept = [group.create_task(run_in_turns(turns, stop))]
-            if server:
-                kept.append(group.create_task(keep_server(server, stop)))
+            # PostgreSQL first: without it the others may have to be killed.
+            kept = [group.create_task(keep_server(server, stop))] if server else []
+            kept.append(group.create_task(run_in_turns(turns, stop)))
             ready = await unless(stop, all_ready([web, *others]))
             if ready:
                 with _findable(ports, settings.data_dir):
