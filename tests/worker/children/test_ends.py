@@ -103,7 +103,7 @@ async def test_a_process_that_is_slow_to_be_killed_does_not_end_its_worker(
     lease = 0.6
     async with open_worker(slots=1, lease=lease) as (worker, children):
         slow = await harness.enqueue("deaf")
-        await harness.row("SELECT 1 FROM outbox WHERE status = 'leased'")
+        await until(lambda: known(bool(children.pids())))
         assert children._nursery is not None
         nursery = children._nursery._process
         nursery.send_signal(signal.SIGSTOP)
