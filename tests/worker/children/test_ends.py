@@ -12,7 +12,7 @@ import pytest
 
 from engine.model import JobState
 from ops.waiting import until
-from tests.support.worker_harness import WorkerHarness, known
+from tests.support.worker_harness import WorkerHarness
 from tests.worker.children.conftest import OpenWorker, kill_nursery, lives
 
 
@@ -95,26 +95,6 @@ async def test_the_death_of_the_nursery_ends_its_children_and_another_one_follow
         await until(gone)
         [second] = await harness.ended(await harness.enqueue("echo"))
     assert second.state is JobState.COMPLETED
-
-
-async def test_a_process_that_is_slow_to_be_killed_does_not_end_its_worker(
-    harness: WorkerHarness, open_worker: OpenWorker
-) -> None:
-    lease = 0.6
-    async with open_worker(slots=1, lease=lease) as (worker, children):
-        slow = await harness.enqueue("deaf")
-        await until(lambda: known(bool(children.pids())))
-        assert children._nursery is not None
-        nursery = children._nursery._process
-        nursery.send_signal(signal.SIGSTOP)
-        try:
-            await until(lambda: known(len(worker.consumer._slots.stuck) == 1))
-            # Longer than threads in all slots would be let.
-            await asyncio.sleep(3 * lease)
-        finally:
-            nursery.send_signal(signal.SIGCONT)
-        views = await harness.ended(slow, await harness.enqueue("echo"))
-    assert [view.state for view in views] == [JobState.FAILED, JobState.COMPLETED]
 
 
 async def test_a_sigterm_of_anybody_but_the_worker_is_left_to_the_worker(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 
 import pytest
 
@@ -60,6 +62,26 @@ async def test_a_process_that_has_cut_its_tie_to_the_nursery_ends_with_it(
         kill_nursery(children)
 
         await until(lambda: known(not lives(pid)))
+
+
+async def test_a_process_that_is_slow_to_be_killed_does_not_end_its_worker(
+    harness: WorkerHarness, open_worker: OpenWorker
+) -> None:
+    lease = 0.6
+    async with open_worker(slots=1, lease=lease) as (worker, children):
+        slow = await harness.enqueue("undying", timeout_seconds=5, max_attempts=1)
+        await _tampered(children)
+        assert children._nursery is not None
+        nursery = children._nursery._process
+        nursery.send_signal(signal.SIGSTOP)
+        try:
+            await until(lambda: known(len(worker.consumer._slots.stuck) == 1))
+            # Longer than threads in all slots would be let.
+            await asyncio.sleep(3 * lease)
+        finally:
+            nursery.send_signal(signal.SIGCONT)
+        views = await harness.ended(slow, await harness.enqueue("look"))
+    assert [view.state for view in views] == [JobState.FAILED, JobState.COMPLETED]
 
 
 async def _tampered(children: Children) -> list[int]:
