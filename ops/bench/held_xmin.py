@@ -79,9 +79,8 @@ def _measured(server: Databases, plan: Plan) -> dict[str, float]:
     with server.migrated() as url, processes.relay(url), psycopg.connect(url) as holder:
         holder.isolation_level = IsolationLevel.REPEATABLE_READ
         holder.execute("SELECT count(*) FROM outbox")
-        began = time.perf_counter()
         log = asyncio.run(_work(url, plan.held_seconds))
-    head, tail = began + plan.held_window, log.claims[-1].at - plan.held_window
+    head, tail = log.claims[0].at + plan.held_window, log.claims[-1].at - plan.held_window
     cursor = [(each.at, each.took) for each in log.claims if not each.sweep and each.rows == BATCH]
     sweeps = [each.took for each in log.claims if each.sweep and each.at > tail]
     first, last = _ends(cursor, head, tail)
@@ -98,9 +97,13 @@ def _measured(server: Databases, plan: Plan) -> dict[str, float]:
 
 
 def _ends(timed: list[tuple[float, float]], head: float, tail: float) -> tuple[float, float]:
-    """The median time of calls that ended before `head`, and of calls that ended after `tail`."""
-    first = median(took for at, took in timed if at < head)
-    return first, median(took for at, took in timed if at > tail)
+    """The median time of calls that ended before `head`, and of calls that ended after `tail`.
+
+    On a busy machine none may have ended then: the first and the last one stand for them.
+    """
+    first = [took for at, took in timed if at < head] or [timed[0][1]]
+    last = [took for at, took in timed if at > tail] or [timed[-1][1]]
+    return median(first), median(last)
 
 
 async def _work(url: str, seconds: float) -> Log:
