@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 from engine.pipeline import Pipeline
+from engine.process.run import unless
 from engine.settings import Settings
 from engine.storage.connections import open_pool
 from worker.children.pool import open_children
@@ -37,7 +38,7 @@ async def open_consumer(
     ):
         if apart:
             # One before the others, which would hold up its start.
-            await _either(children.try_one(), stop.wait())
+            await unless(stop, children.try_one())
             children.expect(slots)
         yield Consumer(
             url,
@@ -51,15 +52,3 @@ async def open_consumer(
             publish_results=settings.publish_results,
             children=children,
         )
-
-
-async def _either(first: Coroutine[Any, Any, object], second: Coroutine[Any, Any, object]) -> None:
-    """Wait for one of the two, and cancel the other one. Raises what it has raised."""
-    tasks = [asyncio.ensure_future(first), asyncio.ensure_future(second)]
-    try:
-        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-    for task in ended:
-        task.result()

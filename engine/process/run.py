@@ -10,9 +10,9 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 
@@ -27,6 +27,8 @@ Main = Callable[[Settings, asyncio.Event], Awaitable[int]]
 
 DONE, FAILED, USAGE, UNHEALTHY = 0, 1, 2, 3
 """Exit codes of every command."""
+
+T = TypeVar("T")
 
 
 def run(role: str, main: Main, settings: Settings | None = None) -> NoReturn:
@@ -166,3 +168,14 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
     except TimeoutError:
         # `stop` was not set: the pause is over.
         pass
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`. If `stop` comes first, `work` is cancelled and the result is None."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        stopping.cancel()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -13,7 +13,7 @@ from engine.errors import ConfigurationError, OutriderError
 from engine.process.fleet import command
 from engine.process.place import Place
 from engine.process.restarts import Backoff
-from engine.process.run import DONE, FAILED, pause
+from engine.process.run import DONE, FAILED, pause, unless
 from ops.cli.addresses import Ports, reachable
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ KILL_SECONDS: Final = 10.0
 """How long a process may take to end after its drain time. The relay waits for its own workers."""
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 
 def places(ports: Ports, drain_seconds: float, environ: Mapping[str, str]) -> list[Place]:
@@ -92,17 +91,6 @@ async def all_ready(places: Sequence[Place]) -> bool:
         return True
     log.error("children.not_ready", after_seconds=START_SECONDS)
     return False
-
-
-async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`. If `stop` comes first, `work` is cancelled and the result is None."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        working.cancel()
-        stopping.cancel()
 
 
 async def _is_ready(place: Place) -> bool:

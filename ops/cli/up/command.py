@@ -68,10 +68,10 @@ def up(
 
 async def _main(settings: Settings, stop: asyncio.Event, broker: Broker | None = None) -> int:
     import migrations
-    from engine.process.run import FAILED
+    from engine.process.run import FAILED, unless
     from engine.process.supervision import run_in_turns
     from ops.cli.addresses import Ports
-    from ops.cli.up.children import all_ready, keep_server, places, unless
+    from ops.cli.up.children import all_ready, keep_server, places
 
     ports = Ports.choose(settings)
     async with _database(settings) as (url, server), broker or nullcontext():
